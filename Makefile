@@ -1,0 +1,50 @@
+# The two commands of the README, and the checks behind them. Needs Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEVSTAMP := $(VENV)/.installed-dev
+DEMO_OUT ?= runs/demo
+
+.PHONY: help demo install test lint coverage benchmarks clean
+
+help:
+	@echo "make demo        install, pack the sample, train on two processes, evaluate, write $(DEMO_OUT)/report.html"
+	@echo "make test        install, lint, type-check, run the whole suite"
+	@echo "make coverage    the suite with a coverage table"
+	@echo "make benchmarks  what the documentation's figures come from"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"marc-dist needs Python 3.11 to 3.13, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEVSTAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/marc-shard --dataset sample --out data/sample --force
+	rm -rf $(DEMO_OUT)
+	$(BIN)/marc-launch --procs-per-node 2 local benchmarks/demo.yaml train.run_dir=$(DEMO_OUT)
+	$(BIN)/marc-eval $(DEMO_OUT)
+
+lint: $(DEVSTAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+coverage: $(DEVSTAMP)
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+
+benchmarks: $(DEVSTAMP)
+	$(BIN)/python benchmarks/real_data.py
+
+clean:
+	rm -rf $(VENV) data runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,23 @@
+"""The faults that belong to a person, not to us: one line with place, expected, got and remedy; exit code 2.
+
+MarcError
+├── ConfigError    a setting, a word on the command line, a preset
+├── DataError      a download, a picture, a label table, a shard folder
+└── LaunchError    a process, a node, a cluster
+"""
+
+
+class MarcError(Exception):
+    """Base of every error that a command prints as one line and turns into exit code 2."""
+
+
+class ConfigError(MarcError):
+    """A setting that does not exist, does not fit its type, or lies outside its range."""
+
+
+class DataError(MarcError):
+    """A download, picture, label table or shard folder that is missing, damaged or of another kind."""
+
+
+class LaunchError(MarcError):
+    """A job that cannot be started as asked, or that failed."""

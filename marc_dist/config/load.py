@@ -1,0 +1,217 @@
+"""YAML files, ``key=value`` words and samples of a search meet here and become one validated ``Config``.
+
+Order: schema defaults < run file < words < a trial's sample. All four are mappings with dotted keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from marc_dist.config.errors import ConfigError
+from marc_dist.config.schema import Config
+from marc_dist.config.suggest import suggestion
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose floats include ``1e-4``, which YAML 1.1 reads as text, and whose keys must not repeat."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_scalar(text: str, place: str) -> Any:
+    """The YAML value of a word's right-hand side: number, true/false, null, list or text."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: {text!r} is not a YAML value ({_first_line(error)})") from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, or not a mapping; names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_first_line(error)})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
+    return value
+
+
+def parse_words(words: Iterable[str]) -> dict[str, Any]:
+    """``["loss.tau=0.07"]`` -> ``{"loss.tau": 0.07}``.
+
+    Raises:
+        ConfigError: a word without ``=``, without a key, or given twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word!r}: expected key=value, for example loss.tau=0.07")
+        if key in values:
+            raise ConfigError(f"{key}: given twice on the command line")
+        values[key] = parse_scalar(text, key)
+    return values
+
+
+def _merge(tree: dict[str, Any], updates: Mapping[str, Any], place: str) -> None:
+    """Merge dotted or nested ``updates`` into the nested ``tree``, the later value winning leaf by leaf."""
+    for dotted, value in updates.items():
+        *parents, leaf = dotted.split(".")
+        node = tree
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{place}{dotted}: {parent} is a value, not a group of settings")
+            node = child
+        if isinstance(value, Mapping):
+            child = node.setdefault(leaf, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{place}{dotted}: is a value, not a group of settings")
+            _merge(child, value, place)
+        else:
+            node[leaf] = value
+
+
+def schema_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a schema, leaves only, in order."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += schema_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def build(model: type[T], *layers: Mapping[str, Any], place: str = "") -> T:
+    """Validate merged ``layers`` (earlier ones weaker) against ``model``.
+
+    Args:
+        model: a pydantic schema; ``Config`` for runs.
+        layers: nested or dotted mappings.
+        place: put before every message, for example ``"run.yaml: "``.
+
+    Raises:
+        ConfigError: every fault of the call in one line, each with its dotted key, separated by ``" | "``.
+    """
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        _merge(tree, layer, place)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        known = schema_keys(model)
+        groups = sorted({key.rsplit(".", 1)[0] for key in known if "." in key})
+        messages: list[str] = []
+        for fault in error.errors(include_url=False):
+            key = _key(fault["loc"], known)
+            if fault["type"] == "extra_forbidden":
+                text = f"{key}: unknown key{suggestion(key, known + groups)}"
+            elif fault["type"] == "value_error":
+                text = f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+            else:
+                message = fault["msg"].removeprefix("Input should be ")
+                text = f"{key}: expected {message[:1].lower()}{message[1:]}, got {fault['input']!r}"
+            if text not in messages:
+                messages.append(text)
+        raise ConfigError(place + " | ".join(messages)) from None
+
+
+def _key(location: tuple[int | str, ...], known: list[str]) -> str:
+    """The dotted key of a fault: pydantic appends the names of union members, which are cut off again."""
+    parts = [str(part) for part in location]
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in known:
+            return ".".join(parts[:end])
+    return ".".join(parts)
+
+
+def load_config(path: Path | None = None, words: Iterable[str] = (), **layers: Mapping[str, Any]) -> Config:
+    """The run configuration of a file (or none), words, and named stronger layers in the order given.
+
+    Raises:
+        ConfigError: see ``build``.
+    """
+    run_file: dict[str, Any] = {}
+    if path is not None:
+        run_file = load_yaml(path)
+        build(Config, run_file, place=f"{path}: ")  # faults of the file are told with the file's name
+    return build(Config, run_file, parse_words(words), *layers.values())
+
+
+def dump_yaml(config: BaseModel, *, comments: bool = False) -> str:
+    """A configuration as YAML that ``load_yaml`` and ``build`` read back to an equal object.
+
+    Args:
+        config: any section or the whole.
+        comments: append each field's help as a comment.
+    """
+    lines: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            lines.append(f"{name}:")
+            lines += [f"  {line}" for line in dump_yaml(value, comments=comments).splitlines()]
+        else:
+            plain = config.model_dump(mode="json", include={name})[name]
+            text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1_000_000).strip()
+            line = f"{name}: {text.removesuffix('...').strip()}"
+            lines.append(f"{line}  # {field.description}" if comments and field.description else line)
+    return "\n".join(lines) + "\n"
+
+
+def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """``{"loss.tau": 0.1, ...}``: every leaf under its dotted key."""
+    flat: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)
