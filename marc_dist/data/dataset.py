@@ -1,0 +1,157 @@
+"""A shard folder, opened: what is in it and where each image lies. No torch, no decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marc_dist.config import DataError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The index of a shard folder as columns. A sample id is a row number of ``index.parquet``.
+
+    n samples, L labels. ``offset`` and ``size`` point at the image's bytes inside its tar.
+    """
+
+    root: Path
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    meta: dict[str, Any]
+    shards: tuple[str, ...]
+    keys: NDArray[np.object_]
+    split: NDArray[np.object_]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
+    labels: NDArray[np.bool_]
+    scene: NDArray[np.object_]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    ext: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Ids of a split's samples, ascending.
+
+        Raises:
+            DataError: the folder has no such split.
+        """
+        ids = np.flatnonzero(self.split == split).astype(np.int64)
+        if not len(ids):
+            known = ", ".join(sorted(set(self.split.tolist()))) or "none"
+            raise DataError(f"{self.root}: no split named {split!r}; it has {known}")
+        return ids
+
+    def label_counts(self, split: str) -> NDArray[np.int64]:
+        """(L,) samples of a split that carry each label."""
+        return np.asarray(self.labels[self.rows(split)].sum(axis=0), dtype=np.int64)
+
+    def cooccurrence(self, split: str) -> NDArray[np.int64]:
+        """(L, L) samples of a split that carry both labels; the diagonal holds ``label_counts``."""
+        rows = self.labels[self.rows(split)].astype(np.int64)
+        return rows.T @ rows
+
+    def place(self, sample: int) -> str:
+        """``shard:key`` of a sample, for messages."""
+        return f"{self.root / self.shards[self.shard[sample]]}: {self.keys[sample]}"
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Open a shard folder and check it against its own ``dataset.json``.
+
+    Raises:
+        DataError: missing, another kind of folder, another format version, an index or a shard that is not the one
+            that ``dataset.json`` was written with.
+    """
+    root = Path(path).expanduser()
+    meta = _read_meta(root)
+    index = root / "index.parquet"
+    try:
+        data = index.read_bytes()
+    except OSError as error:
+        raise DataError(f"{index}: cannot be read ({error.strerror or error}); pack again with marc-shard") from None
+    if hashlib.sha256(data).hexdigest() != meta["index_sha256"]:
+        raise DataError(f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force")
+    for shard in meta["shards"]:
+        file = root / shard["name"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["size"]:
+            got = "no such file" if size is None else f"{size} bytes"
+            raise DataError(
+                f"{file}: expected a shard of {shard['size']} bytes, got {got}; see marc-shard --verify {root}, "
+                "pack again with marc-shard --force"
+            )
+    return _from_table(root, meta, data)
+
+
+def _read_meta(root: Path) -> dict[str, Any]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such shard folder; make it with marc-shard --dataset NAME --out {root}")
+    file = root / "dataset.json"
+    if not file.is_file():
+        raise DataError(f"{root}: not a shard folder (no dataset.json); make one with marc-shard --dataset NAME --out DIR")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        version = meta["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not readable ({error}); pack again with marc-shard --force") from None
+    if version != FORMAT:
+        raise DataError(
+            f"{file}: format {version}, this marc-dist reads format {FORMAT}; pack again with this version's marc-shard"
+        )
+    missing = {"name", "title", "classes", "fingerprint", "index_sha256", "shards"} - set(meta)
+    if missing:
+        raise DataError(f"{file}: lacks {', '.join(sorted(missing))}; pack again with marc-shard --force")
+    return dict(meta)
+
+
+def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        column = {name: table.column(name).to_pylist() for name in ("key", "split", "shard", "labels", "scene", "ext")}
+        number = {name: table.column(name).to_numpy() for name in ("offset", "size", "crc32", "width", "height")}
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{root / 'index.parquet'}: not a shard index ({error}); pack again with marc-shard") from None
+    names = tuple(shard["name"] for shard in meta["shards"])
+    position = {name: i for i, name in enumerate(names)}
+    classes = tuple(meta["classes"])
+    packed = np.frombuffer(b"".join(column["labels"]), dtype=np.uint8).reshape(len(table), -1)
+    bits = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(classes)].astype(bool)
+    return Dataset(
+        root=root,
+        name=str(meta["name"]),
+        title=str(meta["title"]),
+        classes=classes,
+        fingerprint=str(meta["fingerprint"]),
+        meta=meta,
+        shards=names,
+        keys=np.array(column["key"], dtype=object),
+        split=np.array(column["split"], dtype=object),
+        shard=np.array([position[name] for name in column["shard"]], dtype=np.int32),
+        offset=number["offset"].astype(np.int64),
+        size=number["size"].astype(np.int64),
+        crc32=number["crc32"].astype(np.uint32),
+        labels=bits,
+        scene=np.array(column["scene"], dtype=object),
+        width=number["width"].astype(np.int32),
+        height=number["height"].astype(np.int32),
+        ext=np.array(column["ext"], dtype=object),
+    )
