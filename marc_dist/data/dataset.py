@@ -86,7 +86,9 @@ def open_dataset(path: str | Path) -> Dataset:
     except OSError as error:
         raise DataError(f"{index}: cannot be read ({error.strerror or error}); pack again with marc-shard") from None
     if hashlib.sha256(data).hexdigest() != meta["index_sha256"]:
-        raise DataError(f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force")
+        raise DataError(
+            f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force"
+        )
     for shard in meta["shards"]:
         file = root / shard["name"]
         size = file.stat().st_size if file.is_file() else None
@@ -104,7 +106,9 @@ def _read_meta(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: no such shard folder; make it with marc-shard --dataset NAME --out {root}")
     file = root / "dataset.json"
     if not file.is_file():
-        raise DataError(f"{root}: not a shard folder (no dataset.json); make one with marc-shard --dataset NAME --out DIR")
+        raise DataError(
+            f"{root}: not a shard folder (no dataset.json); make one with marc-shard --dataset NAME --out DIR"
+        )
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         version = meta["format"]

@@ -1,0 +1,163 @@
+"""Augmented views whose every draw is a function of (seed, epoch, sample, view): drawing apart from applying.
+
+``draw`` makes plain numbers, ``apply`` turns a picture and these numbers into a tensor. The worker, the rank and the
+machine do not enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from marc_dist.config import AugmentConfig
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, which timm's published weights expect
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class View:
+    """The numbers of one augmented view.
+
+    Attributes:
+        top, left, height, width: the crop, shares of the picture's sides.
+        hflip, vflip: whether to flip.
+        turns: quarter turns, counter-clockwise.
+        brightness, contrast, saturation: factors, 1 = unchanged.
+        hue: turn of the colour circle, -0.5 to 0.5.
+        gray: whether to drop colour.
+        blur: standard deviation as a share of the output side; 0 = none.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    hflip: bool
+    vflip: bool
+    turns: int
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    gray: bool
+    blur: float
+
+
+def _uniforms(seed: int, epoch: int, sample: int, view: int, num: int) -> list[float]:
+    """``num`` numbers in [0, 1): SHA-256 in counter mode, the same with any library version."""
+    numbers: list[float] = []
+    block = 0
+    while len(numbers) < num:
+        digest = hashlib.sha256(f"{seed}/{epoch}/{sample}/{view}/{block}".encode()).digest()
+        numbers += [int.from_bytes(digest[i : i + 8], "little") / 2**64 for i in range(0, 32, 8)]
+        block += 1
+    return [min(number, 1 - 2**-53) for number in numbers[:num]]
+
+
+def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int) -> View:
+    """The parameters of one view. Each setting has its own number, so changing one leaves the others' draws alone."""
+    u = _uniforms(seed, epoch, sample, view, 15)
+    area = config.crop_min + (config.crop_max - config.crop_min) * u[0]
+    ratio = math.exp((2 * u[1] - 1) * math.log(config.crop_ratio))
+    width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
+    jitter = u[7] < config.jitter
+
+    def factor(spread: float, number: float) -> float:
+        return 1 + spread * (2 * number - 1) if jitter else 1.0
+
+    return View(
+        top=(1 - height) * u[2],
+        left=(1 - width) * u[3],
+        height=height,
+        width=width,
+        hflip=u[4] < config.hflip,
+        vflip=u[5] < config.vflip,
+        turns=int(4 * u[6]) if config.quarter_turns else 0,
+        brightness=factor(config.brightness, u[8]),
+        contrast=factor(config.contrast, u[9]),
+        saturation=factor(config.saturation, u[10]),
+        hue=config.hue * (2 * u[11] - 1) if jitter else 0.0,
+        gray=u[12] < config.gray,
+        blur=0.005 + 0.015 * u[14] if u[13] < config.blur else 0.0,
+    )
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB picture."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Float pixels in 0..1, (..., 3, S, S), to the encoder's scale."""
+    mean, std = pixels.new_tensor(MEAN)[:, None, None], pixels.new_tensor(STD)[:, None, None]
+    return (pixels - mean) / std
+
+
+def apply(pixels: Tensor, view: View, image_size: int) -> Tensor:
+    """One augmented view.
+
+    Args:
+        pixels: (3, H, W) uint8.
+        view: what to do.
+        image_size: S, side of the result.
+
+    Returns:
+        (3, S, S) float32, normalised.
+    """
+    side_h, side_w = pixels.shape[1:]
+    height, width = max(1, round(view.height * side_h)), max(1, round(view.width * side_w))
+    top, left = min(round(view.top * side_h), side_h - height), min(round(view.left * side_w), side_w - width)
+    out = F.resized_crop(pixels, top, left, height, width, [image_size, image_size], antialias=True)
+    dims = [dim for dim, flip in ((2, view.hflip), (1, view.vflip)) if flip]
+    out = torch.flip(out, dims) if dims else out
+    out = torch.rot90(out, view.turns, (1, 2)) if view.turns else out
+    out = out.to(torch.float32).div_(255)
+    if view.brightness != 1:
+        out = F.adjust_brightness(out, view.brightness)
+    if view.contrast != 1:
+        out = F.adjust_contrast(out, view.contrast)
+    if view.saturation != 1:
+        out = F.adjust_saturation(out, view.saturation)
+    if view.hue != 0:
+        out = F.adjust_hue(out, view.hue)
+    if view.gray:
+        out = F.rgb_to_grayscale(out, num_output_channels=3)
+    if view.blur > 0:
+        sigma = view.blur * image_size
+        out = F.gaussian_blur(out, [2 * math.ceil(2 * sigma) + 1] * 2, [sigma, sigma])
+    return normalise(out).contiguous()
+
+
+def eval_transform(image: Image.Image, image_size: int) -> Tensor:
+    """The picture as the encoder sees it outside training: resized to S x S, (3, S, S) float32, normalised."""
+    pixels = to_tensor(image)
+    if pixels.shape[1:] != (image_size, image_size):
+        pixels = F.resize(pixels, [image_size, image_size], antialias=True)
+    return normalise(pixels.to(torch.float32).div_(255))
+
+
+class Augment:
+    """Pictures to augmented views; see ``draw`` and ``apply``."""
+
+    def __init__(self, config: AugmentConfig, image_size: int, seed: int) -> None:
+        self.config = config
+        self.image_size = image_size
+        self.seed = seed
+
+    def __call__(self, image: Image.Image, epoch: int, sample: int, view: int) -> Tensor:
+        """(3, S, S) float32, normalised."""
+        return self.views(image, epoch, sample, [view])[0]
+
+    def views(self, image: Image.Image, epoch: int, sample: int, views: list[int]) -> list[Tensor]:
+        """Several views of one decoded picture."""
+        pixels = to_tensor(image)
+        drawn = [draw(self.config, seed=self.seed, epoch=epoch, sample=sample, view=view) for view in views]
+        return [apply(pixels, numbers, self.image_size) for numbers in drawn]

@@ -1,0 +1,51 @@
+"""Bytes -> an RGB picture, or one clear line about what is wrong with them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+from marc_dist.config import DataError
+
+MAX_PIXELS = 64_000_000
+ACCEPTED = ("RGB", "L", "P", "LA", "RGBA", "1")
+
+
+def decode_rgb(data: bytes, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a whole picture.
+
+    Grey, palette and transparent pictures become RGB (transparency is dropped). 16-bit, float and CMYK pictures are
+    refused: how they map to 8-bit RGB is the owner's choice, not ours.
+
+    Args:
+        data: a file's content.
+        place: what to call it in a message.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+        DataError: not a picture, truncated, too large, 16-bit, CMYK.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise DataError(
+                        f"{place}: {width}x{height} pixels, expected at most {max_pixels}; cut it into tiles"
+                    )
+                if image.mode not in ACCEPTED:
+                    raise DataError(
+                        f"{place}: expected 8-bit RGB or grey, got mode {image.mode}; "
+                        "convert it first, for example with Pillow's image.convert or GDAL's gdal_translate -ot Byte"
+                    )
+                image.load()
+                return image.convert("RGB")
+    except DataError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__}); fetch it again") from None

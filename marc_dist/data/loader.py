@@ -1,0 +1,234 @@
+"""Batches of a rank, in the order of the plan, decoded and augmented by worker processes.
+
+A worker is asked for (epoch, step) and builds the rank's whole part of that step. Nothing it does depends on which
+worker it is, so 0, 1 or 8 of them give the same tensors.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from marc_dist.config import Config, MarcError
+from marc_dist.data.augment import Augment, eval_transform
+from marc_dist.data.dataset import Dataset
+from marc_dist.data.plan import Ids, epoch_order, global_batch_ids, num_steps, rank_part
+from marc_dist.data.reader import IndexedReader
+
+T = TypeVar("T")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of one global step.
+
+    Attributes:
+        images: (V * B, 3, S, S) float32, normalised; all of view 0, then all of view 1, ...
+        labels: (B, L) bool.
+        ids: (B,) int64 sample ids.
+        step: number of the global step in its epoch.
+        global_size: samples of the global step over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    step: int
+    global_size: int
+
+
+class _Tasks(TorchDataset[Any]):
+    """What a worker computes; an error that belongs to a person travels as a value, not as a wrapped traceback."""
+
+    def __getitem__(self, task: tuple[int, ...]) -> Any:
+        try:
+            return self.build(*task)
+        except MarcError as error:
+            return error
+
+    def build(self, *task: int) -> Any:
+        """The result of one task."""
+        raise AssertionError("overridden")
+
+
+class _Schedule(Sampler[tuple[int, ...]]):
+    """The tasks of the coming pass; workers live on between passes, so the tasks come from here and not from them."""
+
+    def __init__(self) -> None:
+        self.tasks: Sequence[tuple[int, ...]] = ()
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def _ignore_stop_signals(_: int = 0) -> None:
+    """A job's stop signals are the main process's business; a worker ends when its main process does."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _context() -> Any:
+    """Fork server: a plain fork would copy a process in which gloo's or CUDA's threads hold locks, and a spawned
+    worker would import torch anew (two seconds each). The server ignores stop signals, too, or it would take the
+    workers with it when a whole process group is signalled.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["marc_dist.data.loader"])
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS} if main else {}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return context
+
+
+class _Pool(Generic[T]):
+    """Runs tasks in order, in this process or in workers that stay alive between passes."""
+
+    def __init__(self, tasks: _Tasks, num_workers: int) -> None:
+        self.schedule = _Schedule()
+        workers: dict[str, Any] = {}
+        if num_workers:
+            workers = {
+                "multiprocessing_context": _context(),
+                "persistent_workers": True,
+                "worker_init_fn": _ignore_stop_signals,
+            }
+        self._loader: DataLoader[Any] | None = DataLoader(
+            tasks,
+            batch_size=None,
+            sampler=self.schedule,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # its own: starting workers must not move the run's generator
+            **workers,
+        )
+
+    def run(self, tasks: Sequence[tuple[int, ...]]) -> Iterator[T]:
+        """Results in the order of ``tasks``."""
+        assert self._loader is not None, "closed"
+        self.schedule.tasks = tasks
+        for result in self._loader:
+            if isinstance(result, MarcError):
+                raise result
+            yield result
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+        self._loader = None
+
+
+class _TrainTasks(_Tasks):
+    def __init__(self, dataset: Dataset, config: Config, rank: int, world: int) -> None:
+        self.rows = dataset.rows(config.data.train_split)
+        self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
+        self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc)
+        self.augment = Augment(config.augment, config.data.image_size, config.train.seed)
+        self._order: tuple[int, Ids] | None = None
+
+    def order(self, epoch: int) -> Ids:
+        if self._order is None or self._order[0] != epoch:
+            seed = self.config.train.seed
+            self._order = epoch, epoch_order(self.rows, seed=seed, epoch=epoch, fingerprint=self.dataset.fingerprint)
+        return self._order[1]
+
+    def build(self, *task: int) -> Batch:
+        epoch, step = task
+        every = global_batch_ids(self.order(epoch), step, self.config.train.global_batch)
+        ids = rank_part(every, self.rank, self.world)
+        size, num_views = self.config.data.image_size, self.config.data.num_views
+        images = torch.empty((num_views, len(ids), 3, size, size), dtype=torch.float32)
+        for place, sample in enumerate(ids.tolist()):
+            views = self.augment.views(self.reader.image(sample), epoch, sample, list(range(num_views)))
+            for view, pixels in enumerate(views):
+                images[view, place] = pixels
+        return Batch(
+            images=images.flatten(0, 1),
+            labels=torch.from_numpy(self.dataset.labels[ids]),
+            ids=torch.from_numpy(ids.copy()),
+            step=step,
+            global_size=len(every),
+        )
+
+
+class TrainLoader:
+    """A rank's batches, epoch by epoch.
+
+    Args:
+        dataset: an opened shard folder.
+        config: the run's settings.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        DataError: the dataset has no such split.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, rank: int, world: int) -> None:
+        tasks = _TrainTasks(dataset, config, rank, world)
+        self.steps_per_epoch = num_steps(len(tasks.rows), config.train.global_batch)
+        self._pool: _Pool[Batch] = _Pool(tasks, config.data.num_workers)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_step`` on; a rank with no rows in a step gets an empty batch.
+
+        Raises:
+            DataError: a sample that cannot be read; names shard and key.
+        """
+        return self._pool.run([(epoch, step) for step in range(start_step, self.steps_per_epoch)])
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+
+class _EvalTasks(_Tasks):
+    def __init__(self, dataset: Dataset, ids: Ids, image_size: int, batch: int, verify_crc: bool) -> None:
+        self.ids, self.image_size, self.batch = ids, image_size, batch
+        self.reader = IndexedReader(dataset, verify_crc=verify_crc)
+
+    def build(self, *task: int) -> tuple[Tensor, Tensor]:
+        ids = self.ids[task[0] * self.batch : (task[0] + 1) * self.batch]
+        images = torch.stack([eval_transform(self.reader.image(sample), self.image_size) for sample in ids.tolist()])
+        return images, torch.from_numpy(ids.copy())
+
+
+def iter_eval(
+    dataset: Dataset, ids: Ids, image_size: int, batch: int, num_workers: int, verify_crc: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures as they are, in the order of ``ids``.
+
+    Args:
+        dataset: an opened shard folder.
+        ids: (N,) sample ids.
+        image_size: S, side of the square given to the encoder, pixels.
+        batch: pictures a batch.
+        num_workers: processes that decode; 0 = this one.
+        verify_crc: check every image's CRC-32.
+
+    Yields:
+        (B, 3, S, S) float32 normalised, and their (B,) ids.
+    """
+    pool: _Pool[tuple[Tensor, Tensor]] = _Pool(_EvalTasks(dataset, ids, image_size, batch, verify_crc), num_workers)
+    try:
+        yield from pool.run([(number,) for number in range(num_steps(len(ids), batch))])
+    finally:
+        pool.close()

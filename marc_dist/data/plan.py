@@ -1,0 +1,60 @@
+"""Which sample is used when: pure arithmetic, the same on every rank, worker, machine and day.
+
+order(epoch)  = permutation of the split, a function of (seed, epoch, dataset fingerprint)
+global step s = rows s * G to (s + 1) * G of that order; the last step of an epoch may be smaller
+rank r of W   = a contiguous part of the step, sizes differing by at most one, possibly none
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64-bit words that scatters neighbours."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def epoch_order(rows: Ids, *, seed: int, epoch: int, fingerprint: str) -> Ids:
+    """The order in which one epoch visits ``rows``.
+
+    Sorting by a keyed hash of the id, not a library's shuffle, so that no version of numpy can change a run.
+
+    Args:
+        rows: distinct sample ids, >= 0.
+        seed: of the run.
+        epoch: from 0.
+        fingerprint: of the dataset.
+
+    Returns:
+        A permutation of ``rows``.
+    """
+    digest = hashlib.sha256(f"{seed}/{epoch}/{fingerprint}".encode()).digest()
+    one, two = (np.uint64(int.from_bytes(digest[i : i + 8], "little")) for i in (0, 8))
+    ids = np.asarray(rows, dtype=np.int64)
+    keys = _mix(_mix(ids.astype(np.uint64) ^ one) + two)
+    return ids[np.lexsort((ids, keys))]
+
+
+def num_steps(num_rows: int, global_batch: int) -> int:
+    """Global steps of an epoch; the last, smaller batch is kept."""
+    return -(-num_rows // global_batch)
+
+
+def global_batch_ids(order: Ids, step: int, global_batch: int) -> Ids:
+    """The ids of one global step of an epoch, ``step`` from 0."""
+    return order[step * global_batch : (step + 1) * global_batch]
+
+
+def rank_part(ids: Ids, rank: int, world: int) -> Ids:
+    """This rank's contiguous part of a global step; the first ranks hold one more when it does not divide."""
+    share, rest = divmod(len(ids), world)
+    start = rank * share + min(rank, rest)
+    return ids[start : start + share + (rank < rest)]

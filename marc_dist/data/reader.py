@@ -1,0 +1,85 @@
+"""Random access to the images of a shard folder: one ``pread`` at a known offset, checked by its CRC-32.
+
+DESIGN section 5: indexed reading is the default because it gives exact epochs and any order, and was measured 5x
+faster than iterating over the tar.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+from PIL import Image
+
+from marc_dist.config import DataError
+from marc_dist.data.dataset import Dataset
+from marc_dist.data.decode import decode_rgb
+
+
+class IndexedReader:
+    """Reads samples by id. Files are opened on first use in each process, so it may be forked or pickled freely.
+
+    Args:
+        dataset: an opened shard folder.
+        verify_crc: check every image's CRC-32.
+    """
+
+    def __init__(self, dataset: Dataset, *, verify_crc: bool = True) -> None:
+        self.dataset = dataset
+        self.verify_crc = verify_crc
+        self._files: dict[int, int] = {}
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "verify_crc": self.verify_crc, "_files": {}, "_pid": -1}
+
+    def _file(self, shard: int) -> int:
+        if self._pid != os.getpid():  # inherited descriptors belong to the parent, which may close them
+            self._files, self._pid = {}, os.getpid()
+        if shard not in self._files:
+            path = self.dataset.root / self.dataset.shards[shard]
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+        return self._files[shard]
+
+    def read(self, sample: int) -> bytes:
+        """The image file's bytes.
+
+        Raises:
+            DataError: the shard is shorter than its index says, cannot be read, or holds other bytes.
+        """
+        data = self.dataset
+        offset, size = int(data.offset[sample]), int(data.size[sample])
+        remedy = f"check with marc-shard --verify {data.root}"
+        try:
+            content = os.pread(self._file(int(data.shard[sample])), size, offset)
+        except OSError as error:
+            raise DataError(f"{data.place(sample)} at byte {offset}: cannot be read ({error.strerror})") from None
+        if len(content) != size:
+            raise DataError(
+                f"{data.place(sample)} at byte {offset}: expected {size} bytes, got {len(content)}; {remedy}"
+            )
+        if self.verify_crc and zlib.crc32(content) != int(data.crc32[sample]):
+            raise DataError(
+                f"{data.place(sample)} at byte {offset}: expected CRC-32 {int(data.crc32[sample]):08x}, "
+                f"got {zlib.crc32(content):08x}; {remedy}"
+            )
+        return content
+
+    def image(self, sample: int) -> Image.Image:
+        """The decoded picture, RGB.
+
+        Raises:
+            DataError: see ``read``; also bytes that are not a picture of a supported kind.
+        """
+        return decode_rgb(self.read(sample), self.dataset.place(sample))
+
+    def close(self) -> None:
+        """Close what this process has opened."""
+        if self._pid == os.getpid():
+            for file in self._files.values():
+                os.close(file)
+        self._files = {}

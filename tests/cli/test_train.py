@@ -1,0 +1,149 @@
+"""``marc-train`` as a person meets it: help, settings, mistakes, a run, a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marc_dist.cli import train
+from marc_dist.config import Config, build, load_yaml
+
+COMMAND = [sys.executable, "-m", "marc_dist.cli.train"]
+SMALL = [
+    "data.image_size=32",
+    "data.num_workers=0",
+    "model.backbone=test_resnet",
+    "model.head_hidden=8",
+    "model.head_dim=4",
+    "train.global_batch=4",
+    "train.device=cpu",
+    "train.log_every=1",
+]
+
+
+def _start(*arguments: str, **env: str) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean | {"OMP_NUM_THREADS": "1"} | env,
+    )
+
+
+def test_help_and_schema_need_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from marc_dist.cli import train, launch\n"
+        "assert train.main(['--schema']) == 0 and train.main(['--print']) == 0\n"
+        "assert launch.main(['local', '--print']) == 0\n"
+        "heavy = {'torch', 'timm', 'numpy', 'rich', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_print_is_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["loss.tau=0.07", "--print", "train.run_dir=runs/x"]) == 0
+    path = tmp_path / "run.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert build(Config, load_yaml(path)) == build(Config, {"loss.tau": 0.07, "train.run_dir": "runs/x"})
+    assert train.main([str(path), "--print", "loss.alpha=0"]) == 0
+    again = capsys.readouterr().out
+    assert "tau: 0.07" in again
+    assert "alpha: 0.0" in again
+
+
+def test_schema_knows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$defs"]["LossConfig"]["properties"]["tau"]["exclusiveMinimum"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loss.tua=1"], "loss.tua: unknown key; did you mean loss.tau?"),
+        (["loss.tau=0"], "loss.tau: expected greater than 0, got 0"),
+        (["loss.tau=-1", "optim.lr=x"], "optim.lr: expected a valid number"),
+        (["none.yaml"], "none.yaml: no such file"),
+        (["data.dir=nowhere"], "nowhere"),
+        (["a", "b"], "expected one run folder or file"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert train.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("marc-train: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE: expected at least 1"), ({"RANK": "1"}, "WORLD_SIZE is not")],
+)
+def test_a_broken_environment_is_one_line(
+    env: dict[str, str], message: str, sample_dir: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([f"data.dir={sample_dir}", f"train.run_dir={tmp_path}/run"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_backbone_is_one_line_and_leaves_no_checkpoint(
+    sample_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = [f"data.dir={sample_dir}", f"train.run_dir={tmp_path}/run", *SMALL]
+    words[words.index("model.backbone=test_resnet")] = "model.backbone=resnet81"
+    assert train.main(words) == 2
+    assert "timm has no model named 'resnet81'; did you mean resnet18?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stops_at_a_signal_and_goes_on_from_its_folder(sample_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = _start(f"data.dir={sample_dir}", f"train.run_dir={run}", "train.epochs=1000", *SMALL)
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and first.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 85, err
+    assert "asked to stop (SIGTERM): saved after step" in err
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (run / "checkpoints" / f"step-{step:08d}.pt").is_file()
+    second = _start(str(run), f"train.max_steps={step + 2}")
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert f"going on after step {step}" in err
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, step + 3))
+    assert (run / "encoder.safetensors").is_file()
+    changed = train.main([str(run), "optim.lr=0.5"])
+    assert changed == 2

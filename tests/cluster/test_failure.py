@@ -1,0 +1,41 @@
+"""A rank notes when and why it failed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from marc_dist.cluster.failure import FAILURE_FILE, failure_told
+from marc_dist.config import DataError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (DataError("x.tar:  torn\nat 3"), "x.tar: torn at 3"),
+        (ValueError("bad"), "ValueError: bad"),
+        (KeyError(), "KeyError: KeyError"),
+    ],
+)
+def test_the_error_is_noted_and_passes(
+    error: Exception, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "failure.json"
+    monkeypatch.setenv(FAILURE_FILE, str(path))
+    before = time.time()
+    with pytest.raises(type(error)), failure_told():
+        raise error
+    told = json.loads(path.read_text())
+    assert told["error"] == text
+    assert before <= told["time"] <= time.time()
+
+
+def test_without_a_launcher_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FAILURE_FILE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="x"), failure_told():
+        raise ValueError("x")
+    assert not list(tmp_path.iterdir())

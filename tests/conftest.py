@@ -1,0 +1,40 @@
+"""What every test stands on: a clean environment, one thread, and one packed copy of the built-in sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MARC_MASTER_FD")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may sit inside a job; the tests must not notice."""
+    for name in list(os.environ):
+        if name in FOREIGN or name.startswith(("SLURM_", "SBATCH_", "SRUN_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Ranks and workers share the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in sample, packed by the real command; read it, never write there."""
+    from marc_dist.cli.shard import main
+
+    out = tmp_path_factory.mktemp("data") / "sample"
+    assert main(["--dataset", "sample", "--out", str(out), "--workers", "1"]) == 0
+    return out

@@ -1,0 +1,104 @@
+"""Augmentation: draws belong to (seed, epoch, sample, view), and applying them does what the words say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from marc_dist.config import AugmentConfig
+from marc_dist.data.augment import MEAN, STD, Augment, View, apply, draw, eval_transform, to_tensor
+
+SAME = View(0, 0, 1, 1, False, False, 0, 1.0, 1.0, 1.0, 0.0, False, 0.0)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    rows = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    return Image.fromarray(rows)
+
+
+def pixels_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Back from the encoder's scale to 0..1."""
+    return tensor * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+
+
+def test_seed_epoch_sample_and_view_each_change_the_draw() -> None:
+    config = AugmentConfig()
+    base = {"seed": 1, "epoch": 2, "sample": 3, "view": 0}
+    draws = [draw(config, **base)] + [draw(config, **{**base, key: base[key] + 1}) for key in base]
+    assert len({repr(numbers) for numbers in draws}) == 5
+    assert draw(config, **base) == draws[0]
+
+
+def test_one_setting_leaves_the_other_draws_alone() -> None:
+    one = draw(AugmentConfig(gray=0.0), seed=0, epoch=0, sample=5, view=1)
+    two = draw(AugmentConfig(gray=1.0), seed=0, epoch=0, sample=5, view=1)
+    assert two.gray and not one.gray
+    assert {**vars(one), "gray": None} == {**vars(two), "gray": None}
+
+
+def test_draws_stay_in_their_ranges_and_fill_them() -> None:
+    config = AugmentConfig(crop_min=0.2, crop_max=0.8, jitter=1.0, blur=0.5)
+    views = [draw(config, seed=0, epoch=e, sample=s, view=v) for e in range(5) for s in range(100) for v in range(2)]
+    area = np.array([view.height * view.width for view in views])
+    assert area.max() <= 0.8 + 1e-9 and area.min() >= 0.15 and area.std() > 0.1
+    for view in views:
+        assert 0 <= view.top <= 1 - view.height + 1e-12 and 0 <= view.left <= 1 - view.width + 1e-12
+        assert 1 / 1.34 < view.width / view.height < 1.34
+        assert abs(view.brightness - 1) <= 0.3 and abs(view.hue) <= 0.05
+    for name, share in [("hflip", 0.5), ("vflip", 0.5), ("gray", 0.1)]:
+        assert np.mean([getattr(view, name) for view in views]) == pytest.approx(share, abs=0.06)
+    assert np.bincount([view.turns for view in views], minlength=4).min() > 200
+    assert np.mean([view.blur > 0 for view in views]) == pytest.approx(0.5, abs=0.06)
+
+
+def test_switched_off_it_only_resizes(picture: Image.Image) -> None:
+    off = AugmentConfig(crop_min=1.0, crop_ratio=1.0, hflip=0, vflip=0, quarter_turns=False, jitter=0, gray=0)
+    view = Augment(off, 32, seed=0)(picture, epoch=0, sample=0, view=0)
+    torch.testing.assert_close(view, eval_transform(picture, 32), rtol=0, atol=1e-6)
+
+
+def test_geometry(picture: Image.Image) -> None:
+    whole = apply(to_tensor(picture), SAME, 40)
+    for change, expected in [
+        ({"hflip": True}, whole.flip(2)),
+        ({"vflip": True}, whole.flip(1)),
+        ({"turns": 1}, whole.rot90(1, (1, 2))),
+        ({"turns": 3, "hflip": True}, whole.flip(2).rot90(3, (1, 2))),
+    ]:
+        assert torch.equal(apply(to_tensor(picture), View(**{**vars(SAME), **change}), 40), expected)
+    square = picture.crop((8, 10, 28, 30))
+    crop = View(**{**vars(SAME), "top": 10 / 40, "left": 8 / 48, "height": 20 / 40, "width": 20 / 48})
+    assert torch.equal(apply(to_tensor(picture), crop, 20), apply(to_tensor(square), SAME, 20))
+
+
+def test_colour(picture: Image.Image) -> None:
+    plain = pixels_of(apply(to_tensor(picture), SAME, 40))
+    brighter = pixels_of(apply(to_tensor(picture), View(**{**vars(SAME), "brightness": 1.2}), 40))
+    torch.testing.assert_close(brighter, (plain * 1.2).clamp(0, 1), rtol=0, atol=1e-5)
+    grey = pixels_of(apply(to_tensor(picture), View(**{**vars(SAME), "gray": True}), 40))
+    assert torch.allclose(grey[0], grey[1], atol=1e-6) and torch.allclose(grey[0], grey[2], atol=1e-6)
+    for name, value in [("contrast", 0.7), ("saturation", 0.7), ("hue", 0.1), ("blur", 0.02)]:
+        changed = pixels_of(apply(to_tensor(picture), View(**{**vars(SAME), name: value}), 40))
+        assert (changed - plain).abs().max() > 0.01, name
+        assert changed.min() > -1e-5 and changed.max() < 1 + 1e-5
+
+
+def test_threads_do_not_change_a_bit(picture: Image.Image) -> None:
+    augment = Augment(AugmentConfig(blur=1.0, jitter=1.0), 64, seed=3)
+    one = augment.views(picture, 0, 0, [0, 1])
+    torch.set_num_threads(2)
+    try:
+        two = augment.views(picture, 0, 0, [0, 1])
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(*one)
+
+
+def test_a_one_pixel_picture() -> None:
+    dot = Image.new("RGB", (1, 1), (10, 20, 30))
+    assert Augment(AugmentConfig(), 16, seed=0)(dot, 0, 0, 0).shape == (3, 16, 16)
+    assert eval_transform(dot, 16).shape == (3, 16, 16)
