@@ -1,0 +1,242 @@
+"""``marc-shard``: a benchmark as downloaded -> WebDataset shards with an index."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marc_dist.cli.common import run_command
+from marc_dist.config import ConfigError, DataError, list_presets
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from marc_dist.data.sources import Source
+
+EXAMPLES = """examples:
+  marc-shard --list                                                  the data sets that it knows
+  marc-shard --info whdld                                            where to get one, what is expected inside
+  marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip          -> data/whdld
+  marc-shard --dataset dlrsd --source DLRSD --source UCMerced_LandUse --out /data/dlrsd
+  marc-shard --dataset folder --source my_pictures --out data/mine   pictures + labels.csv, or one folder a class
+  marc-shard --verify data/whdld                                     read back and check every byte
+"""
+CHECKS = ("counts", "label_counts", "size", "missing", "doubled", "empty_labels", "label_range", "duplicates")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marc-shard",
+        description="Turn a multi-label image data set, as downloaded, into WebDataset tar shards with an index.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", metavar="NAME", help="recipe: a name of --list, or a path to a recipe's YAML file")
+    what.add_argument("--list", action="store_true", help="list the recipes")
+    what.add_argument("--info", metavar="NAME", help="show one recipe: source, layout, classes, splits")
+    what.add_argument("--verify", metavar="DIR", help="check a shard folder: structure, checksums, labels, pictures")
+    where = parser.add_argument_group("from where to where")
+    where.add_argument(
+        "--source", action="append", default=[], metavar="DIR_OR_ARCHIVE", help="the download; may be given twice"
+    )
+    where.add_argument("--out", metavar="DIR", help="shard folder to make (default: data/NAME)")
+    where.add_argument("--force", action="store_true", help="replace an existing shard folder")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--labels", choices=["auto", "table", "masks", "folders"], default="auto", help="where labels come from"
+    )
+    how.add_argument("--table", metavar="FILE", help="label table that does not lie in the download")
+    how.add_argument("--index-order", metavar="NAME", help="index table of masks that have no palette")
+    how.add_argument("--classes", metavar="A,B,...", help="class list, in order, of a recipe that has none")
+    how.add_argument("--to-png", action="store_true", help="store every picture as PNG (a set of several kinds)")
+    how.add_argument("--allow", metavar="CHECK,...", default="", help=f"go on although these fail: {', '.join(CHECKS)}")
+    how.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="samples of a full shard (1000)")
+    how.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: every core)")
+    how.add_argument("--dry-run", action="store_true", help="read and check the download, write nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command("marc-shard", _main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    if options.list:
+        return _list()
+    if options.info:
+        return _info(options.info)
+    if options.verify:
+        return _verify(Path(options.verify))
+    return _pack(options)
+
+
+def _list() -> int:
+    from rich import print as show
+    from rich.table import Table
+
+    from marc_dist.data.recipes import load_recipe
+
+    table = Table("name", "title", "classes", "labels from", box=None)
+    for name in list_presets("shards"):
+        recipe = load_recipe(name)
+        table.add_row(name, recipe.title, str(len(recipe.classes) or "yours"), ", ".join(recipe.labels))
+    show(table)
+    return 0
+
+
+def _info(name: str) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from marc_dist.data.recipes import load_recipe
+
+    recipe = load_recipe(name)
+    expect = recipe.expect
+    size = f"{expect.image_size[0]} x {expect.image_size[1]} pixels" if expect.image_size else "any size"
+    lines = {
+        "title": recipe.title,
+        "get it from": recipe.download,
+        "layout": recipe.layout,
+        "licence": recipe.licence,
+        "cite": recipe.citation,
+        "pictures": f"{expect.num_images or 'any number'}, {size}",
+        "classes": ", ".join(recipe.class_names) or "taken from the data",
+        "labels from": ", ".join(recipe.labels),
+        "splits": recipe.splits.source,
+    }
+    for key, value in lines.items():
+        Console().print(f"[bold]{key:>12}[/]  {escape(value)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _verify(path: Path) -> int:
+    from rich import print as show
+    from rich.markup import escape
+    from rich.table import Table
+
+    from marc_dist.data.verify import verify
+
+    with _bar() as bar:
+        task = bar.add_task("reading", total=None, rate="")
+        reports = verify(path, lambda name: bar.update(task, description=f"reading {name}"))
+    table = Table("shard", "samples", "MB", "state", box=None)
+    for report in reports:
+        state = f"[red]{escape(report.faults[0])}[/]" if report.faults else "sound"
+        table.add_row(report.name, str(report.num_samples), f"{report.size / 1e6:.1f}", state)
+    show(table)
+    bad = [f"{report.name}: {fault}" for report in reports for fault in report.faults]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(f"{path}: damaged: {bad[0]}{more}; pack again with marc-shard --force")
+    return 0
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    console = Console(stderr=True)
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from marc_dist.data.download import opened
+    from marc_dist.data.recipes import load_recipe
+    from marc_dist.data.sources import read_source
+
+    recipe = load_recipe(options.dataset)
+    allow = _allowed(options.allow)
+    if options.samples_per_shard < 1 or options.workers < 0:
+        raise ConfigError("--samples-per-shard: expected 1 or more, --workers: 0 or more")
+    out = Path(options.out or f"data/{recipe.name}").expanduser()
+    workers = options.workers or os.cpu_count() or 1
+    classes = [name.strip() for name in options.classes.split(",")] if options.classes else None
+    if classes and recipe.classes:
+        raise ConfigError(f"--classes: recipe {recipe.name} has its own class list")
+    places = [Path(place).expanduser() for place in options.source]
+    with opened(recipe, places, out.parent) as roots:
+        source = read_source(
+            recipe,
+            roots,
+            labels=options.labels,
+            table=Path(options.table).expanduser() if options.table else None,
+            index_order=options.index_order,
+            classes=classes,
+            allow=allow,
+            workers=workers,
+        )
+        if not options.dry_run:
+            _write(source, out, options, workers)
+    _summary(source, out, options.dry_run)
+    return 0
+
+
+def _allowed(text: str) -> list[str]:
+    from marc_dist.config.suggest import suggestion
+
+    names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in CHECKS:
+            raise ConfigError(
+                f"--allow: no check named {name!r}{suggestion(name, CHECKS)}; there are {', '.join(CHECKS)}"
+            )
+    return names
+
+
+def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> None:
+    import time
+
+    from marc_dist.data.pack import pack
+
+    start = time.monotonic()
+    with _bar() as bar:
+        task = bar.add_task("packing", total=len(source.samples), rate="")
+
+        def progress(samples: int, size: int) -> None:
+            seconds = max(time.monotonic() - start, 1e-3)
+            rate = f"{samples / seconds:,.0f} samples/s, {size / seconds / 1e6:.1f} MB/s"
+            bar.update(task, completed=samples, rate=rate)
+
+        pack(
+            source,
+            out,
+            workers=workers,
+            samples_per_shard=options.samples_per_shard,
+            to_png=options.to_png,
+            force=options.force,
+            progress=progress,
+        )
+
+
+def _summary(source: Source, out: Path, dry_run: bool) -> None:
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    splits = list(dict.fromkeys(sample.split for sample in source.samples))
+    console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
+    table = Table("class", *splits, box=None)
+    counts = Counter((label, sample.split) for sample in source.samples for label in sample.labels)
+    for label, name in enumerate(source.classes):
+        table.add_row(escape(name), *(str(counts[label, split]) for split in splits))
+    total = Counter(sample.split for sample in source.samples)
+    table.add_row("[bold]all[/]", *(f"[bold]{total[split]}[/]" for split in splits))
+    console.print(table)
+    for warning in source.warnings:
+        console.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True, highlight=False)
+    end = "nothing written (--dry-run)" if dry_run else f"wrote {out}"
+    console.print(end, soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""Pixel masks -> the labels of a picture: by the mask's own palette first, by an index table only without one.
+
+Published masks of one set disagree about index values but agree about colours (``docs/datasets.md``), hence that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from marc_dist.config import DataError
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How to read one set's masks.
+
+    Attributes:
+        colours: colour -> class number.
+        indices: grey value -> class number, for masks without a palette; empty when the set has no single order.
+        ignore_colours: colours that mean nothing.
+        ignore_indices: grey values that mean nothing.
+        min_area_px: pixels from which a class counts as present.
+        orders: names of the index orders to choose from when ``indices`` is empty.
+    """
+
+    colours: Mapping[Colour, int]
+    indices: Mapping[int, int]
+    ignore_colours: frozenset[Colour]
+    ignore_indices: frozenset[int]
+    min_area_px: int
+    orders: tuple[str, ...] = ()
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is a palette picture, as masks are and photographs are not."""
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.mode == "P"
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return False
+
+
+def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
+    """Class numbers present in a mask.
+
+    Raises:
+        DataError: damaged, or a colour or value that the rule does not know; names file and value.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB") if mode == "RGBA" else image)
+            palette = image.getpalette("RGB") if mode == "P" else None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: damaged mask ({error}); fetch it again") from None
+    if mode in ("RGB", "RGBA"):
+        flat = pixels.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1])
+        values, areas = np.unique(flat, return_counts=True)
+        colours = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
+        return _by_colour(path, colours, areas.tolist(), rule)
+    if mode not in ("P", "L", "1"):
+        raise DataError(f"{path}: expected a mask of 8-bit indices or RGB colours, got mode {mode}")
+    values, areas = np.unique(pixels, return_counts=True)
+    if palette is not None and rule.colours:
+        colours = [(palette[3 * v], palette[3 * v + 1], palette[3 * v + 2]) for v in values.tolist()]
+        return _by_colour(path, colours, areas.tolist(), rule)
+    return _by_index(path, values.tolist(), areas.tolist(), rule)
+
+
+def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule) -> frozenset[int]:
+    total: dict[int, int] = {}
+    for colour, area in zip(colours, areas, strict=True):
+        if colour in rule.ignore_colours:
+            continue
+        if colour not in rule.colours:
+            raise DataError(f"{path}: colour {colour} ({area} pixels) belongs to no class of this set; is it its mask?")
+        total[rule.colours[colour]] = total.get(rule.colours[colour], 0) + area
+    return frozenset(number for number, area in total.items() if area >= rule.min_area_px)
+
+
+def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule) -> frozenset[int]:
+    if not rule.indices:
+        raise DataError(
+            f"{path}: a mask without a palette, and copies of this set disagree about index values; "
+            f"say which order it has with --index-order {' or '.join(rule.orders) or 'NAME'}"
+        )
+    present = set()
+    for value, area in zip(values, areas, strict=True):
+        if value in rule.ignore_indices:
+            continue
+        if value not in rule.indices:
+            raise DataError(f"{path}: value {value} ({area} pixels) belongs to no class of this set; is it its mask?")
+        if area >= rule.min_area_px:
+            present.add(rule.indices[value])
+    return frozenset(present)

@@ -1,0 +1,216 @@
+"""Label tables as people publish them: csv, tsv, txt, xlsx and MATLAB files -> stems, class names, a 0/1 matrix."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marc_dist.config import DataError
+from marc_dist.config.suggest import suggestion
+
+DELIMITERS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A label table.
+
+    Attributes:
+        path: the file, for messages.
+        stems: (N,) names of pictures, lower case, without folder and extension.
+        classes: (L,) column names as written.
+        labels: (N, L) bool.
+        split: (N,) split names, when the file has such a column.
+    """
+
+    path: Path
+    stems: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: NDArray[np.bool_]
+    split: tuple[str, ...] | None = None
+
+
+def stem_of(name: str) -> str:
+    """``Images/Beach/beach_1.JPG`` -> ``beach_1``: what pictures, masks and table rows are paired by."""
+    last = PurePosixPath(name.strip().replace("\\", "/")).name
+    base, dot, extension = last.rpartition(".")
+    return (base if dot and re.fullmatch(r"(?i)jpe?g|png|tiff?|bmp|gif|webp", extension) else last).lower()
+
+
+def normal_name(name: str) -> str:
+    """A class name without case, blanks, hyphens, underscores and the plural's s: ``bare-soil`` = ``Bare Soil``."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
+
+
+def natural_key(stem: str) -> tuple[str, int, str]:
+    """Order of MATLAB tables: name in lower case, then number."""
+    match = re.fullmatch(r"(.*?)_?(\d+)", stem.lower())
+    return (match[1], int(match[2]), stem) if match else (stem.lower(), -1, stem)
+
+
+def read_table(
+    path: Path, *, classes: Sequence[str] | None = None, stems: Sequence[str] | None = None, separator: str = " "
+) -> Table:
+    """Read a label table of any supported kind.
+
+    Args:
+        path: ``.csv``, ``.tsv``, ``.txt``, ``.xlsx`` or ``.mat``.
+        classes: class names of the columns; needed by ``.mat``, which has none.
+        stems: names of the rows; needed by ``.mat``; its columns run over them in natural order.
+        separator: between the names in a ``labels`` column (``image,labels``).
+
+    Raises:
+        DataError: not such a table; names file, row and column.
+    """
+    try:
+        if path.suffix.lower() == ".mat":
+            return _read_mat(path, classes, stems)
+        rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_text(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return _from_rows(path, rows, classes, separator)
+
+
+def _read_text(path: Path) -> list[list[str]]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    first = text.split("\n", 1)[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table ({error})") from None
+    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def _read_xlsx(path: Path) -> list[list[str]]:
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows = [
+            ["" if cell is None else str(cell).strip() for cell in row]
+            for row in book.active.iter_rows(values_only=True)
+        ]
+        book.close()
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a readable .xlsx file ({error})") from None
+    return [row for row in rows if any(row)]
+
+
+def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | None) -> Table:
+    import scipy.io
+
+    if not classes or not stems:
+        raise DataError(f"{path}: a .mat table has no names; expected pictures and class names beside it")
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path)
+    except (ValueError, NotImplementedError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a readable .mat file ({error})") from None
+    matrices = {name: value for name, value in content.items() if not name.startswith("__")}
+    matrix = matrices.get("labels", next(iter(matrices.values()), None))
+    shape = getattr(matrix, "shape", ())
+    if shape == (len(classes), len(stems)):
+        matrix = np.asarray(matrix).T
+    elif shape != (len(stems), len(classes)):
+        raise DataError(
+            f"{path}: expected `labels` of {len(classes)} x {len(stems)}, got {' x '.join(map(str, shape))}"
+        )
+    assert matrix is not None
+    if not np.isin(matrix, (0, 1)).all():
+        raise DataError(f"{path}: expected 0 and 1 in `labels`, got {np.setdiff1d(matrix, (0, 1))[0]}")
+    ordered = sorted(stems, key=natural_key)
+    return Table(path, tuple(stem_of(stem) for stem in ordered), tuple(classes), np.asarray(matrix) == 1)
+
+
+def _from_rows(path: Path, rows: list[list[str]], classes: Sequence[str] | None, separator: str) -> Table:
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise DataError(f"{path}: expected a header and rows `image,label,label,...`, got {len(rows)} rows")
+    header, body = rows[0], rows[1:]
+    for number, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise DataError(f"{path}: row {number} ({row[0]}): expected {len(header)} cells, got {len(row)}")
+    lower = [name.lower() for name in header]
+    split = None
+    if "split" in lower[1:]:
+        place = lower.index("split", 1)
+        split = tuple(row[place] for row in body)
+        header, lower = header[:place] + header[place + 1 :], lower[:place] + lower[place + 1 :]
+        body = [row[:place] + row[place + 1 :] for row in body]
+    stems = tuple(stem_of(row[0]) for row in body)
+    if lower[1:] in (["labels"], ["label"], ["tags"]):
+        names, labels = _listed(path, body, classes, separator)
+    else:
+        names, labels = tuple(header[1:]), _matrix(path, header, body)
+    return Table(path, stems, names, labels, split)
+
+
+def _matrix(path: Path, header: list[str], body: list[list[str]]) -> NDArray[np.bool_]:
+    known = {"0": False, "1": True, "0.0": False, "1.0": True}
+    labels = np.zeros((len(body), len(header) - 1), dtype=bool)
+    for number, row in enumerate(body):
+        for column, cell in enumerate(row[1:]):
+            if cell not in known:
+                raise DataError(
+                    f"{path}: row {number + 2} ({row[0]}), column {header[column + 1]!r}: expected 0 or 1, got {cell!r}"
+                )
+            labels[number, column] = known[cell]
+    return labels
+
+
+def _listed(
+    path: Path, body: list[list[str]], classes: Sequence[str] | None, separator: str
+) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    """``image,labels`` with names in one cell."""
+    lists = [[name.strip() for name in row[1].split(separator) if name.strip()] for row in body]
+    names = tuple(classes) if classes else tuple(sorted({name for names in lists for name in names}))
+    place = {normal_name(name): number for number, name in enumerate(names)}
+    labels = np.zeros((len(body), len(names)), dtype=bool)
+    for number, found in enumerate(lists):
+        for name in found:
+            if normal_name(name) not in place:
+                raise DataError(
+                    f"{path}: row {number + 2} ({body[number][0]}): label {name!r} is not in the class list"
+                    f"{suggestion(name, names)}"
+                )
+            labels[number, place[normal_name(name)]] = True
+    return names, labels
+
+
+def in_class_order(table: Table, names: Sequence[str], aliases: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """The table's matrix with its columns in the order of ``names``; columns are found by name, never by place.
+
+    Args:
+        table: as read.
+        names: (L,) class names.
+        aliases: (L,) other spellings of each.
+
+    Raises:
+        DataError: a column that is no class, a class without a column, or two columns for one class.
+    """
+    place = {normal_name(n): i for i, name in enumerate(names) for n in (name, *aliases[i])}
+    columns: dict[int, int] = {}
+    for column, name in enumerate(table.classes):
+        number = place.get(normal_name(name))
+        if number is None:
+            raise DataError(f"{table.path}: column {name!r} is not in the class list{suggestion(name, names)}")
+        if number in columns:
+            raise DataError(f"{table.path}: two columns for {names[number]!r}")
+        columns[number] = column
+    missing = [name for number, name in enumerate(names) if number not in columns]
+    if missing:
+        raise DataError(f"{table.path}: no column for {', '.join(missing)}")
+    return table.labels[:, [columns[number] for number in range(len(names))]]

@@ -1,0 +1,91 @@
+"""Check a shard folder from end to end: the tar as a stranger reads it against the index that we wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from marc_dist.config import DataError
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.decode import decode_rgb
+
+
+class ShardReport(NamedTuple):
+    """What was checked in one shard."""
+
+    name: str
+    num_samples: int
+    size: int
+    faults: list[str]
+
+
+def verify(path: Path, progress: Callable[[str], None] | None = None) -> list[ShardReport]:
+    """Read every byte of every shard.
+
+    Args:
+        path: the shard folder.
+        progress: called with each shard's name before it is read.
+
+    Returns:
+        A report a shard; ``faults`` names keys, and is empty for a sound shard.
+
+    Raises:
+        DataError: the folder cannot be opened at all.
+    """
+    dataset = open_dataset(path)
+    reports = []
+    for number, shard in enumerate(dataset.meta["shards"]):
+        if progress is not None:
+            progress(shard["name"])
+        faults = _shard_faults(dataset, number, shard["sha256"])
+        reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], faults))
+    return reports
+
+
+def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
+    path = dataset.root / dataset.shards[number]
+    rows = [int(row) for row in (dataset.shard == number).nonzero()[0]]
+    faults = []
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            faults.append("SHA-256 differs from dataset.json")
+        try:
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members = {member.name: (member.offset_data, member.size) for member in tar}
+        except tarfile.TarError as error:
+            return [*faults, f"not a readable tar ({error})"]
+        for row in rows:
+            name = f"{dataset.keys[row]}.{dataset.ext[row]}"
+            if members.get(name) != (int(dataset.offset[row]), int(dataset.size[row])):
+                faults.append(f"{name}: not where the index says")
+                continue
+            faults += _sample_faults(dataset, row, file.fileno(), members.get(f"{dataset.keys[row]}.json"))
+        expected = {f"{dataset.keys[row]}.{end}" for row in rows for end in (dataset.ext[row], "json")}
+        faults += [f"{name}: not in the index" for name in sorted(set(members) - expected)]
+    return faults
+
+
+def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] | None) -> list[str]:
+    import os
+
+    key = str(dataset.keys[row])
+    data = os.pread(file, int(dataset.size[row]), int(dataset.offset[row]))
+    if zlib.crc32(data) != int(dataset.crc32[row]):
+        return [f"{key}: CRC-32 differs from the index"]
+    try:
+        decode_rgb(data, key)
+    except DataError as error:
+        return [str(error)]
+    try:
+        assert meta is not None
+        labels = json.loads(os.pread(file, meta[1], meta[0]))["labels"]
+    except (AssertionError, ValueError, KeyError, TypeError):
+        return [f"{key}: no readable JSON beside the picture"]
+    expected = [name for name, on in zip(dataset.classes, dataset.labels[row], strict=True) if on]
+    return [] if labels == expected else [f"{key}: labels {labels} differ from the index's {expected}"]
