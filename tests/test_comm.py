@@ -146,4 +146,4 @@ def _late() -> None:
 
 def test_a_world_ends_at_its_limit() -> None:
     with pytest.raises(WorldError, match=r"\[1\] of 2 still ran"):
-        run_in_world(_late, 2, limit_s=4)
+        run_in_world(_late, 2, limit_s=2)

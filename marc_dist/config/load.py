@@ -94,7 +94,7 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
 def _merge(tree: dict[str, Any], updates: Mapping[str, Any], place: str) -> None:
     """Merge dotted or nested ``updates`` into the nested ``tree``, the later value winning leaf by leaf."""
     for dotted, value in updates.items():
-        *parents, leaf = dotted.split(".")
+        *parents, leaf = dotted.split(".") if isinstance(dotted, str) else [dotted]  # tables keyed by numbers
         node = tree
         for parent in parents:
             child = node.setdefault(parent, {})

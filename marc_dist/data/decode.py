@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from marc_dist.config import DataError
 
@@ -29,16 +29,17 @@ def decode_rgb(data: bytes, place: str, max_pixels: int = MAX_PIXELS) -> Image.I
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata; sizes are checked below
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise DataError(
                         f"{place}: {width}x{height} pixels, expected at most {max_pixels}; cut it into tiles"
                     )
-                if image.mode not in ACCEPTED:
+                if image.mode not in ACCEPTED or _is_deep(image):
+                    got = f"16 bits a channel ({image.mode})" if _is_deep(image) else f"mode {image.mode}"
                     raise DataError(
-                        f"{place}: expected 8-bit RGB or grey, got mode {image.mode}; "
+                        f"{place}: expected 8-bit RGB or grey, got {got}; "
                         "convert it first, for example with Pillow's image.convert or GDAL's gdal_translate -ot Byte"
                     )
                 image.load()
@@ -47,5 +48,11 @@ def decode_rgb(data: bytes, place: str, max_pixels: int = MAX_PIXELS) -> Image.I
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError):
         raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+    except Exception as error:  # Pillow's decoders meet hostile bytes with whatever comes up: struct.error, KeyError, ...
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__}); fetch it again") from None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened, not yet loaded picture stores 16 bits a channel; Pillow would drop the lower 8 silently."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return image.mode.startswith("I;16") or any(";16" in str(tile[-1]) for tile in tiles)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from marc_dist.data.masks import is_mask
+from marc_dist.data.masks import MaskRule, is_mask
 from marc_dist.data.recipes import Recipe
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-JUNK_FILES = re.compile(r"(?i)(\._.*|\.ds_store|thumbs\.db|desktop\.ini|readme.*|legend\..*|license.*|\..*)")
+TABLES = (".csv", ".tsv", ".xlsx", ".mat")
+JUNK_FILES = re.compile(r"(?i)(\..*|thumbs\.db|desktop\.ini|(readme|legend|licen[cs]e)(\.[a-z]+)*)")
 JUNK_FOLDERS = ("__macosx", ".git", "@eadir")
 
 
@@ -40,28 +42,60 @@ class Found:
     pictures: list[File] = field(default_factory=list)
     masks: list[File] = field(default_factory=list)
     tables: list[File] = field(default_factory=list)
+    other_tables: list[File] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def discover(recipe: Recipe, roots: Sequence[Path]) -> Found:
+def content_root(root: Path, keep: set[str]) -> Path:
+    """The folder in which a download begins: archives and copies often wrap it into one or two more.
+
+    Args:
+        root: what the person named.
+        keep: names of folders that mean something, lower case.
+    """
+    while True:
+        inside = [path for path in root.iterdir() if not _is_junk(path)]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in keep:
+            return root
+        if not any(path.is_dir() for path in inside[0].iterdir() if not _is_junk(path)):
+            return root
+        root = inside[0]
+
+
+def _is_junk(path: Path) -> bool:
+    return bool(JUNK_FILES.fullmatch(path.name)) or path.name.lower() in JUNK_FOLDERS
+
+
+def discover(recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None) -> Found:
     """Tell pictures, masks and tables apart; system litter and the recipe's list of non-data are passed over.
 
     Folder names alone do not decide: in older copies of DLRSD the folder ``Images`` holds the masks.
+
+    Args:
+        recipe: of the data set.
+        roots: folders, searched to any depth.
+        rule: how masks are read, for sets that have some.
     """
     found = Found()
     tables = [name.lower() for name in recipe.tables]
     folders = {name.lower() for name in recipe.masks.folders}
-    masked = "masks" in recipe.labels
-    for root in roots:
+    keep = folders | {name.lower() for name in recipe.splits.folders.values()}
+    for given in roots:
+        root = content_root(given, keep)
         for path in sorted(root.rglob("*")):
             file = File(root, path)
+            name = file.parts[-1]
             if not path.is_file() or set(file.parts[:-1]) & set(JUNK_FOLDERS):
                 continue
-            name = file.parts[-1]
             if name in tables:
                 found.tables.append(file)
-            elif JUNK_FILES.fullmatch(name) or name in recipe.ignore or not name.endswith(PICTURES):
+            elif JUNK_FILES.fullmatch(name) or name in recipe.ignore:
                 continue
-            elif masked and name.endswith(".png") and (set(file.parts[:-1]) & folders or is_mask(path)):
+            elif not name.endswith(PICTURES):
+                if name.endswith(TABLES):
+                    found.other_tables.append(file)
+                found.passed_over[path.suffix.lower() or name] += 1
+            elif rule and name.endswith(".png") and (set(file.parts[:-1]) & folders or is_mask(path, rule)):
                 found.masks.append(file)
             else:
                 found.pictures.append(file)

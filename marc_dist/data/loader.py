@@ -98,6 +98,11 @@ def _context() -> Any:
     return context
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """No warning about more workers than cores: their number is a setting."""
+
+
 class _Pool(Generic[T]):
     """Runs tasks in order, in this process or in workers that stay alive between passes."""
 
@@ -110,7 +115,7 @@ class _Pool(Generic[T]):
                 "persistent_workers": True,
                 "worker_init_fn": _ignore_stop_signals,
             }
-        self._loader: DataLoader[Any] | None = DataLoader(
+        self._loader: _Loader | None = _Loader(
             tasks,
             batch_size=None,
             sampler=self.schedule,

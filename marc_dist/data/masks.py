@@ -5,12 +5,13 @@ Published masks of one set disagree about index values but agree about colours (
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from marc_dist.config import DataError
 
@@ -38,13 +39,24 @@ class MaskRule:
     orders: tuple[str, ...] = ()
 
 
-def is_mask(path: Path) -> bool:
-    """Whether a file is a palette picture, as masks are and photographs are not."""
+def is_mask(path: Path, rule: MaskRule | None = None) -> bool:
+    """Whether a PNG holds a mask, told by its content: a palette, or nothing but the colours or values of the classes.
+
+    Args:
+        path: the file.
+        rule: how this set's masks are read; without it only a palette tells.
+    """
     try:
         with Image.open(path) as image:
-            return image.format == "PNG" and image.mode == "P"
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            if image.format != "PNG" or image.mode == "P":
+                return image.format == "PNG"
+            if rule is None or image.mode not in ("L", "RGB"):
+                return False
+            found = image.getcolors(len(rule.colours) + len(rule.ignore_colours) + 1 if image.mode == "RGB" else 256)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when the file is read in earnest
         return False
+    known = {*rule.colours, *rule.ignore_colours} if image.mode == "RGB" else {*rule.indices, *rule.ignore_indices}
+    return bool(found) and {colour for _, colour in found or []} <= known
 
 
 def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
@@ -54,12 +66,14 @@ def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
         DataError: damaged, or a colour or value that the rule does not know; names file and value.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB") if mode == "RGBA" else image)
-            palette = image.getpalette("RGB") if mode == "P" else None
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                mode = image.mode
+                pixels = np.asarray(image.convert("RGB") if mode == "RGBA" else image)
+                palette = image.getpalette("RGB") if mode == "P" else None
+    except Exception as error:  # as in decode_rgb: whatever comes up in Pillow's decoders
         raise DataError(f"{path}: damaged mask ({error}); fetch it again") from None
     if mode in ("RGB", "RGBA"):
         flat = pixels.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1])
@@ -68,11 +82,21 @@ def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
         return _by_colour(path, colours, areas.tolist(), rule)
     if mode not in ("P", "L", "1"):
         raise DataError(f"{path}: expected a mask of 8-bit indices or RGB colours, got mode {mode}")
-    values, areas = np.unique(pixels, return_counts=True)
+    histogram = np.bincount(pixels.ravel().astype(np.uint8), minlength=256)
+    indices = np.flatnonzero(histogram).tolist()
+    areas = histogram[indices].tolist()
     if palette is not None and rule.colours:
-        colours = [(palette[3 * v], palette[3 * v + 1], palette[3 * v + 2]) for v in values.tolist()]
-        return _by_colour(path, colours, areas.tolist(), rule)
-    return _by_index(path, values.tolist(), areas.tolist(), rule)
+        colours = [_entry(path, palette, value) for value in indices]
+        ramp = all(colour == (value, value, value) for colour, value in zip(colours, indices, strict=True))
+        if not ramp or set(colours) <= {*rule.colours, *rule.ignore_colours}:
+            return _by_colour(path, colours, areas, rule)
+    return _by_index(path, indices, areas, rule)  # a grey ramp is what programs write for want of a palette
+
+
+def _entry(path: Path, palette: list[int], value: int) -> Colour:
+    if 3 * value + 3 > len(palette):
+        raise DataError(f"{path}: value {value}, but its palette has {len(palette) // 3} colours; fetch it again")
+    return palette[3 * value], palette[3 * value + 1], palette[3 * value + 2]
 
 
 def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule) -> frozenset[int]:

@@ -94,7 +94,11 @@ class Recipe(Section):
     separator: str = Field(" ", min_length=1, description="between the names in a `labels` column")
     masks: MaskEntry = MaskEntry()
     ignore: tuple[str, ...] = Field((), description="names of files that are no data, lower case")
-    pair_by: Literal["name", "folder_and_name"] = Field("name", description="what pairs a picture with its labels")
+    pair_by: Literal["name", "folder_and_name", "path"] = Field(
+        "name", description="what pairs a picture with its labels; `path`: names may repeat from folder to folder"
+    )
+    companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
+    tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
     scene: Literal["folder", "name", "none"] = Field("none", description="where the scene of a picture is written")
     splits: SplitEntry
     expect: Expectation = Expectation()

@@ -113,7 +113,7 @@ def _card(source: Source, splits: list[str]) -> str:
     warnings = "".join(f"- {warning}\n" for warning in source.warnings)
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n# {recipe.title}\n\n"
-        f"WebDataset shards written by marc-dist {__version__}: `KEY.jpg` or `KEY.png` with the picture's own bytes and "
+        f"WebDataset shards written by marc-dist {__version__}: `KEY.jpg` or `KEY.png` with the picture and "
         f'`KEY.json` with `{{"labels": [...], "scene": ..., "path": ...}}`.\n\n'
         f"- Licence: {recipe.licence}\n- Cite: {recipe.citation or 'not stated'}\n- Splits: {recipe.splits.source}\n"
         f"- Classes: {', '.join(source.classes)}\n" + (f"\nNoted while packing:\n\n{warnings}" if warnings else "")

@@ -5,75 +5,28 @@ Steps: open (folder or archive) -> tell pictures, masks and tables apart -> pair
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from marc_dist.config import DataError
+from marc_dist.config import DataError, list_presets
+from marc_dist.data.checks import Source, expectations
 from marc_dist.data.discover import File, Found, discover
 from marc_dist.data.masks import MaskRule, read_mask
-from marc_dist.data.recipes import Recipe
+from marc_dist.data.recipes import Recipe, load_recipe
+from marc_dist.data.splits import assign
+from marc_dist.data.workers import start_worker
 from marc_dist.data.tables import Table, in_class_order, read_table, stem_of
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture to be packed.
-
-    Attributes:
-        file: where it lies.
-        origin: its place inside the download, kept in the shard.
-        labels: class numbers, ascending.
-        scene: its scene, or empty.
-        split: its split.
-    """
-
-    file: Path
-    origin: str
-    labels: tuple[int, ...]
-    scene: str
-    split: str
-
-
-@dataclass
-class Source:
-    """What was found in a download.
-
-    Attributes:
-        recipe: of the data set.
-        classes: names in order.
-        samples: in the order of their places.
-        warnings: everything odd that was let pass, one line each.
-        allow: names of checks that may fail.
-    """
-
-    recipe: Recipe
-    classes: tuple[str, ...] = ()
-    samples: list[Sample] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    allow: frozenset[str] = frozenset()
-
-    def check(self, name: str, faults: Sequence[str], message: str) -> None:
-        """Stop at a failed check, or note it when the recipe or ``--allow`` lets it pass.
-
-        Raises:
-            DataError: the check fails and may not.
-        """
-        if not faults:
-            return
-        shown = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
-        text = f"{message}: {shown}"
-        if name not in self.allow and getattr(self.recipe.policies, name) == "stop":
-            raise DataError(f"{text}; to go on all the same: --allow {name}")
-        self.warnings.append(f"{name}: {text}")
+Labels = dict[str, tuple[int, ...]]
+MASKS_A_PROCESS = 200  # below, starting processes costs more than it saves
 
 
 def read_source(
@@ -103,19 +56,42 @@ def read_source(
         DataError: the download is not this data set, or something in it is wrong; names the files.
     """
     source = Source(recipe, tuple(classes or recipe.class_names), allow=frozenset(allow))
-    found = discover(recipe, roots)
+    rule = recipe.mask_rule(index_order) if "masks" in recipe.labels or index_order else None
+    found = discover(recipe, roots, rule)
+    if not found.pictures and (beside := _companions(recipe, roots)):
+        source.warnings.append(f"pictures: taken from {', '.join(map(str, beside))}, beside the download")
+        found = discover(recipe, [*roots, *beside], rule)
     if table is not None:
         found.tables.insert(0, File(table.parent, table))
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
-    known, split_of = _labels(source, kinds, found, pictures, index_order, workers)
-    _assemble(source, pictures, known, split_of)
-    _expectations(source)
+    known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
+    assign(source, pictures, known, split_of)
+    _tell_passed_over(source, found)
+    expectations(source)
     return source
+
+
+def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
+    """Folders beside the download whose names the recipe knows."""
+    names = {name.lower() for name in recipe.companions}
+    beside = {path for root in roots for path in root.absolute().parent.iterdir() if path.name.lower() in names}
+    return sorted(path for path in beside if path.is_dir() and path not in {root.absolute() for root in roots})
+
+
+def _tell_passed_over(source: Source, found: Found) -> None:
+    if found.passed_over:
+        kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(found.passed_over.items()))
+        source.warnings.append(f"files: passed over as neither pictures nor labels: {kinds}")
+    if found.other_tables and not found.tables:
+        names = ", ".join(file.origin for file in found.other_tables[:3])
+        source.warnings.append(f"files: tables that were not read: {names}; name one with --table to take its labels")
 
 
 def _pair_key(recipe: Recipe, file: File) -> str:
     stem = stem_of(file.path.name)
+    if recipe.pair_by == "path":
+        return "/".join((*file.parts[:-1], stem))
     return f"{file.parts[-2]}/{stem}" if recipe.pair_by == "folder_and_name" and len(file.parts) > 1 else stem
 
 
@@ -149,9 +125,18 @@ def _pictures(source: Source, found: Found, roots: Sequence[Path]) -> dict[str, 
         if len(strange) > len(pictures) / 2:
             raise DataError(
                 f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(pictures)} pictures have "
-                f"other names, such as {strange[0]}; expected {recipe.layout}"
+                f"other names, such as {strange[0]}{_other_recipe(pictures)}; expected {recipe.layout}"
             )
     return pictures
+
+
+def _other_recipe(pictures: Mapping[str, File]) -> str:
+    """A hint at the recipe whose names these pictures have, or nothing."""
+    for name in list_presets("shards"):
+        pattern = load_recipe(name).expect.stem
+        if pattern and all(re.fullmatch(pattern, stem_of(file.path.name)) for file in pictures.values()):
+            return f" (as in {name}: try --dataset {name})"
+    return ""
 
 
 def _label_kinds(source: Source, found: Found, wanted: str, roots: Sequence[Path]) -> list[str]:
@@ -170,35 +155,50 @@ def _label_kinds(source: Source, found: Found, wanted: str, roots: Sequence[Path
     return kinds
 
 
-Labels = dict[str, tuple[int, ...]]
-
-
 def _labels(
-    source: Source, kinds: list[str], found: Found, pictures: dict[str, File], index_order: str | None, workers: int
+    source: Source,
+    kinds: list[str],
+    found: Found,
+    pictures: dict[str, File],
+    rule: MaskRule | None,
+    workers: int,
+    *,
+    strict: bool,
 ) -> tuple[Labels, dict[str, str]]:
     """Class numbers of every picture by the first kind; a second kind is compared with it."""
     split_of: dict[str, str] = {}
-    known: list[Labels] = []
-    for kind in kinds:
+
+    def read(kind: str) -> Labels:
         if kind == "table":
-            labels, split_of = _from_table(source, found.tables[0], pictures)
-            known.append(labels)
-        elif kind == "masks":
-            rule = source.recipe.mask_rule(index_order)
-            known.append(_from_masks(_by_key(source, found.masks, "masks"), rule, workers))
-        elif len(known) == 0:
-            known.append(_from_folders(source, pictures))
-    _pairing(source, kinds[0], known[0], pictures)
-    if len(known) > 1:
-        _compare(source, known[0], known[1])
-    return known[0], split_of
+            labels, splits = _from_table(source, found.tables, pictures)
+            split_of.update(splits)
+            return labels
+        if kind == "masks":
+            assert rule is not None
+            return _from_masks(_by_key(source, found.masks, "masks"), rule, workers)
+        return _from_folders(source, pictures)
+
+    labels = read(kinds[0])
+    _pairing(source, kinds[0], labels, pictures)
+    for kind in kinds[1:]:
+        if kind == "folders":  # with a table or masks, folders are only folders
+            continue
+        try:
+            _compare(source, labels, read(kind))
+        except DataError as error:
+            if strict:
+                raise DataError(f"{error}; to leave the {kind} aside: --labels {kinds[0]}") from None
+            source.warnings.append(f"labels: {kind} not compared: {error}")
+    return labels, split_of
 
 
-def _from_table(source: Source, file: File, pictures: dict[str, File]) -> tuple[Labels, dict[str, str]]:
-    classes = source.classes or None
-    table: Table = read_table(
+def _from_table(source: Source, files: list[File], pictures: dict[str, File]) -> tuple[Labels, dict[str, str]]:
+    file = files[0]
+    same = [other.origin for other in files[1:] if other.parts[-1] == file.parts[-1]]
+    source.check("doubled", same, f"more label tables of the name {file.path.name} than {file.origin}, which is taken")
+    table = read_table(
         file.path,
-        classes=classes,
+        classes=source.classes or None,
         stems=[stem_of(picture.path.name) for picture in pictures.values()],
         separator=source.recipe.separator,
     )
@@ -206,11 +206,38 @@ def _from_table(source: Source, file: File, pictures: dict[str, File]) -> tuple[
         source.classes = table.classes
     aliases = [entry.aliases for entry in source.recipe.classes] or [()] * len(source.classes)
     matrix = in_class_order(table, source.classes, aliases)
-    rows = Counter(table.stems)
-    source.check("doubled", [stem for stem, num in rows.items() if num > 1], f"{file.origin}: rows of one name")
-    labels = {stem: tuple(np.flatnonzero(row).tolist()) for stem, row in zip(table.stems, matrix, strict=True)}
-    split_of = dict(zip(table.stems, table.split, strict=True)) if table.split is not None else {}
-    return labels, split_of
+    keys = table.stems if source.recipe.pair_by == "name" else _row_keys(table, pictures)
+    rows = Counter(keys)
+    source.check("doubled", [key for key, num in rows.items() if num > 1], f"{file.origin}: rows of one name")
+    labels = {key: tuple(np.flatnonzero(row).tolist()) for key, row in zip(keys, matrix, strict=True)}
+    return labels, dict(zip(keys, table.split, strict=True)) if table.split is not None else {}
+
+
+def _row_keys(table: Table, pictures: Mapping[str, File]) -> tuple[str, ...]:
+    """Which picture each row means when names repeat: the one whose path ends in the row's, or the other way round.
+
+    Raises:
+        DataError: a row fits several pictures.
+    """
+    ending: dict[str, list[str]] = defaultdict(list)
+    for key in pictures:
+        for end in _endings(key):
+            ending[end].append(key)
+    keys = []
+    for name in table.names:
+        fits = next((ending[end] for end in _endings(name) if end in ending), [name])
+        if len(fits) > 1:
+            raise DataError(
+                f"{table.path}: {name!r} fits {len(fits)} pictures, such as {fits[0]} and {fits[1]}; write their folders too"
+            )
+        keys.append(fits[0])
+    return tuple(keys)
+
+
+def _endings(path: str) -> list[str]:
+    """``a/b/c`` -> ``a/b/c``, ``b/c``, ``c``."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _mask_labels(path: Path, rule: MaskRule) -> tuple[int, ...] | DataError:
@@ -223,9 +250,12 @@ def _mask_labels(path: Path, rule: MaskRule) -> tuple[int, ...] | DataError:
 def _from_masks(masks: dict[str, File], rule: MaskRule, workers: int) -> Labels:
     paths = [file.path for file in masks.values()]
     read: Callable[[Path], tuple[int, ...] | DataError] = partial(_mask_labels, rule=rule)
-    if workers > 1 and len(paths) > 200:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            results = list(pool.map(read, paths, chunksize=64))
+    if workers > 1 and len(paths) > MASKS_A_PROCESS:
+        try:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+                results = list(pool.map(read, paths, chunksize=64))
+        except BrokenProcessPool:
+            raise DataError("a process that read masks was killed; out of memory? try --workers 1") from None
     else:
         results = [read(path) for path in paths]
     labels: Labels = {}
@@ -275,92 +305,3 @@ def _compare(source: Source, one: Labels, two: Labels) -> None:
     if rows:
         named = ", ".join(f"{source.classes[label]} {num}" for label, num in sorted(differ.items()))
         source.warnings.append(f"labels: table and masks disagree about {rows} pictures ({named})")
-
-
-def _scene(recipe: Recipe, file: File) -> str:
-    if recipe.scene == "folder":
-        return file.path.parent.name if len(file.parts) > 1 else ""
-    return re.sub(r"_?\d+$", "", stem_of(file.path.name)) if recipe.scene == "name" else ""
-
-
-def draw_splits(groups: dict[str, list[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """A split for every key: within each group in the order of a hash, so any machine draws the same.
-
-    Args:
-        groups: scene -> keys.
-        shares: split -> share of each scene.
-        seed: of the draw.
-    """
-    chosen: dict[str, str] = {}
-    for keys in groups.values():
-        ordered = sorted(keys, key=lambda key: (hashlib.sha256(f"{seed}/{key}".encode()).digest(), key))
-        start, total = 0, 0.0
-        for split, share in shares.items():
-            total += share
-            end = round(total * len(ordered))
-            chosen |= dict.fromkeys(ordered[start:end], split)
-            start = end
-    return chosen
-
-
-def _assemble(source: Source, pictures: dict[str, File], labels: Labels, split_of: dict[str, str]) -> None:
-    recipe = source.recipe
-    kept = {key: file for key, file in sorted(pictures.items()) if key in labels}
-    if recipe.splits.folders:
-        names = {folder.lower(): split for split, folder in recipe.splits.folders.items()}
-        chosen = {
-            key: next((names[part] for part in file.parts[:-1] if part in names), "") for key, file in kept.items()
-        }
-        lost = [kept[key].origin for key, split in chosen.items() if not split]
-        if lost:
-            raise DataError(f"{lost[0]}: in none of the folders {', '.join(recipe.splits.folders.values())}")
-    elif split_of:
-        chosen = {key: split_of[key] for key in kept}
-    else:
-        groups: dict[str, list[str]] = defaultdict(list)
-        for key, file in kept.items():
-            groups[_scene(recipe, file)].append(key)
-        chosen = draw_splits(groups, dict(recipe.splits.shares), recipe.splits.seed)
-    bad = [
-        f"{kept[key].origin}: {split!r}" for key, split in chosen.items() if not re.fullmatch(r"[a-z][a-z0-9_]*", split)
-    ]
-    if bad:
-        raise DataError(f"split names must be lower-case words, got {bad[0]}")
-    source.samples = [
-        Sample(file.path, file.origin, labels[key], _scene(recipe, file), chosen[key]) for key, file in kept.items()
-    ]
-
-
-def _expectations(source: Source) -> None:
-    """Compare with what the published set holds."""
-    expect, samples = source.recipe.expect, source.samples
-    if not source.classes:
-        raise DataError(f"{source.recipe.title}: no classes")
-    sizes = Counter(sample.split for sample in samples)
-    faults = []
-    if expect.num_images is not None and len(samples) != expect.num_images:
-        faults.append(f"{len(samples)} pictures instead of {expect.num_images}")
-    for split, num in expect.num_per_split.items():
-        if sizes[split] != num:
-            faults.append(f"{sizes[split]} in {split} instead of {num}")
-    source.check("counts", faults, "not the published number of pictures")
-    empty = [sample.origin for sample in samples if not sample.labels]
-    source.check("empty_labels", empty, f"pictures without any label ({len(empty)}, kept as negatives)")
-    low, high = expect.labels_per_image
-    strange = [
-        f"{sample.origin} ({len(sample.labels)})"
-        for sample in samples
-        if sample.labels and not low <= len(sample.labels) <= high
-    ]
-    source.check("label_range", strange, f"expected {low} to {high} labels a picture; is the table damaged?")
-    for split, counts in expect.label_counts.items():
-        found = Counter(label for sample in samples if split in ("all", sample.split) for label in sample.labels)
-        differ = [
-            f"{source.classes[label]} {found[label]} instead of {num}"
-            for label, num in enumerate(counts)
-            if found[label] != num
-        ]
-        source.check("label_counts", differ, f"{split}: pictures per class differ from the published ones")
-    lonely = [name for label, name in enumerate(source.classes) if not any(label in s.labels for s in samples)]
-    if lonely:
-        source.warnings.append(f"classes that no picture carries: {', '.join(lonely)}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,35 @@ class Table:
 
     Attributes:
         path: the file, for messages.
-        stems: (N,) names of pictures, lower case, without folder and extension.
+        names: (N,) pictures as the rows name them: lower case, ``/`` between folders, no extension.
         classes: (L,) column names as written.
         labels: (N, L) bool.
         split: (N,) split names, when the file has such a column.
     """
 
     path: Path
-    stems: tuple[str, ...]
+    names: tuple[str, ...]
     classes: tuple[str, ...]
     labels: NDArray[np.bool_]
     split: tuple[str, ...] | None = None
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """(N,) names without their folders."""
+        return tuple(name.rpartition("/")[2] for name in self.names)
+
+
+class _Row(NamedTuple):
+    """One row of a text or sheet, and its line there."""
+
+    line: int
+    cells: list[str]
+
+
+def name_of(name: str) -> str:
+    """``Images/Beach/beach_1.JPG`` -> ``images/beach/beach_1``."""
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    return (path.parent / stem_of(path.name)).as_posix().lower().lstrip("/")
 
 
 def stem_of(name: str) -> str:
@@ -48,7 +67,7 @@ def stem_of(name: str) -> str:
 
 def normal_name(name: str) -> str:
     """A class name without case, blanks, hyphens, underscores and the plural's s: ``bare-soil`` = ``Bare Soil``."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"[\W_]+", "", name.casefold())
     return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
 
 
@@ -81,34 +100,36 @@ def read_table(
     return _from_rows(path, rows, classes, separator)
 
 
-def _read_text(path: Path) -> list[list[str]]:
+def _read_text(path: Path) -> list[_Row]:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    first = text.split("\n", 1)[0]
+    first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        return [_Row(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
-        raise DataError(f"{path}: not a table ({error})") from None
-    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+        raise DataError(f"{path}: line {reader.line_num}: not a table ({error})") from None
 
 
-def _read_xlsx(path: Path) -> list[list[str]]:
+def _read_xlsx(path: Path) -> list[_Row]:
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = [
-            ["" if cell is None else str(cell).strip() for cell in row]
-            for row in book.active.iter_rows(values_only=True)
-        ]
-        book.close()
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on styles and extensions
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            rows = [
+                _Row(line, ["" if cell is None else str(cell).strip() for cell in row])
+                for line, row in enumerate(book.active.iter_rows(values_only=True), 1)
+            ]
+            book.close()
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable .xlsx file ({error})") from None
-    return [row for row in rows if any(row)]
+    return [row for row in rows if any(row.cells)]
 
 
 def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | None) -> Table:
@@ -133,57 +154,71 @@ def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | 
     if not np.isin(matrix, (0, 1)).all():
         raise DataError(f"{path}: expected 0 and 1 in `labels`, got {np.setdiff1d(matrix, (0, 1))[0]}")
     ordered = sorted(stems, key=natural_key)
-    return Table(path, tuple(stem_of(stem) for stem in ordered), tuple(classes), np.asarray(matrix) == 1)
+    return Table(path, tuple(name_of(stem) for stem in ordered), tuple(classes), np.asarray(matrix) == 1)
 
 
-def _from_rows(path: Path, rows: list[list[str]], classes: Sequence[str] | None, separator: str) -> Table:
-    if len(rows) < 2 or len(rows[0]) < 2:
+def _from_rows(path: Path, rows: list[_Row], classes: Sequence[str] | None, separator: str) -> Table:
+    if len(rows) < 2 or len(rows[0].cells) < 2:
         raise DataError(f"{path}: expected a header and rows `image,label,label,...`, got {len(rows)} rows")
-    header, body = rows[0], rows[1:]
-    for number, row in enumerate(body, 2):
-        if len(row) != len(header):
-            raise DataError(f"{path}: row {number} ({row[0]}): expected {len(header)} cells, got {len(row)}")
+    rows = _without_empty_columns(path, rows)
+    header, body = rows[0].cells, rows[1:]
     lower = [name.lower() for name in header]
     split = None
     if "split" in lower[1:]:
         place = lower.index("split", 1)
-        split = tuple(row[place] for row in body)
+        split = tuple(row.cells[place] for row in body)
         header, lower = header[:place] + header[place + 1 :], lower[:place] + lower[place + 1 :]
-        body = [row[:place] + row[place + 1 :] for row in body]
-    stems = tuple(stem_of(row[0]) for row in body)
+        body = [_Row(row.line, row.cells[:place] + row.cells[place + 1 :]) for row in body]
     if lower[1:] in (["labels"], ["label"], ["tags"]):
-        names, labels = _listed(path, body, classes, separator)
+        named, labels = _listed(path, body, classes, separator)
     else:
-        names, labels = tuple(header[1:]), _matrix(path, header, body)
-    return Table(path, stems, names, labels, split)
+        named, labels = tuple(header[1:]), _matrix(path, header, body)
+    return Table(path, tuple(name_of(row.cells[0]) for row in body), named, labels, split)
 
 
-def _matrix(path: Path, header: list[str], body: list[list[str]]) -> NDArray[np.bool_]:
-    known = {"0": False, "1": True, "0.0": False, "1.0": True}
+def _without_empty_columns(path: Path, rows: list[_Row]) -> list[_Row]:
+    """Rows of one length, without the empty columns that spreadsheets leave at the right."""
+    width = len(rows[0].cells)
+    for row in rows:
+        if len(row.cells) != width:
+            raise DataError(f"{path}: row {row.line} ({row.cells[0]}): expected {width} cells, got {len(row.cells)}")
+        if not row.cells[0] and row is not rows[0]:
+            raise DataError(f"{path}: row {row.line}: names no picture")
+    keep = [column for column in range(width) if any(row.cells[column] for row in rows)]
+    return [_Row(row.line, [row.cells[column] for column in keep]) for row in rows]
+
+
+def _matrix(path: Path, header: list[str], body: list[_Row]) -> NDArray[np.bool_]:
+    known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
     labels = np.zeros((len(body), len(header) - 1), dtype=bool)
     for number, row in enumerate(body):
-        for column, cell in enumerate(row[1:]):
-            if cell not in known:
+        for column, cell in enumerate(row.cells[1:]):
+            value = known.get(cell.lower())
+            if value is None:
                 raise DataError(
-                    f"{path}: row {number + 2} ({row[0]}), column {header[column + 1]!r}: expected 0 or 1, got {cell!r}"
+                    f"{path}: row {row.line} ({row.cells[0]}), column {header[column + 1]!r}: expected 0 or 1, "
+                    f"got {cell!r}"
                 )
-            labels[number, column] = known[cell]
+            labels[number, column] = value
     return labels
 
 
 def _listed(
-    path: Path, body: list[list[str]], classes: Sequence[str] | None, separator: str
+    path: Path, body: list[_Row], classes: Sequence[str] | None, separator: str
 ) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """``image,labels`` with names in one cell."""
-    lists = [[name.strip() for name in row[1].split(separator) if name.strip()] for row in body]
-    names = tuple(classes) if classes else tuple(sorted({name for names in lists for name in names}))
+    if separator == " ":  # the default; names with blanks need another one, and then it shows
+        separator = next((mark for mark in (";", "|", ",") if any(mark in row.cells[1] for row in body)), " ")
+    lists = [[name.strip() for name in row.cells[1].split(separator) if name.strip()] for row in body]
+    spelled = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
+    names = tuple(classes) if classes else tuple(sorted(spelled.values()))
     place = {normal_name(name): number for number, name in enumerate(names)}
     labels = np.zeros((len(body), len(names)), dtype=bool)
-    for number, found in enumerate(lists):
+    for number, (row, found) in enumerate(zip(body, lists, strict=True)):
         for name in found:
             if normal_name(name) not in place:
                 raise DataError(
-                    f"{path}: row {number + 2} ({body[number][0]}): label {name!r} is not in the class list"
+                    f"{path}: row {row.line} ({row.cells[0]}): label {name!r} is not in the class list"
                     f"{suggestion(name, names)}"
                 )
             labels[number, place[normal_name(name)]] = True

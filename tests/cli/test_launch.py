@@ -34,6 +34,7 @@ COMMAND = [sys.executable, "-m", "marc_dist.cli.launch"]
         (["local", "loss.tua=1"], "did you mean loss.tau?"),
         (["local", "none.yaml"], "none.yaml: no such file"),
         (["local", "data.dir=nowhere"], "nowhere"),
+        (["local", "eval", "train.run_dir=none"], "none: no such run folder"),
         (["local", "eval", "loss.tua=1"], "did you mean loss.tau?"),
     ],
 )
@@ -109,7 +110,7 @@ class _Job:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks through /proc")
-def test_killed_then_stopped_then_finished(sample_dir: Path, tmp_path: Path) -> None:
+def test_killed_then_resumed_then_stopped(sample_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [f"data.dir={sample_dir}", f"train.run_dir={run}", "train.checkpoint_every=2", *SMALL]
     job = _Job(run, "train", "train.epochs=1000", *words)
@@ -136,18 +137,6 @@ def test_killed_then_stopped_then_finished(sample_dir: Path, tmp_path: Path) -> 
     stopped = re.search(r"asked to stop \(SIGTERM\): saved after step (\d+)", out)
     assert stopped
     step = int(stopped[1])
-
-    job = _Job(run, str(run), f"train.max_steps={step + 2}")
-    code, out, err = job.end()
-    assert code == 0, err
-    assert f"going on after step {step}" in out
+    assert checkpoints(run)[-1].name == f"step-{step:08d}.pt"
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, step + 3))
-    assert (run / "encoder.json").is_file()
-
-
-def test_a_mistake_that_only_a_rank_can_see_is_one_line(sample_dir: Path, tmp_path: Path) -> None:
-    words = [f"data.dir={sample_dir}", f"train.run_dir={tmp_path}/run", "model.backbone=resnet81"]
-    code, _, err = _Job(tmp_path / "run", *words).end()
-    assert code == 2
-    assert err == "marc-launch: error: model.backbone: timm has no model named 'resnet81'; did you mean resnet18?\n"
+    assert steps == list(range(1, step + 1))

@@ -201,7 +201,13 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     ("sent", "seen"),
-    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1"), (signal.SIGUSR2, "SIGUSR2")],
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "SIGTERM"),
+        (signal.SIGHUP, "SIGTERM"),
+        (signal.SIGUSR1, "SIGUSR1"),
+        (signal.SIGUSR2, "SIGUSR2"),
+    ],
 )
 def test_signals_reach_every_rank_and_the_job_says_85(sent: signal.Signals, seen: str, tmp_path: Path) -> None:
     job = _job(tmp_path, SAVER)
@@ -216,6 +222,17 @@ def test_signals_reach_every_rank_and_the_job_says_85(sent: signal.Signals, seen
     assert job.run() == 85
     thread.join()
     assert all(f"asked by {seen}" in log.read_text() for log in logs)
+
+
+def test_a_job_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    class Closed(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise BrokenPipeError
+
+    job = _job(tmp_path, "print('one', flush=True)\ntime.sleep(0.5)\nprint('two')")
+    job.out = Closed()
+    assert job.run() == 0
+    assert (tmp_path / "logs/rank-0.log").read_text() == "one\ntwo\n"
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:

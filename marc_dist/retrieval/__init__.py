@@ -1,0 +1,1 @@
+"""Retrieval: exact search over an embedded archive, metrics, protocols, evaluation, report."""

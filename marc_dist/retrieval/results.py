@@ -1,0 +1,150 @@
+"""``RUN/eval``: the summary of an evaluation, and its files, each written completely or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marc_dist.config import Config, DataError
+from marc_dist.data.dataset import Dataset
+from marc_dist.retrieval import metrics
+from marc_dist.retrieval.protocols import Protocol
+from marc_dist.training.runfolder import write_atomic
+
+FORMAT = 1
+TOP = 10
+"""First answers that are kept for every query."""
+Tables = dict[str, tuple[dict[str, metrics.Float], metrics.Float, metrics.Int]]
+"""Encoder -> metrics (Q,) by name, label AP (Q, L), first answers (Q, TOP)."""
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _thirds(per_label: metrics.Float, third: metrics.Int) -> dict[str, dict[str, Any]]:
+    """Mean AP of the labels that have one, of all and of each third."""
+    out = {}
+    for name in ("all", *metrics.THIRDS):
+        chosen = np.full(len(third), True) if name == "all" else third == metrics.THIRDS.index(name)
+        known = per_label[chosen & ~np.isnan(per_label)]
+        out[name] = {"mAP": float(known.mean()) if len(known) else None, "num_labels": len(known)}
+    return out
+
+
+def summarise(
+    config: Config, dataset: Dataset, protocol: Protocol, info: dict[str, Any], tables: Tables
+) -> dict[str, Any]:
+    """What ``metrics.json`` says: how it was measured, and every mean."""
+    counts = np.asarray(dataset.labels[protocol.archive].sum(axis=0), dtype=np.int64)
+    asked = dataset.labels[protocol.queries].sum(axis=0)
+    third = metrics.label_thirds(counts)
+    means = {name: metrics.mean_known(label_ap) for name, (_, label_ap, _) in tables.items()}
+    trained = tables["trained"][0]
+    scoring = metrics.Scoring()
+    return {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "title": dataset.title,
+        "fingerprint": dataset.fingerprint,
+        "trained_on": info.get("fingerprint"),
+        "backbone": info["backbone"],
+        "protocol": config.eval.protocol,
+        "protocol_sentence": protocol.sentence,
+        "features": config.eval.features,
+        "gain": config.eval.gain,
+        "relevance": config.eval.relevance,
+        "denominator": scoring.denominator,
+        "ideal": scoring.ideal,
+        "ks": list(config.eval.ks),
+        "full_ranking": "mAP" in trained,
+        "num_queries": len(protocol.queries),
+        "num_archive": len(protocol.archive),
+        "relevant_share": float(trained["num_relevant"].mean() / len(protocol.archive)),
+        "queries_without_relevant": int((trained["num_relevant"] == 0).sum()),
+        "scores": {
+            name: {metric: float(values.mean()) for metric, values in one.items() if metric != "num_relevant"}
+            for name, (one, _, _) in tables.items()
+        },
+        "thirds": {name: _thirds(means[name], third) for name in tables},
+        "per_label": [
+            {
+                "label": label,
+                "archive_count": int(counts[at]),
+                "query_count": int(asked[at]),
+                "third": metrics.THIRDS[third[at]],
+                "ap": {name: _plain(means[name][at]) for name in tables},
+            }
+            for at, label in enumerate(dataset.classes)
+        ],
+    }
+
+
+def _csv(summary: dict[str, Any]) -> bytes:
+    names = list(summary["scores"])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "archive_count", "query_count", "third", *(f"ap_{name}" for name in names)])
+    for row in summary["per_label"]:
+        ap = ["" if row["ap"][name] is None else repr(row["ap"][name]) for name in names]
+        writer.writerow([row["label"], row["archive_count"], row["query_count"], row["third"], *ap])
+    return text.getvalue().encode()
+
+
+def _parquet(dataset: Dataset, protocol: Protocol, tables: Tables) -> bytes:
+    """One row per encoder and query: who, its metrics, its first answers (-1: none)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for name, (one, _, top) in tables.items():
+        columns: dict[str, Any] = {
+            "encoder": [name] * len(protocol.queries),
+            "id": protocol.queries,
+            "key": dataset.keys[protocol.queries].tolist(),
+            **one,
+            "num_relevant": one["num_relevant"].astype(np.int64),
+            "top": pa.array(top.tolist(), type=pa.list_(pa.int64())),
+        }
+        parts.append(pa.table(columns))
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(parts), sink)
+    return sink.getvalue()
+
+
+def write(folder: Path, summary: dict[str, Any], dataset: Dataset, protocol: Protocol, tables: Tables) -> None:
+    """Write ``per_query.parquet``, ``per_label.csv`` and, last, ``metrics.json``, whose presence means complete.
+
+    Raises:
+        LaunchError: no room, or the folder cannot be written.
+    """
+    write_atomic(folder / "per_query.parquet", _parquet(dataset, protocol, tables))
+    write_atomic(folder / "per_label.csv", _csv(summary))
+    write_atomic(folder / "metrics.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows of ``per_query.parquet``.
+
+    Raises:
+        DataError: not there, or of another format.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        rows = pq.read_table(folder / "per_query.parquet").to_pylist()
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no evaluation; make one with marc-eval {folder.parent}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: cannot be read ({error}); evaluate again with marc-eval") from None
+    if summary.get("format") != FORMAT:
+        raise DataError(f"{folder}/metrics.json: expected format {FORMAT}, got {summary.get('format')!r}")
+    return summary, rows

@@ -1,0 +1,112 @@
+"""What a run says: progress on the terminal, ``metrics.jsonl``, TensorBoard events. Only rank 0 speaks."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from marc_dist.config import LaunchError
+from marc_dist.training.runfolder import truncate_lines
+
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
+
+
+class RunLog:
+    """The log of one run on one rank.
+
+    Args:
+        run_dir: the run folder.
+        first_step: global steps done so far; lines of later steps, left by an interrupted run, are dropped.
+        last_step: where the progress bar ends.
+        speaks: whether this is the rank that writes.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, last_step: int, speaks: bool) -> None:
+        self.run_dir = run_dir
+        self.speaks = speaks
+        self._last_step = last_step
+        self._console = Console(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
+        self._writer: Any = None
+        self._progress: Progress | None = None
+        self._started, self._first_step = time.monotonic(), first_step
+        if not speaks:
+            return
+        for name in (METRICS, SKIPPED):
+            truncate_lines(run_dir / name, first_step)
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir), purge_step=first_step + 1)
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            tail = (TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+            self._progress = Progress(*columns, *tail, console=self._console)
+            self._task = self._progress.add_task("step", total=last_step, completed=first_step, figures="")
+            self._progress.start()
+
+    def say(self, message: str) -> None:
+        """One line for people."""
+        self._console.print(message, markup=False)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Write one step's figures everywhere; numbers that are not finite become null in the file."""
+        if not self.speaks:
+            return
+        self.append(METRICS, record)
+        step = int(record["step"])
+        for name, value in record.items():
+            if name not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(f"train/{name}", value, step, walltime=record["time"])
+        figures = (
+            f"loss {_figure(record['loss'])}  lr {record['lr']:.2e}  {record['images_per_s']:.0f} images/s  "
+            f"wait {100 * record['loader_wait']:.0f} %"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, figures=figures)
+        else:
+            self.say(f"step {step}/{self._last_step}  epoch {record['epoch']}  {figures}  left {self._left(step)}")
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Append one line to a ``.jsonl`` file of the run folder.
+
+        Raises:
+            LaunchError: the disk is full, or the folder has gone.
+        """
+        if not self.speaks:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        path = self.run_dir / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise LaunchError(f"{path}: cannot be written ({error.strerror}); free space and start again") from None
+
+    def _left(self, step: int) -> str:
+        share = (time.monotonic() - self._started) / max(step - self._first_step, 1)
+        seconds = round(share * max(self._last_step - step, 0))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+    def close(self) -> None:
+        """Flush and release; safe to call twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -1,0 +1,318 @@
+"""A whole run: data, encoder and optimiser; go on from the newest checkpoint; step, log, save; export the encoder."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from marc_dist import comm
+from marc_dist.config import Config, DataError, LaunchError, MarcError
+from marc_dist.data.dataset import open_dataset
+from marc_dist.data.loader import Batch, TrainLoader
+from marc_dist.objective import LabelStatistics
+from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from marc_dist.training.device import resolve_arithmetic, resolve_device
+from marc_dist.training.export import save_encoder
+from marc_dist.training.log import SKIPPED, RunLog
+from marc_dist.training.model import Encoder, build_encoder
+from marc_dist.training.norm import batch_norms
+from marc_dist.training.runfolder import checkpoints, plain_settings, refuse_changes, write_config
+from marc_dist.training.schedule import build_optimiser, learning_rate
+from marc_dist.training.signals import StopFlag
+from marc_dist.training.step import Stepper, StepResult
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run_dir: the run folder.
+        step: global steps done.
+        total_steps: global steps of the whole schedule.
+        resumed_from: step at which this process took over, 0 for a fresh run.
+        interrupted: a signal asked for the end; everything is saved.
+        skipped: steps of the run skipped because something was not finite.
+        loss: of the last step.
+    """
+
+    run_dir: Path
+    step: int
+    total_steps: int
+    resumed_from: int
+    interrupted: bool
+    skipped: int
+    loss: float | None
+
+
+def run_rank(config: Config, *, resume: bool = True, stop: StopFlag | None = None) -> TrainResult:
+    """One rank of a run: join the world that the environment describes, train, leave."""
+    comm.join(resolve_device(config.train.device).type)
+    result = train(config, resume=resume, stop=stop)
+    comm.leave()  # not after an error: a rank that fails must not wait for others
+    return result
+
+
+def train(config: Config, *, resume: bool = True, stop: StopFlag | None = None) -> TrainResult:
+    """Train in the present process group, from the newest checkpoint of ``train.run_dir`` when there is one.
+
+    Args:
+        config: the run's settings.
+        resume: go on from a checkpoint; False refuses a folder that has some.
+        stop: looked at once a step; when set on any rank, all ranks save the same step and return.
+
+    Raises:
+        ConfigError: settings that do not fit the machine, or the run so far.
+        DataError: shards that cannot be read, or that are not those of the run so far.
+        LaunchError: a full disk; too many non-finite steps in a row.
+    """
+    return _Run(config, resume, StopFlag() if stop is None else stop).go()
+
+
+def _agree(value: T, error: MarcError | None) -> T:
+    """Rank 0's value everywhere, or rank 0's error everywhere: nobody waits for a rank that has given up."""
+    agreed: tuple[T, MarcError | None] = comm.broadcast_object((value, error))
+    if agreed[1] is not None:
+        raise agreed[1]
+    return agreed[0]
+
+
+class _Run:
+    def __init__(self, config: Config, resume: bool, stop: StopFlag) -> None:
+        self.config = config
+        self.run_dir = Path(config.train.run_dir)
+        self.stop = stop
+        self.main = comm.rank() == 0
+        self.dataset = open_dataset(config.data.dir)
+        self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world())
+        self.total_steps = config.train.epochs * self.loader.steps_per_epoch
+        self.last_step = min(self.total_steps, config.train.max_steps or self.total_steps)
+        self.device = resolve_device(config.train.device)
+        self.arithmetic = resolve_arithmetic(config.train, self.device)
+        self.notes: list[str] = []
+        self.payload = self._begin(resume)
+        self.first_step = int(self.payload["step"]) if self.payload else 0
+        self.nonfinite = int(self.payload["nonfinite"]) if self.payload else 0
+        self.skipped = int(self.payload["skipped"]) if self.payload else 0
+        self.encoder, self.optimiser = self._build()
+        self._describe()
+        self.stepper = Stepper(config, self.encoder, self.optimiser, self.arithmetic, self._statistics())
+        self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main)
+        self.window = _Window(time.monotonic())
+        self.loss: float | None = None
+
+    def _begin(self, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint to go on from, chosen and checked by rank 0."""
+        path: Path | None = None
+        payload: dict[str, Any] | None = None
+        error: MarcError | None = None
+        if self.main:
+            try:
+                if not resume and checkpoints(self.run_dir):
+                    raise LaunchError(f"{self.run_dir}: has checkpoints; choose another train.run_dir")
+                path = newest_checkpoint(self.run_dir, self.notes.append)
+                if path is not None:
+                    payload = load_checkpoint(path)
+                    self._check(payload)
+            except MarcError as caught:
+                error = caught
+        chosen = _agree(path, error)
+        return load_checkpoint(chosen) if chosen is not None and payload is None else payload
+
+    def _describe(self) -> None:
+        """Make the run folder and write its settings, once nothing about them can be wrong any more."""
+        error: MarcError | None = None
+        if self.main:
+            try:
+                write_config(self.config)
+            except MarcError as caught:
+                error = caught
+        _agree(None, error)
+
+    def _check(self, payload: dict[str, Any]) -> None:
+        """Refuse other data and other settings than those of the run so far."""
+        if payload["fingerprint"] != self.dataset.fingerprint or payload["classes"] != list(self.dataset.classes):
+            raise DataError(
+                f"{self.run_dir}: was trained on {payload['dataset']} (fingerprint {payload['fingerprint'][:12]}), but "
+                f"{self.config.data.dir} holds {self.dataset.name} ({self.dataset.fingerprint[:12]}); "
+                "give the same shards as data.dir, or another train.run_dir"
+            )
+        refuse_changes(payload["settings"], self.config, str(self.run_dir))
+
+    def _build(self) -> tuple[Encoder, torch.optim.Optimizer]:
+        model = self.config.model
+        if self.payload is not None:  # every weight comes from the checkpoint
+            model = model.model_copy(update={"weights": None, "pretrained": False})
+        encoder = build_encoder(model, self.config.train.seed, self.config.data.image_size)
+        encoder.to(self.device, self.arithmetic.weights)
+        if self.device.type == "cuda":
+            encoder.to(memory_format=torch.channels_last)
+        if model.batch_norm == "plain" and comm.world() > 1 and batch_norms(encoder) and self.main:
+            warnings.warn(
+                "model.batch_norm=plain with several ranks: statistics are those of each rank alone, so the result "
+                "depends on the number of ranks (promise 1 is void); use sync or frozen",
+                stacklevel=2,
+            )
+        optimiser = build_optimiser(self.config.optim, encoder)
+        if self.payload is not None:
+            encoder.load_state_dict(self.payload["model"])
+            optimiser.load_state_dict(self.payload["optimiser"])
+        return encoder, optimiser
+
+    def _statistics(self) -> LabelStatistics | None:
+        if self.config.loss.counts == "batch":
+            return None
+        split = self.config.data.train_split
+        counts = torch.from_numpy(self.dataset.label_counts(split)).to(self.device)
+        return LabelStatistics(counts, torch.from_numpy(self.dataset.cooccurrence(split)).to(self.device))
+
+    def go(self) -> TrainResult:
+        """Steps until the end, ``train.max_steps`` or a signal; then the encoder."""
+        try:
+            self._greet()
+            step, interrupted = self._steps()
+            if not interrupted:
+                self._export(step)
+            comm.barrier()  # nobody leaves while rank 0 still writes
+        finally:
+            self.log.close()
+            self.loader.close()
+        return TrainResult(self.run_dir, step, self.total_steps, self.first_step, interrupted, self.skipped, self.loss)
+
+    def _greet(self) -> None:
+        for note in self.notes:
+            self.log.say(note)
+        rows = len(self.dataset.rows(self.config.data.train_split))
+        self.log.say(
+            f"{self.run_dir}: {self.dataset.name}, {rows} samples, {self.total_steps} steps, {comm.world()} rank(s) on "
+            f"{self.device.type}" + (f", going on after step {self.first_step}" if self.first_step else "")
+        )
+
+    def _steps(self) -> tuple[int, bool]:
+        step = self.first_step
+        interrupted = False
+        while step < self.last_step and not interrupted:
+            epoch, start = divmod(step, self.loader.steps_per_epoch)
+            self.window.wait_from = time.monotonic()
+            for batch in self.loader.epoch(epoch, start):
+                self.window.waited += time.monotonic() - self.window.wait_from
+                lr = learning_rate(self.config.optim, step, self.total_steps)
+                result = self.stepper.take(batch, step, lr, bool(self.stop))
+                step += 1
+                self._account(result, batch, step, epoch)
+                self._report(result, batch, step, epoch, lr)
+                interrupted = result.stop and step < self.last_step
+                if interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
+                    self._save(step)
+                if interrupted or step == self.last_step:
+                    break
+                self.window.wait_from = time.monotonic()
+        if interrupted:
+            self.log.say(
+                f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
+            )
+        return step, interrupted
+
+    def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
+        """Write down a skipped step; give up after ``train.max_nonfinite`` in a row."""
+        self.loss = result.loss
+        if result.applied:
+            self.nonfinite = 0
+            return
+        self.nonfinite += 1
+        self.skipped += 1
+        self.log.append(SKIPPED, {"step": step, "epoch": epoch, "ranks": self.stepper.suspects(batch)})
+        self.log.say(
+            f"step {step}: loss or gradients not finite; skipped on all ranks, ids in {self.run_dir / SKIPPED}"
+        )
+        if self.nonfinite >= self.config.train.max_nonfinite:
+            raise LaunchError(
+                f"{self.run_dir}: step {step}: loss or gradients not finite {self.nonfinite} times in a row; "
+                f"the ids are in {SKIPPED}; lower optim.lr, raise loss.tau, or look at these samples"
+            )
+
+    def _report(self, result: StepResult, batch: Batch, step: int, epoch: int, lr: float) -> None:
+        self.window.images += batch.global_size * self.config.data.num_views
+        if step % self.config.train.log_every and step not in (1, self.last_step):
+            self.log.advance(step)
+            return
+        now = time.monotonic()
+        seconds = max(now - self.window.started, 1e-9)
+        self.log.metrics(
+            {
+                "step": step,
+                "epoch": epoch,
+                "loss": result.loss,
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "skipped": self.skipped,
+                **describe(result.figures),
+                "images_per_s": self.window.images / seconds,
+                "loader_wait": min(self.window.waited / seconds, 1.0),
+                "time": time.time(),
+            }
+        )
+        self.window = _Window(now)
+
+    def _save(self, step: int) -> None:
+        if not self.main:
+            return
+        payload = {
+            "epoch": step // self.loader.steps_per_epoch,
+            "step_in_epoch": step % self.loader.steps_per_epoch,
+            "nonfinite": self.nonfinite,
+            "skipped": self.skipped,
+            "model": self.encoder.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "settings": plain_settings(self.config),
+            "dataset": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "classes": list(self.dataset.classes),
+        }
+        save_checkpoint(self.run_dir, step, payload, self.config.train.keep_checkpoints)
+
+    def _export(self, step: int) -> None:
+        if not self.main:
+            return
+        facts = {
+            "dataset": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "classes": list(self.dataset.classes),
+            "step": step,
+            "total_steps": self.total_steps,
+        }
+        path = save_encoder(self.encoder, self.config, facts)
+        self.log.say(f"step {step} of {self.total_steps} done; encoder in {path}")
+
+
+@dataclass
+class _Window:
+    """What happened since the last log line."""
+
+    started: float
+    waited: float = 0.0
+    wait_from: float = 0.0
+    images: int = 0
+
+
+def describe(figures: dict[str, float]) -> dict[str, float]:
+    """Means over the global batch from the loss's additive sums.
+
+    Returns:
+        positives_per_anchor; anchors_without_partner, the share of anchors that no candidate shares a label with; and
+        over the positive pairs temperature_mean and weight_mean, 0 where there is no pair.
+    """
+    anchors, pairs = max(figures["anchors"], 1.0), max(figures["positives"], 1.0)
+    return {
+        "positives_per_anchor": figures["positives"] / anchors,
+        "anchors_without_partner": figures["anchors_without_partner"] / anchors,
+        "temperature_mean": figures["temperature_sum"] / pairs,
+        "weight_mean": figures["weight_sum"] / pairs,
+    }

@@ -1,0 +1,155 @@
+"""From a run folder to scores: against loops over everything, on one rank and on several, full and cut rankings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from marc_dist.config import Config, DataError
+from marc_dist.data.dataset import Dataset
+from marc_dist.retrieval import evaluate as ev
+from marc_dist.retrieval import results
+from marc_dist.retrieval.evaluate import evaluate
+from marc_dist.training.export import load_encoder
+from marc_dist.training.model import build_encoder
+from tests.retrieval.runs import CLASSES, make_run
+from tests.worlds import run_in_world
+
+
+def run(config: Config, folder: Path, limit: int | None = None) -> dict[str, Any]:
+    if limit is not None:
+        ev.FULL_LIMIT = limit
+    return evaluate(config, folder, lambda line: None)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "eval").iterdir())}
+
+
+def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], archive: list[int]) -> list[list[int]]:
+    from marc_dist.data.augment import eval_transform
+    from marc_dist.data.reader import IndexedReader
+
+    reader = IndexedReader(dataset)
+    encoder.eval()
+    unit = {}
+    with torch.inference_mode():
+        for sample in {*queries, *archive}:
+            x = encoder(eval_transform(reader.image(sample), 32)[None])[0][0].double().numpy()
+            unit[sample] = x / np.linalg.norm(x)
+    return [sorted((i for i in archive if i != q), key=lambda i: -float(unit[q] @ unit[i])) for q in queries]
+
+
+def test_scores_against_loops(evaluated: Path, tiny: Dataset) -> None:
+    summary, rows = results.read(evaluated / "eval")
+    queries, archive = tiny.rows("test").tolist(), tiny.rows("train").tolist()
+    assert summary["num_queries"] == 10 and summary["num_archive"] == 30 and summary["queries_without_relevant"] == 1
+    trained, info = load_encoder(evaluated)
+    from marc_dist.config import ModelConfig
+
+    model = ModelConfig(backbone="test_resnet", head_hidden=8, head_dim=6)
+    encoders = {"trained": trained, "untrained": build_encoder(model, info["seed"], 32)}
+    for name, encoder in encoders.items():
+        lists = naive_lists(tiny, encoder, queries, archive)
+        told = {row["id"]: row for row in rows if row["encoder"] == name}
+        aps, by_label = [], {label: [] for label in range(len(CLASSES))}
+        for query, order in zip(queries, lists, strict=True):
+            assert told[query]["top"] == order[:10]
+            hits = [bool((tiny.labels[query] & tiny.labels[i]).any()) for i in order]
+            found = [at for at, hit in enumerate(hits) if hit]
+            ap = sum((n + 1) / (at + 1) for n, at in enumerate(found)) / len(found) if found else 0.0
+            assert told[query]["mAP"] == pytest.approx(ap)
+            assert told[query]["P@3"] == pytest.approx(sum(hits[:3]) / 3)
+            aps.append(ap)
+            for label in np.flatnonzero(tiny.labels[query]):
+                at = [n for n, i in enumerate(order) if tiny.labels[i, label]]
+                by_label[label].append(sum((n + 1) / (place + 1) for n, place in enumerate(at)) / len(at))
+        assert summary["scores"][name]["mAP"] == pytest.approx(np.mean(aps))
+        for label, values in by_label.items():
+            ap = summary["per_label"][label]["ap"][name]
+            assert (ap is None and not values) or ap == pytest.approx(np.mean(values))
+        known = [row["ap"][name] for row in summary["per_label"] if row["ap"][name] is not None]
+        assert summary["thirds"][name]["all"] == {"mAP": pytest.approx(np.mean(known)), "num_labels": len(known)}
+    assert summary["scores"]["trained"] != summary["scores"]["untrained"]
+
+
+def test_files_agree(evaluated: Path, tiny: Dataset) -> None:
+    summary = json.loads((evaluated / "eval" / "metrics.json").read_text())
+    with (evaluated / "eval" / "per_label.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["label"] for line in lines] == list(CLASSES)
+    assert lines[-1]["ap_trained"] == "" and lines[-1]["third"] == "rare" and lines[-1]["archive_count"] == "0"
+    assert float(lines[0]["ap_trained"]) == summary["per_label"][0]["ap"]["trained"]
+    assert summary["per_label"][0]["archive_count"] == int(tiny.label_counts("train")[0])
+
+
+@pytest.mark.parametrize("protocol", ["test_vs_train", "leave_one_out"])
+def test_ranks_write_the_same_bytes(tiny: Dataset, tmp_path: Path, protocol: str) -> None:
+    config = make_run(tmp_path / "run", tiny, eval__protocol=protocol)
+    run(config, tmp_path / "run")
+    alone = files(tmp_path / "run")
+    for world in (2, 3):
+        run_in_world(run, world, config, tmp_path / "run")
+        assert files(tmp_path / "run") == alone
+
+
+def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive beyond the limit goes through FAISS; what both know must be equal."""
+    config = make_run(tmp_path / "run", tiny, eval__protocol="leave_one_out", eval__query_split="train")
+    full = run(config, tmp_path / "run")
+    tops = [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]]
+    for summary in [*run_in_world(run, 3, config, tmp_path / "run", 10)]:
+        assert not summary["full_ranking"] and "mAP" not in summary["scores"]["trained"]
+        for name, scores in summary["scores"].items():
+            assert scores == {key: value for key, value in full["scores"][name].items() if key != "mAP"}
+    assert [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]] == tops
+
+
+def test_projection_and_no_baseline(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:
+    config = make_run(tmp_path / "run", tiny, eval__features="projection", eval__baseline=False)
+    summary = run(config, tmp_path / "run")
+    assert list(summary["scores"]) == ["trained"]
+    both = json.loads((evaluated / "eval" / "metrics.json").read_text())
+    assert summary["scores"]["trained"] != both["scores"]["trained"]
+
+
+def test_an_encoder_alone_is_enough(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:
+    config = make_run(tmp_path / "run", tiny)
+    (tmp_path / "run" / "config.yaml").unlink()
+    other = config.model_copy(update={"model": Config().model})  # resnet18: must not be built
+    assert run(other, tmp_path / "run")["scores"] == run(config, evaluated)["scores"]
+
+
+def test_other_classes_are_refused(tiny: Dataset, tmp_path: Path) -> None:
+    config = make_run(tmp_path / "run", tiny)
+    info = json.loads((tmp_path / "run" / "encoder.json").read_text())
+    info["classes"][2] = "purple"
+    (tmp_path / "run" / "encoder.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"5 classes.*differing: purple.*--data"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "eval").exists()
+
+
+def test_diverged_weights_are_told_with_the_image(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_run(tmp_path / "run", tiny)
+    trained, info = load_encoder(tmp_path / "run")
+    with torch.no_grad():
+        next(trained.parameters()).fill_(float("nan"))
+    monkeypatch.setattr(ev, "load_encoder", lambda folder: (trained, info))
+    with pytest.raises(
+        DataError, match=r"trained encoder: features of .*all.tar: <b>0</b>.* and 37 more are not finite"
+    ):
+        run(config, tmp_path / "run")
+
+
+def test_evaluation_that_is_missing_or_foreign(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no evaluation; make one with marc-eval"):
+        results.read(tmp_path / "eval")

@@ -1,0 +1,65 @@
+"""Device and precision by machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from marc_dist.config import ConfigError, TrainConfig
+from marc_dist.training.device import resolve_arithmetic, resolve_device
+from marc_dist.training.step import step_seed
+from marc_dist.training.trainer import describe
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+def test_auto_takes_a_gpu_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [resolve_device(asked).type for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"train.device: cuda .* no GPU here; use train.device=cpu"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capable", "expected"),
+    [
+        ("auto", CPU, True, (F32, F32, None)),
+        ("auto", GPU, True, (F32, F32, BF16)),
+        ("auto", GPU, False, (F32, F32, None)),
+        ("bfloat16", CPU, False, (F32, F32, BF16)),
+        ("float32", GPU, True, (F32, F32, None)),
+        ("float64", GPU, True, (F64, F64, None)),
+    ],
+)
+def test_precision(
+    precision: str, device: torch.device, capable: bool, expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capable)
+    assert resolve_arithmetic(TrainConfig(precision=precision), device) == expected
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(ConfigError, match="no bfloat16"):
+        resolve_arithmetic(TrainConfig(precision="bfloat16"), GPU)
+
+
+def test_step_seeds_differ_by_seed_step_and_rank() -> None:
+    seeds = {step_seed(*place) for place in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+    assert step_seed(3, 4, 5) == step_seed(3, 4, 5)
+
+
+def test_sums_become_means() -> None:
+    sums = {"anchors": 4.0, "positives": 8.0, "anchors_without_partner": 1.0, "temperature_sum": 2.0, "weight_sum": 4.0}
+    assert describe(sums) == {
+        "positives_per_anchor": 2.0,
+        "anchors_without_partner": 0.25,
+        "temperature_mean": 0.25,
+        "weight_mean": 0.5,
+    }
+    assert set(describe(dict.fromkeys(sums, 0.0)).values()) == {0.0}
