@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from marc_dist.cli.common import run_command
-from marc_dist.config import ConfigError, DataError, list_presets
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from marc_dist.data.sources import Source
+    from marc_dist.data.checks import Source
 
 EXAMPLES = """examples:
   marc-shard --list                                                  the data sets that it knows
@@ -24,7 +24,17 @@ EXAMPLES = """examples:
   marc-shard --dataset folder --source my_pictures --out data/mine   pictures + labels.csv, or one folder a class
   marc-shard --verify data/whdld                                     read back and check every byte
 """
-CHECKS = ("counts", "label_counts", "size", "missing", "doubled", "empty_labels", "label_range", "duplicates")
+CHECKS = (
+    "counts",
+    "label_counts",
+    "size",
+    "missing",
+    "surplus",
+    "doubled",
+    "empty_labels",
+    "label_range",
+    "duplicates",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,39 +57,65 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--force", action="store_true", help="replace an existing shard folder")
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--labels", choices=["auto", "table", "masks", "folders"], default="auto", help="where labels come from"
+        "--labels",
+        type=lambda word: {"file": "table", "mask": "masks", "folder": "folders"}.get(word, word),
+        choices=["auto", "table", "masks", "folders"],
+        default="auto",
+        help="where labels come from: auto, table (or file), masks (or mask), folders (or folder)",
+        metavar="KIND",
     )
-    how.add_argument("--table", metavar="FILE", help="label table that does not lie in the download")
+    how.add_argument("--table", "--csv", metavar="FILE", help="label table that does not lie in the download")
+    how.add_argument("--separator", metavar="MARK", help="between names in a `labels` column (default: ; | , or blank)")
     how.add_argument("--index-order", metavar="NAME", help="index table of masks that have no palette")
     how.add_argument("--classes", metavar="A,B,...", help="class list, in order, of a recipe that has none")
     how.add_argument("--to-png", action="store_true", help="store every picture as PNG (a set of several kinds)")
     how.add_argument("--allow", metavar="CHECK,...", default="", help=f"go on although these fail: {', '.join(CHECKS)}")
     how.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="samples of a full shard (1000)")
+    how.add_argument("--shard-mb", type=float, metavar="MB", help="megabytes of pictures in a shard (no limit)")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: every core)")
     how.add_argument("--dry-run", action="store_true", help="read and check the download, write nothing")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_command("marc-shard", _main, argv)
-
-
-def _main(argv: Sequence[str]) -> int:
+    """Entry point: the exit code. ``--help`` is answered before anything of ours is imported."""
     options = _parser().parse_args(argv)
+    from marc_dist.cli.common import run_command
+
+    return run_command("marc-shard", lambda _: _main(options), argv)
+
+
+def _main(options: argparse.Namespace) -> int:
     if options.list:
         return _list()
     if options.info:
         return _info(options.info)
     if options.verify:
         return _verify(Path(options.verify))
-    return _pack(options)
+    with _termination_as_interrupt():
+        return _pack(options)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: what is half-written is removed on the way out."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _list() -> int:
     from rich import print as show
     from rich.table import Table
 
+    from marc_dist.config import list_presets
     from marc_dist.data.recipes import load_recipe
 
     table = Table("name", "title", "classes", "labels from", box=None)
@@ -120,6 +156,7 @@ def _verify(path: Path) -> int:
     from rich.markup import escape
     from rich.table import Table
 
+    from marc_dist.config import DataError
     from marc_dist.data.verify import verify
 
     with _bar() as bar:
@@ -147,14 +184,16 @@ def _bar() -> Progress:
 
 
 def _pack(options: argparse.Namespace) -> int:
+    from marc_dist.config import ConfigError
     from marc_dist.data.download import opened
     from marc_dist.data.recipes import load_recipe
     from marc_dist.data.sources import read_source
 
     recipe = load_recipe(options.dataset)
     allow = _allowed(options.allow)
-    if options.samples_per_shard < 1 or options.workers < 0:
-        raise ConfigError("--samples-per-shard: expected 1 or more, --workers: 0 or more")
+    _ranges(options)
+    if options.separator:
+        recipe = recipe.model_copy(update={"separator": options.separator})
     out = Path(options.out or f"data/{recipe.name}").expanduser()
     workers = options.workers or os.cpu_count() or 1
     classes = [name.strip() for name in options.classes.split(",")] if options.classes else None
@@ -178,7 +217,19 @@ def _pack(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ranges(options: argparse.Namespace) -> None:
+    from marc_dist.config import ConfigError
+
+    if options.samples_per_shard < 1:
+        raise ConfigError(f"--samples-per-shard: expected 1 or more, got {options.samples_per_shard}")
+    if options.workers < 0:
+        raise ConfigError(f"--workers: expected 0 (every core) or more, got {options.workers}")
+    if options.shard_mb is not None and not 0 < options.shard_mb < 1e9:
+        raise ConfigError(f"--shard-mb: expected megabytes above 0, got {options.shard_mb}")
+
+
 def _allowed(text: str) -> list[str]:
+    from marc_dist.config import ConfigError
     from marc_dist.config.suggest import suggestion
 
     names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
@@ -209,6 +260,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             out,
             workers=workers,
             samples_per_shard=options.samples_per_shard,
+            shard_mb=options.shard_mb,
             to_png=options.to_png,
             force=options.force,
             progress=progress,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.data.recipes import Recipe
+
+NAMED_SIZES = 60  # so many odd pictures are listed by name, more are counted
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,25 @@ def expectations(source: Source) -> None:
     lonely = [name for label, name in enumerate(source.classes) if not any(label in s.labels for s in samples)]
     if lonely:
         source.warnings.append(f"classes that no picture carries: {', '.join(lonely)}")
+
+
+def odd_sizes(source: Source, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Note pictures of another size than the published one; it was let pass while packing.
+
+    Args:
+        source: of the recipe.
+        sizes: key -> width and height.
+    """
+    expect = source.recipe.expect.image_size
+    odd: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for key, size in sizes.items():
+        if expect is not None and size != expect:
+            odd[size].append(key)
+    if expect is None or not odd:
+        return
+    total = sum(map(len, odd.values()))
+    groups = [
+        f"{width}x{height} " + (", ".join(keys) if total <= NAMED_SIZES else f"({len(keys)})")
+        for (width, height), keys in sorted(odd.items())
+    ]
+    source.warnings.append(f"size: {total} pictures are not {expect[0]}x{expect[1]}: {'; '.join(groups)}")

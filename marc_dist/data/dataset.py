@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ class Dataset:
         return f"{self.root / self.shards[self.shard[sample]]}: {self.keys[sample]}"
 
 
+def content_fingerprint(classes: Sequence[str], rows: Iterable[tuple[str, str, bytes, str, int, int]]) -> str:
+    """SHA-256 of what a data set holds: free of paths, shard sizes, numbers of processes and library versions.
+
+    Args:
+        classes: in order.
+        rows: key, split, packed label bits, scene, CRC-32 and size of each sample, in order.
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT, list(classes)]).encode())
+    for key, split, labels, scene, crc32, size in rows:
+        digest.update(json.dumps([key, split, labels.hex(), scene, crc32, size]).encode())
+    return digest.hexdigest()
+
+
 def open_dataset(path: str | Path) -> Dataset:
     """Open a shard folder and check it against its own ``dataset.json``.
 
@@ -121,7 +135,16 @@ def _read_meta(root: Path) -> dict[str, Any]:
     missing = {"name", "title", "classes", "fingerprint", "index_sha256", "shards"} - set(meta)
     if missing:
         raise DataError(f"{file}: lacks {', '.join(sorted(missing))}; pack again with marc-shard --force")
+    if not all(map(_is_shard, meta["shards"])):
+        raise DataError(f"{file}: its list of shards is not readable; pack again with marc-shard --force")
     return dict(meta)
+
+
+def _is_shard(entry: Any) -> bool:
+    """Whether an entry of dataset.json's list has what is needed, and a plain file name."""
+    if not isinstance(entry, dict) or not {"name", "size", "sha256", "num_samples"} <= set(entry):
+        return False
+    return bool(Path(str(entry["name"])).name == entry["name"])
 
 
 def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
@@ -135,6 +158,10 @@ def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{root / 'index.parquet'}: not a shard index ({error}); pack again with marc-shard") from None
     names = tuple(shard["name"] for shard in meta["shards"])
+    if not set(column["shard"]) <= set(names):
+        raise DataError(
+            f"{root / 'index.parquet'}: names shards that dataset.json does not; pack again with marc-shard"
+        )
     position = {name: i for i, name in enumerate(names)}
     classes = tuple(meta["classes"])
     packed = np.frombuffer(b"".join(column["labels"]), dtype=np.uint8).reshape(len(table), -1)

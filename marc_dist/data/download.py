@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -52,15 +53,21 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
             from marc_dist.data.sample import write_sample
 
             folder = stack.enter_context(_temporary(beside))
-            write_sample(folder)
+            try:
+                write_sample(folder)
+            except OSError as error:
+                raise DataError(f"{beside}: cannot draw the sample there ({error.strerror or error})") from None
             roots.append(folder)
         yield roots
 
 
 @contextmanager
 def _temporary(beside: Path) -> Iterator[Path]:
-    beside.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".unpacked-", dir=beside))
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".unpacked-", dir=beside))
+    except OSError as error:
+        raise DataError(f"{beside}: cannot write there ({error.strerror or error})") from None
     try:
         yield folder
     finally:
@@ -80,7 +87,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 opened_tar.extractall(folder, filter="data")
         else:
             raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive}: damaged archive ({error}); fetch it again") from None
     except OSError as error:
         raise DataError(f"{archive}: cannot be unpacked beside the target ({error.strerror or error})") from None

@@ -7,11 +7,13 @@ worker it is, so 0, 1 or 8 of them give the same tensors.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from marc_dist.config import Config, MarcError
+from marc_dist.config import Config, DataError, MarcError
 from marc_dist.data.augment import Augment, eval_transform
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids, epoch_order, global_batch_ids, num_steps, rank_part
@@ -75,26 +77,46 @@ class _Schedule(Sampler[tuple[int, ...]]):
         return len(self.tasks)
 
 
-def _ignore_stop_signals(_: int = 0) -> None:
-    """A job's stop signals are the main process's business; a worker ends when its main process does."""
+def _start_worker(_: int) -> None:
+    """A job's stop signals are the main process's business; a worker ends when its main process does.
+
+    torch watches the parent instead, which here is the fork server, and that lives as long as any worker does.
+    """
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None, "only workers watch"
+    main.join()
+    os._exit(1)
+
+
+def _kill(workers: list[Any]) -> None:
+    """For workers that nobody closed: they ignore the SIGTERM that multiprocessing sends (and then waits for ever)."""
+    for worker in workers:
+        worker.kill()
+
+
+def _as_is(result: Any) -> Any:
+    return result
 
 
 def _context() -> Any:
     """Fork server: a plain fork would copy a process in which gloo's or CUDA's threads hold locks, and a spawned
-    worker would import torch anew (two seconds each). The server ignores stop signals, too, or it would take the
-    workers with it when a whole process group is signalled.
+    worker would import torch anew. The server is born with the stop signals blocked, or it would take the workers
+    with it when a whole process group is signalled; a signal that reaches this process meanwhile comes a little later.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["marc_dist.data.loader"])
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS} if main else {}
+    resource_tracker.ensure_running()  # it would unblock SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -113,31 +135,48 @@ class _Pool(Generic[T]):
             workers = {
                 "multiprocessing_context": _context(),
                 "persistent_workers": True,
-                "worker_init_fn": _ignore_stop_signals,
+                "worker_init_fn": _start_worker,
             }
         self._loader: _Loader | None = _Loader(
             tasks,
             batch_size=None,
             sampler=self.schedule,
             num_workers=num_workers,
+            collate_fn=_as_is,
             generator=torch.Generator(),  # its own: starting workers must not move the run's generator
             **workers,
         )
+
+        self._workers: list[Any] = []
+        Finalize(self, _kill, (self._workers,), exitpriority=10)  # before multiprocessing waits for its children
 
     def run(self, tasks: Sequence[tuple[int, ...]]) -> Iterator[T]:
         """Results in the order of ``tasks``."""
         assert self._loader is not None, "closed"
         self.schedule.tasks = tasks
-        for result in self._loader:
-            if isinstance(result, MarcError):
-                raise result
-            yield result
+        results = iter(self._loader)
+        self._workers[:] = getattr(results, "_workers", [])
+        try:
+            for result in results:
+                if isinstance(result, MarcError):
+                    raise result
+                yield result
+        except RuntimeError:
+            dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in self._workers if not worker.is_alive()]
+            if not dead:
+                raise
+            raise DataError(
+                f"loader process {', '.join(dead)} ended by itself, mostly for want of memory or of room in /dev/shm; "
+                f"try data.num_workers={max(0, len(self._workers) - 1)}"
+            ) from None
 
     def close(self) -> None:
         """End the workers."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
+        _kill([worker for worker in self._workers if worker.is_alive()])
+        self._workers.clear()
         self._loader = None
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from marc_dist import __version__
-from marc_dist.data.dataset import FORMAT
-from marc_dist.data.sources import Sample, Source
+from marc_dist.data.checks import Sample, Source
+from marc_dist.data.dataset import FORMAT, content_fingerprint
 from marc_dist.data.tar import Entry, Shard
 
 Plan = Mapping[str, Sequence[tuple[Sample, Entry]]]
@@ -79,21 +79,20 @@ def _statistics(samples: Sequence[Sample], num_classes: int) -> dict[str, Any]:
 def _rows(plan: Plan, shards: Mapping[str, Sequence[Shard]], classes: list[str]) -> tuple[dict[str, list[Any]], str]:
     """The index's columns, and the fingerprint of the content: free of paths, shard sizes and library versions."""
     columns: dict[str, list[Any]] = defaultdict(list)
-    digest = hashlib.sha256(json.dumps([FORMAT, classes]).encode())
     for split, pairs in plan.items():
         written = [(shard.name, row) for shard in shards[split] for row in shard.rows]
         for (sample, entry), (shard, row) in zip(pairs, written, strict=True):
             bits = np.zeros(len(classes), dtype=np.uint8)
             bits[list(sample.labels)] = 1
             labels = np.packbits(bits, bitorder="little").tobytes()
-            digest.update(json.dumps([row.key, split, labels.hex(), sample.scene, row.crc32, row.size]).encode())
             values = (
                 row.key, split, shard, row.offset, row.size, row.crc32,
                 labels, sample.scene, row.width, row.height, entry.ext,
             )  # fmt: skip
             for column, value in zip(SCHEMA, values, strict=True):
                 columns[column].append(value)
-    return dict(columns), digest.hexdigest()
+    facts = zip(*(columns[name] for name in ("key", "split", "labels", "scene", "crc32", "size")), strict=True)
+    return dict(columns), content_fingerprint(classes, facts)
 
 
 def _write_index(columns: dict[str, list[Any]], path: Path) -> None:

@@ -22,8 +22,8 @@ from marc_dist.data.discover import File, Found, discover
 from marc_dist.data.masks import MaskRule, read_mask
 from marc_dist.data.recipes import Recipe, load_recipe
 from marc_dist.data.splits import assign
-from marc_dist.data.workers import start_worker
 from marc_dist.data.tables import Table, in_class_order, read_table, stem_of
+from marc_dist.data.workers import start_worker
 
 Labels = dict[str, tuple[int, ...]]
 MASKS_A_PROCESS = 200  # below, starting processes costs more than it saves
@@ -119,22 +119,21 @@ def _pictures(source: Source, found: Found, roots: Sequence[Path]) -> dict[str, 
             else ""
         )
         raise DataError(f"{where}: found {rest}no pictures of {recipe.title}; expected {recipe.layout or 'pictures'}")
-    pictures = _by_key(source, found.pictures, "pictures")
-    if recipe.expect.stem:
-        strange = [file.origin for key, file in pictures.items() if not re.fullmatch(recipe.expect.stem, stem_of(key))]
-        if len(strange) > len(pictures) / 2:
-            raise DataError(
-                f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(pictures)} pictures have "
-                f"other names, such as {strange[0]}{_other_recipe(pictures)}; expected {recipe.layout}"
-            )
-    return pictures
+    pattern = recipe.expect.stem
+    strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.path.name))]
+    if len(strange) > len(found.pictures) / 2:
+        raise DataError(
+            f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(found.pictures)} pictures have "
+            f"other names, such as {strange[0].origin}{_other_recipe(found.pictures)}; expected {recipe.layout}"
+        )
+    return _by_key(source, found.pictures, "pictures")
 
 
-def _other_recipe(pictures: Mapping[str, File]) -> str:
+def _other_recipe(pictures: Sequence[File]) -> str:
     """A hint at the recipe whose names these pictures have, or nothing."""
     for name in list_presets("shards"):
         pattern = load_recipe(name).expect.stem
-        if pattern and all(re.fullmatch(pattern, stem_of(file.path.name)) for file in pictures.values()):
+        if pattern and all(re.fullmatch(pattern, stem_of(file.path.name)) for file in pictures):
             return f" (as in {name}: try --dataset {name})"
     return ""
 
@@ -214,7 +213,7 @@ def _from_table(source: Source, files: list[File], pictures: dict[str, File]) ->
 
 
 def _row_keys(table: Table, pictures: Mapping[str, File]) -> tuple[str, ...]:
-    """Which picture each row means when names repeat: the one whose path ends in the row's, or the other way round.
+    """Which picture each row means when names repeat: its path ends in the row's, or the row's ends in its whole path.
 
     Raises:
         DataError: a row fits several pictures.
@@ -225,10 +224,12 @@ def _row_keys(table: Table, pictures: Mapping[str, File]) -> tuple[str, ...]:
             ending[end].append(key)
     keys = []
     for name in table.names:
-        fits = next((ending[end] for end in _endings(name) if end in ending), [name])
+        whole = next((end for end in _endings(name) if end in pictures), name)
+        fits = ending.get(name, [whole])
         if len(fits) > 1:
             raise DataError(
-                f"{table.path}: {name!r} fits {len(fits)} pictures, such as {fits[0]} and {fits[1]}; write their folders too"
+                f"{table.path}: {name!r} fits {len(fits)} pictures, such as {fits[0]} and {fits[1]}; "
+                "write their folders too"
             )
         keys.append(fits[0])
     return tuple(keys)
@@ -291,7 +292,7 @@ def _pairing(source: Source, kind: str, labels: Labels, pictures: dict[str, File
         )
     source.check("missing", bare, f"pictures without labels in the {kind} ({len(bare)}, left out)")
     lost = [key for key in labels if key not in pictures]
-    source.check("missing", lost, f"labels in the {kind} without a picture ({len(lost)}, left out)")
+    source.check("surplus", lost, f"labels in the {kind} without a picture ({len(lost)}, left out)")
 
 
 def _compare(source: Source, one: Labels, two: Labels) -> None:

@@ -1,4 +1,4 @@
-"""Which split a picture belongs to: folders of the download, a column of its table, or a draw that any machine repeats."""
+"""Which split a picture belongs to: a folder of the download, a column of its table, or a draw that can be repeated."""
 
 from __future__ import annotations
 

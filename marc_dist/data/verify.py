@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from marc_dist.config import DataError
-from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
 
 
@@ -38,13 +41,39 @@ def verify(path: Path, progress: Callable[[str], None] | None = None) -> list[Sh
         DataError: the folder cannot be opened at all.
     """
     dataset = open_dataset(path)
-    reports = []
+    reports = [
+        ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, _index(dataset))
+    ]
     for number, shard in enumerate(dataset.meta["shards"]):
         if progress is not None:
             progress(shard["name"])
         faults = _shard_faults(dataset, number, shard["sha256"])
         reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], faults))
     return reports
+
+
+def _index(dataset: Dataset) -> list[str]:
+    """What the index and the list of files say about one another."""
+    faults = []
+    if fingerprint(dataset) != dataset.fingerprint:
+        faults.append("its rows do not give the fingerprint in dataset.json")
+    listed = sum(int(shard["num_samples"]) for shard in dataset.meta["shards"])
+    if listed != len(dataset):
+        faults.append(f"holds {len(dataset)} samples, dataset.json lists {listed}")
+    strange = sorted(file.name for file in dataset.root.glob("*.tar") if file.name not in dataset.shards)
+    return faults + [f"{name}: a shard that dataset.json does not list" for name in strange]
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """The content's fingerprint, computed anew from the index."""
+    rows = zip(dataset.keys, dataset.split, dataset.labels, dataset.scene, dataset.crc32, dataset.size, strict=True)
+    return content_fingerprint(
+        dataset.classes,
+        (
+            (str(key), str(split), np.packbits(bits, bitorder="little").tobytes(), str(scene), int(crc), int(size))
+            for key, split, bits, scene, crc, size in rows
+        ),
+    )
 
 
 def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
@@ -72,8 +101,6 @@ def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
 
 
 def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] | None) -> list[str]:
-    import os
-
     key = str(dataset.keys[row])
     data = os.pread(file, int(dataset.size[row]), int(dataset.offset[row]))
     if zlib.crc32(data) != int(dataset.crc32[row]):
@@ -83,9 +110,10 @@ def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] 
     except DataError as error:
         return [str(error)]
     try:
-        assert meta is not None
-        labels = json.loads(os.pread(file, meta[1], meta[0]))["labels"]
-    except (AssertionError, ValueError, KeyError, TypeError):
+        labels = json.loads(os.pread(file, *reversed(meta)))["labels"] if meta else None
+    except (ValueError, KeyError, TypeError):
+        labels = None
+    if labels is None:
         return [f"{key}: no readable JSON beside the picture"]
     expected = [name for name, on in zip(dataset.classes, dataset.labels[row], strict=True) if on]
     return [] if labels == expected else [f"{key}: labels {labels} differ from the index's {expected}"]

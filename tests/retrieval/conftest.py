@@ -1,4 +1,4 @@
-"""One tiny data set and one evaluated run with its report for all tests of this folder; read them, never write there."""
+"""One tiny data set and one evaluated run with its report for these tests; read them, never write there."""
 
 from __future__ import annotations
 

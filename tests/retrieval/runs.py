@@ -67,7 +67,14 @@ def pack_tiny(folder: Path, num: int = 40, seed: int = 0) -> Dataset:
         "classes": list(CLASSES),
         "fingerprint": hashlib.sha256(index + buffer.getvalue()).hexdigest(),
         "index_sha256": hashlib.sha256(index).hexdigest(),
-        "shards": [{"name": "all.tar", "size": len(buffer.getvalue())}],
+        "shards": [
+            {
+                "name": "all.tar",
+                "size": len(buffer.getvalue()),
+                "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+                "num_samples": num,
+            }
+        ],
     }
     (folder / "dataset.json").write_text(json.dumps(meta))
     return open_dataset(folder)
@@ -92,16 +99,7 @@ def make_run(folder: Path, dataset: Dataset, **words: object) -> Config:
     write_config(config)
     extra = {"dataset": dataset.name, "classes": list(dataset.classes), "fingerprint": dataset.fingerprint, "step": 3}
     save_encoder(build_encoder(config.model, 99, 32), config, extra)
-    lines = [
-        {
-            "step": at,
-            "epoch": 0,
-            "loss": None if at == 5 else 5 - at / 2,
-            "lr": 1e-3,
-            "grad_norm": 0.5,
-            "images_per_s": 9,
-        }
-        for at in range(1, 9)
-    ]
+    same = {"epoch": 0, "lr": 1e-3, "grad_norm": 0.5, "images_per_s": 9}
+    lines = [{"step": at, "loss": None if at == 5 else 5 - at / 2, **same} for at in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
     return config

@@ -1,0 +1,115 @@
+"""A folder that appears whole or not at all: written beside its place, published in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from marc_dist.config import DataError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def publication(out: Path, force: bool) -> Iterator[Path]:
+    """A private folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes when it does not.
+
+    An older shard folder at ``out`` stays as it is until the new one takes its place, in one step where the file system
+    can exchange two names; elsewhere in two, and the next call mends what a crash between them left.
+
+    Args:
+        out: the folder to make.
+        force: replace an existing shard folder.
+
+    Raises:
+        DataError: something else is in the way, another process writes there, the disk is full or fails.
+    """
+    partial_dir, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial_dir.mkdir(exist_ok=True)
+        lock = os.open(partial_dir, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{out.parent}: cannot write there ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: another marc-shard is writing it; wait for it") from None
+        try:
+            _clear(partial_dir)
+            _mend(out, old)
+            _in_the_way(out, force)
+            yield partial_dir
+            sync(partial_dir)
+            _replace(partial_dir, out, old)
+            sync(out.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+            if error.errno in FULL:
+                raise DataError(f"{out}: the disk is full; nothing was kept, free some room and start again") from None
+            raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+        except BaseException:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _mend(out: Path, old: Path) -> None:
+    """After a crash between the two renames of ``_replace``: the old folder comes back."""
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(new: Path, out: Path, old: Path) -> None:
+    if not out.exists():
+        new.rename(out)
+    elif _exchange(new, out):
+        shutil.rmtree(new, ignore_errors=True)  # now the older folder
+    else:
+        out.rename(old)
+        new.rename(out)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _in_the_way(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if out.exists():
+            out.rmdir()
+        return
+    if not (out / "dataset.json").is_file():
+        raise DataError(f"{out}: exists and is not a shard folder; choose another --out")
+    if not force:
+        raise DataError(f"{out}: exists; pass --force to replace it")
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's list of names to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,83 @@
+"""``marc-eval`` as people call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from marc_dist.cli.evaluate import main
+from tests.retrieval.runs import make_run, pack_tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    make_run(folder / "run", pack_tiny(folder / "data"))
+    return folder / "run"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("marc-eval: error: ") and err.count("\n") == 1
+    return err
+
+
+def test_a_run_is_scored_and_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    assert {path.name for path in (run / "eval").iterdir()} == {
+        "metrics.json",
+        "per_label.csv",
+        "per_query.parquet",
+        "panel.png",
+    }
+    for scores in summary["scores"].values():
+        assert f"{scores['mAP']:.4f}" in out and f"{scores['nDCG@3']:.4f}" in out
+    for word in ("trained", "untrained", "label AP, rare (1)", "red & blue", "<script>", "queries without a relevant"):
+        assert word in out
+    assert f"report: {run / 'report.html'}" in out and (run / "report.html").is_file()
+    assert "untrained encoder: 40 images" in err
+
+
+def test_words_and_encoder_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "report.html").unlink(missing_ok=True)
+    words = ["eval.protocol=oml", "--no-report", "eval.query_split=train", "eval.baseline=false", "eval.ks=[2]"]
+    assert main([str(run / "encoder.safetensors"), "--data", str(run.parent / "data"), *words]) == 0
+    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    assert summary["protocol"] == "oml" and summary["num_queries"] == 6 and "P@2" in summary["scores"]["trained"]
+    assert not (run / "report.html").exists() and "report:" not in capsys.readouterr().out
+
+
+def test_print_resolves_and_stops(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--print", "eval.gain=jaccard", "--data", "elsewhere"]) == 0
+    out = capsys.readouterr().out
+    assert "gain: jaccard" in out and "dir: elsewhere" in out and "backbone: test_resnet" in out
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such run; make one with marc-train" in refused(capsys, str(tmp_path / "nothing"))
+    assert "neither config.yaml nor encoder.json" in refused(capsys, str(tmp_path))
+    assert "expected one run folder" in refused(capsys, "eval.gain=count")
+    assert "expected one run folder" in refused(capsys, str(run), str(tmp_path))
+    assert "expected a run folder or its encoder" in refused(capsys, str(run / "config.yaml"))
+    assert "eval.gian: unknown key" in refused(capsys, str(run), "eval.gian=count")
+    assert "loss.tau: belongs to training" in refused(capsys, str(run), "loss.tau=0.2")
+    assert "no such shard folder" in refused(capsys, str(run), "--data", str(tmp_path / "gone"))
+    (tmp_path / "config.yaml").write_text("train: {device: cpu}\n")
+    assert "no encoder.json; a finished marc-train run writes it" in refused(capsys, str(tmp_path))
+    (tmp_path / "encoder.json").write_text("{")
+    assert "the encoder cannot be read" in refused(capsys, str(tmp_path))
+
+
+def test_an_encoder_of_other_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "encoder.json").read_text())
+    info["classes"].append("snow")
+    (tmp_path / "run" / "encoder.json").write_text(json.dumps(info))
+    assert "differing: snow" in refused(capsys, str(tmp_path / "run"))

@@ -1,0 +1,192 @@
+"""The report: everything escaped, nothing from outside, the right pictures; the charts it is made of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from marc_dist.config import DataError, load_config
+from marc_dist.data.dataset import Dataset
+from marc_dist.data.reader import IndexedReader
+from marc_dist.retrieval import charts, panel, results
+from marc_dist.retrieval.report import read_curves, write_report
+from tests.retrieval.runs import HOSTILE, make_run, pack_tiny
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the text between them; complains about tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in {"meta", "link", "img"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(evaluated: Path) -> Page:
+    parsed = Page()
+    parsed.feed((evaluated / "report.html").read_text())
+    assert not parsed.open
+    return parsed
+
+
+def test_hostile_names_stay_text(page: Page) -> None:
+    tags = {tag for tag, _ in page.tags}
+    assert not {"script", "b1", "iframe"} & tags
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    text = " ".join(page.text)
+    assert HOSTILE in text and "red & blue" in text and "dark'\"" in text and "tiny<run>" in text
+    alts = " ".join(attributes.get("alt", "") for _, attributes in page.tags)
+    assert "<b>" in alts  # keys of samples
+
+
+def test_nothing_comes_from_outside(page: Page, evaluated: Path) -> None:
+    text = re.sub(r'base64,[^"]*', "", (evaluated / "report.html").read_text())
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+    for _, attributes in page.tags:
+        for key in ("src", "href", "srcset", "action"):
+            assert attributes.get(key, "data:").startswith("data:")
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_pictures_are_the_real_ones_and_described(page: Page, evaluated: Path, tiny: Dataset) -> None:
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    _, rows = results.read(evaluated / "eval")
+    assert len(images) == 6 * (1 + 6 + 6)
+    reader = IndexedReader(tiny)
+    answers = {row["id"]: row["top"] for row in rows if row["encoder"] == "trained"}
+    query = next(q for q in answers if images[0]["alt"].startswith(f"query {tiny.keys[q]}:"))
+    for image, sample in zip(images[:7], [query, *answers[query][:6]], strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
+        assert picture.tobytes() == reader.image(sample).tobytes() and str(tiny.keys[sample]) in image["alt"]
+
+
+def test_figures_of_both_encoders_are_shown(page: Page, evaluated: Path) -> None:
+    summary, _ = results.read(evaluated / "eval")
+    text = " ".join(page.text)
+    for scores in summary["scores"].values():
+        for value in scores.values():
+            assert f"{value:.4f}" in text
+    for chart in ("loss", "learning rate", "gradient norm", "images per second"):
+        assert chart in text
+    for key in ("loss.tau", "train.seed", "eval.protocol"):
+        assert key in page.text
+
+
+def test_labels_go_from_common_to_rare(page: Page, tiny: Dataset) -> None:
+    counts = [int(n) for n in re.findall(r"(\d+) in archive", " ".join(page.text))]
+    assert counts == sorted(tiny.label_counts("train").tolist(), reverse=True)
+
+
+def test_panel_picture(evaluated: Path) -> None:
+    with Image.open(evaluated / "eval" / "panel.png") as picture:
+        assert picture.format == "PNG" and picture.width > 900 and picture.height > 6 * panel.TILE
+
+
+def test_panels_are_different_queries_of_each_kind(evaluated: Path, tiny: Dataset) -> None:
+    summary, rows = results.read(evaluated / "eval")
+    name = panel.score_name(summary)
+    panels = panel.choose_panels(tiny, summary, rows, 4)
+    assert [one.kind for one in panels] == list(panel.KINDS) and len({one.query for one in panels}) == 4
+    score = {row["id"]: row[name] for row in rows if row["encoder"] == "trained" and row["num_relevant"]}
+    by_kind = {one.kind: one for one in panels}
+    many = [q for q in score if tiny.labels[q].sum() > 1]
+    assert by_kind["best"].score == max(score[q] for q in many)
+    assert by_kind["worst"].score <= by_kind["median"].score <= max(score.values())
+    counts = tiny.label_counts("train")
+    rarest = {q: min(counts[label] for label in range(len(counts)) if tiny.labels[q, label]) for q in score}
+    assert rarest[by_kind["rare label"].query] == min(rarest.values())
+    assert panel.choose_panels(tiny, summary, rows, 0) == []
+    assert len(panel.choose_panels(tiny, summary, rows, 50)) == len(score)  # never twice, never a query without answers
+
+
+def test_shared_labels_come_first(tiny: Dataset) -> None:
+    for query in range(10):
+        for answer in range(10, 20):
+            pairs = panel.shared(tiny, query, answer)
+            assert sum(same for _, same in pairs) == int((tiny.labels[query] & tiny.labels[answer]).sum())
+            assert [same for _, same in pairs] == sorted((same for _, same in pairs), reverse=True)
+            assert len(pairs) == tiny.labels[answer].sum()
+
+
+def test_report_without_training_log(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:
+    import shutil
+
+    config = make_run(tmp_path / "run", tiny, eval__panels=0)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    shutil.copytree(evaluated / "eval", tmp_path / "run" / "eval")
+    (tmp_path / "run" / "eval" / "panel.png").unlink()
+    text = write_report(config, tmp_path / "run").read_text()
+    assert "<h2>Training</h2>" not in text and "<h2>Answers</h2>" not in text and "<h2>Scores</h2>" in text
+    assert not (tmp_path / "run" / "eval" / "panel.png").exists()
+
+
+def test_other_data_are_refused(evaluated: Path, tmp_path: Path) -> None:
+    pack_tiny(tmp_path / "other", seed=1)
+    config = load_config(evaluated / "config.yaml", [f"data.dir={tmp_path / 'other'}"])
+    with pytest.raises(DataError, match="not the data"):
+        write_report(config, evaluated)
+
+
+def test_torn_line_of_the_log_is_passed_over(evaluated: Path) -> None:
+    assert [record["step"] for record in read_curves(evaluated)] == list(range(1, 9))
+
+
+def test_report_is_the_same_each_time(evaluated: Path) -> None:
+    before = (evaluated / "report.html").read_bytes()
+    write_report(load_config(evaluated / "config.yaml"), evaluated)
+    assert (evaluated / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 8.05), (0.4, 0.41), (0, 3e-4), (-3, 17), (5, 5), (0, 0), (0, 123456), (-1e-9, 1e-9)]
+)
+def test_ticks_cover_and_are_few(low: float, high: float) -> None:
+    marks = charts.ticks(low, high)
+    assert 2 <= len(marks) <= 6 and marks[0] <= low + 1e-12 and marks[-1] >= high - 1e-12
+    assert marks == sorted(set(marks))
+
+
+def test_a_gap_breaks_the_curve() -> None:
+    chart = charts.line_chart("x < y", [(1, 2.0), (2, 4.0), (3, None), (4, float("nan")), (5, 1.0)])
+    curve = re.search(r'class="curve" d="([^"]*)"', chart)
+    assert curve and curve[1].count("M") == 2 and "nan" not in chart
+    assert "x &lt; y: 2 at step 1, 1 at step 5, lowest 1, highest 4" in chart
+    assert "no values logged" in charts.line_chart("t", [(1, None)]) and "no values" in charts.line_chart("t", [])
+    assert "nan" not in charts.line_chart("one", [(3, 0.5)])
+
+
+def test_bars() -> None:
+    assert 'width="25.00"' in charts.bar(0.25, "trained", "AP") and "0.250" in charts.bar(0.25, "trained", "AP")
+    assert "no images" in charts.bar(None, "trained", "AP")
+    assert "&lt;i&gt;" in charts.bar(0.5, "trained", "<i>")
+    assert [charts.short(v) for v in (0, 0.25, 12_000, 1e-5, 150.4, 2e6)] == [
+        "0",
+        "0.25",
+        "12k",
+        "1e-05",
+        "150",
+        "2e+06",
+    ]
