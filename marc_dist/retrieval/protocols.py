@@ -34,7 +34,7 @@ class Protocol:
 def _draw(dataset: Dataset, rows: Int, seed: int) -> Int:
     """The rows in an order that depends on the seed and each sample's key alone, not on numpy or on the packing."""
     order = sorted(
-        rows.tolist(), key=lambda row: (hashlib.sha256(f"{seed}:{row}".encode()).digest(), row)
+        rows.tolist(), key=lambda row: (hashlib.sha256(f"{seed}:{dataset.keys[row]}".encode()).digest(), row)
     )
     return np.array(order, dtype=np.int64)
 

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from marc_dist.config import AugmentConfig
-from marc_dist.data.augment import MEAN, STD, Augment, View, apply, draw, eval_transform, to_tensor
+from marc_dist.data.augment import (
+    MEAN,
+    STD,
+    Augment,
+    View,
+    apply,
+    blurred,
+    draw,
+    eval_transform,
+    to_tensor,
+    turn_hue,
+)
 
 SAME = View(0, 0, 1, 1, False, False, 0, 1.0, 1.0, 1.0, 0.0, False, 0.0)
 
@@ -86,10 +98,32 @@ def test_colour(picture: Image.Image) -> None:
         assert changed.min() > -1e-5 and changed.max() < 1 + 1e-5
 
 
-def test_threads_do_not_change_a_bit(picture: Image.Image) -> None:
-    augment = Augment(AugmentConfig(blur=1.0, jitter=1.0), 64, seed=3)
+def test_hue_and_blur_equal_torchvision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(3, 33, 47, generator=generator)
+    pixels[:, :10] = torch.randint(0, 3, (3, 10, 47), generator=generator) / 2  # greys and ties between channels
+    for turn in (-0.5, -0.2, -0.03, 0.01, 0.17, 0.34, 0.5):
+        torch.testing.assert_close(turn_hue(pixels, turn), F.adjust_hue(pixels, turn), rtol=0, atol=5e-6)
+    for sigma in (0.3, 1.0, 3.0):
+        expected = F.gaussian_blur(pixels, [2 * int(np.ceil(2 * sigma)) + 1] * 2, [sigma, sigma])
+        torch.testing.assert_close(blurred(pixels, sigma), expected, rtol=0, atol=5e-6)
+
+
+def test_apply_equals_a_chain_of_torchvision(picture: Image.Image) -> None:
+    """In this order: crop and resize, flips, quarter turns, brightness, contrast, saturation, hue, grey."""
+    view = View(0.1, 0.2, 0.5, 0.75, True, False, 3, 1.2, 0.8, 1.3, 0.04, False, 0.0)
+    out = F.resized_crop(to_tensor(picture).contiguous(), 4, 10, 20, 36, [24, 24], antialias=True)
+    out = torch.rot90(F.horizontal_flip(out), 3, (1, 2)).float() / 255
+    out = F.adjust_saturation(F.adjust_contrast(F.adjust_brightness(out, 1.2), 0.8), 1.3)
+    expected = F.normalize(F.adjust_hue(out, 0.04), list(MEAN), list(STD))
+    torch.testing.assert_close(apply(to_tensor(picture), view, 24), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("image_size", [64, 224])
+def test_threads_do_not_change_a_bit(picture: Image.Image, image_size: int) -> None:
+    augment = Augment(AugmentConfig(blur=1.0, jitter=1.0), image_size, seed=3)
     one = augment.views(picture, 0, 0, [0, 1])
-    torch.set_num_threads(2)
+    torch.set_num_threads(4)
     try:
         two = augment.views(picture, 0, 0, [0, 1])
     finally:

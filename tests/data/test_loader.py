@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,10 @@ def epoch(
     dataset: Dataset, settings: Config, number: int, rank: int = 0, world: int = 1, start: int = 0
 ) -> list[Batch]:
     loader = TrainLoader(dataset, settings, rank, world)
-    batches = list(loader.epoch(number, start))
-    loader.close()
-    return batches
+    try:
+        return list(loader.epoch(number, start))
+    finally:
+        loader.close()
 
 
 def by_id(batches: list[Batch]) -> dict[int, torch.Tensor]:
@@ -77,7 +80,7 @@ def test_epochs_differ(dataset: Dataset, sample_dir: Path, reference: list[Batch
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_change_a_bit(dataset: Dataset, sample_dir: Path, reference: list[Batch], workers: int) -> None:
     loader = TrainLoader(dataset, config(sample_dir, workers), 0, 1)
-    list(loader.epoch(0))
+    next(loader.epoch(0))  # left after one batch
     batches = list(loader.epoch(1))  # the second pass of workers that stayed alive
     loader.close()
     assert len(batches) == len(reference)
@@ -151,6 +154,62 @@ def test_workers_ignore_stop_signals_and_end_with_their_loader(dataset: Dataset,
     while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_that_dies_is_one_clear_error(dataset: Dataset, sample_dir: Path) -> None:
+    loader = TrainLoader(dataset, config(sample_dir, 1, **{"train.global_batch": 32}), 0, 1)
+    before = {child.pid for child in multiprocessing.active_children()}
+    batches = loader.epoch(0)
+    next(batches)
+    (worker,) = [child for child in multiprocessing.active_children() if child.pid not in before]
+    worker.kill()
+    with pytest.raises(DataError, match=rf"loader process {worker.pid} \(exit code -9\).*try data.num_workers=0"):
+        list(batches)
+    loader.close()
+
+
+def leave(sample_dir: Path, how: str, report: Connection) -> None:
+    """A main process with a worker that it never closes."""
+    loader = TrainLoader(open_dataset(sample_dir), config(sample_dir, 1, **{"train.global_batch": 8}), 0, 1)
+    batches = loader.epoch(0)
+    next(batches)
+    report.send([child.pid for child in multiprocessing.active_children()])
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    globals()["kept"] = loader, batches  # as a traceback or a module would keep them
+    sys.exit(3)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("how", "code"), [("killed", -signal.SIGKILL), ("error", 3)])
+def test_a_main_process_that_never_closes_ends_and_leaves_nothing(sample_dir: Path, how: str, code: int) -> None:
+    """``kill -9`` orphans no worker; an error's exit does not wait for workers that ignore SIGTERM."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    main = context.Process(target=leave, args=(sample_dir, how, theirs))
+    main.start()
+    theirs.close()
+    assert ours.poll(60)
+    workers = ours.recv()
+    ours.close()
+    assert len(workers) == 1
+    try:
+        main.join(20)
+        assert main.exitcode == code
+        deadline = time.monotonic() + 10
+        while any(map(running, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(running, workers))
+    finally:
+        main.kill()
+        for pid in filter(running, workers):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_pictures_for_evaluation_keep_their_order(dataset: Dataset) -> None:
