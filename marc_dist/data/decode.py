@@ -48,9 +48,7 @@ def decode_rgb(data: bytes, place: str, max_pixels: int = MAX_PIXELS) -> Image.I
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError):
         raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders meet hostile bytes with whatever comes up: struct.error, KeyError, ...
+    except Exception as error:  # Pillow's decoders raise whatever comes up: struct.error, KeyError, ...
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__}); fetch it again") from None
 
 

@@ -139,7 +139,7 @@ def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | 
         raise DataError(f"{path}: a .mat table has no names; expected pictures and class names beside it")
     try:
         content: dict[str, Any] = scipy.io.loadmat(path)
-    except (ValueError, NotImplementedError, TypeError, OSError) as error:
+    except Exception as error:  # scipy raises errors of its own kind on damaged files
         raise DataError(f"{path}: not a readable .mat file ({error})") from None
     matrices = {name: value for name, value in content.items() if not name.startswith("__")}
     matrix = matrices.get("labels", next(iter(matrices.values()), None))

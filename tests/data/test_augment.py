@@ -14,6 +14,7 @@ from marc_dist.data.augment import (
     STD,
     Augment,
     View,
+    _uniforms,
     apply,
     blurred,
     draw,
@@ -64,6 +65,25 @@ def test_draws_stay_in_their_ranges_and_fill_them() -> None:
         assert np.mean([getattr(view, name) for view in views]) == pytest.approx(share, abs=0.06)
     assert np.bincount([view.turns for view in views], minlength=4).min() > 200
     assert np.mean([view.blur > 0 for view in views]) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_numbers_of_a_view_are_uniform_and_independent() -> None:
+    numbers = np.array([_uniforms(0, 0, sample, 0, 15) for sample in range(2000)])
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(15)).max() < 5 / np.sqrt(2000)
+    assert np.abs(numbers.mean(0) - 0.5).max() < 5 * np.sqrt(1 / 12 / 2000)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    views = [draw(AugmentConfig(), seed=0, epoch=0, sample=sample, view=0) for sample in range(1000)]
+    for start, length in [("top", "height"), ("left", "width")]:
+        place = [getattr(v, start) / (1 - getattr(v, length)) for v in views if getattr(v, length) < 0.99]
+        assert np.histogram(place, 4, (0, 1))[0].min() > 0.2 * len(place)
+
+
+def test_the_numbers_are_pinned() -> None:
+    """A change of these changes every run that was ever started."""
+    assert _uniforms(1, 2, 3, 0, 6) == pytest.approx(PINNED, abs=1e-12)
+
+
+PINNED = [0.754912720859, 0.323447209043, 0.351829190917, 0.8613698369, 0.489609580096, 0.475203737233]
 
 
 def test_switched_off_it_only_resizes(picture: Image.Image) -> None:

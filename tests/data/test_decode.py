@@ -1,0 +1,108 @@
+"""Whatever bytes come: an RGB picture or one DataError."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marc_dist.config import DataError
+from marc_dist.data.decode import decode_rgb
+from tests import downloads
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def deep_png(colour_type: int) -> bytes:
+    """A 16-bit PNG, which Pillow cannot write: 2 is RGB, 6 is RGBA, 0 is grey."""
+    channels = {0: 1, 2: 3, 6: 4}[colour_type]
+    rows = b"".join(b"\0" + bytes(4 * 2 * channels) for _ in range(4))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tif() -> bytes:
+    """An uncompressed 16-bit RGB TIFF of 2 x 2 pixels."""
+    tags = [
+        (256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 210),
+        (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, 24),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHI", tag, kind, count)
+        + (struct.pack("<HH", value, 0) if kind == 3 and count == 1 else struct.pack("<I", value))
+        for tag, kind, count, value in tags
+    )
+    data = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return data.ljust(200, b"\0") + struct.pack("<HHH", 16, 16, 16) + bytes(4) + bytes(24)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "1"])
+def test_8_bit_pictures_become_rgb(mode: str) -> None:
+    picture = downloads.picture(1, (20, 10)).convert(mode)
+    decoded = decode_rgb(encoded(picture, "PNG"), "x.png")
+    assert decoded.mode == "RGB" and decoded.size == (20, 10)
+    if mode == "RGB":
+        assert np.array_equal(np.asarray(decoded), np.asarray(picture))
+
+
+def test_a_palette_with_transparency_gives_no_warning() -> None:
+    picture = downloads.picture(1, (20, 10)).convert("P")
+    assert decode_rgb(encoded(picture, "PNG", transparency=bytes(range(256))), "x.png").mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "data", [deep_png(0), deep_png(2), deep_png(6), deep_tif()], ids=["grey png", "rgb png", "rgba png", "rgb tif"]
+)
+def test_16_bits_a_channel_are_refused_in_colour_too(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # a sound file: nothing but its depth is wrong
+    with pytest.raises(DataError, match="deep: expected 8-bit RGB or grey, got 16 bits a channel"):
+        decode_rgb(data, "deep")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("F", "TIFF"), ("I", "TIFF"), ("YCbCr", "TIFF")])
+def test_other_kinds_of_pixels_are_refused(mode: str, kind: str) -> None:
+    with pytest.raises(DataError, match=f"expected 8-bit RGB or grey, got mode {mode}"):
+        decode_rgb(
+            encoded(downloads.picture(1, (8, 8)).convert("L" if mode in "FI" else "RGB").convert(mode), kind), "x"
+        )
+
+
+def test_large_pictures_are_refused_before_they_are_decoded() -> None:
+    data = encoded(Image.new("1", (9000, 9000)), "PNG")
+    with pytest.raises(DataError, match="x: 9000x9000 pixels, expected at most 64000000"):
+        decode_rgb(data, "x")
+    with pytest.raises(DataError, match="at most 99"):
+        decode_rgb(encoded(downloads.picture(1, (10, 10)), "PNG"), "x", max_pixels=99)
+    with pytest.raises(DataError, match="x: "):
+        decode_rgb(encoded(Image.new("1", (20_000, 20_000)), "PNG"), "x")  # Pillow's own limit
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_damaged_bytes_raise_nothing_but_data_errors(kind: str) -> None:
+    data = encoded(downloads.picture(3, (24, 24)), kind)
+    rng = np.random.Generator(np.random.PCG64(0))
+    refused = 0
+    for _ in range(150):
+        broken = bytearray(data)
+        for place in rng.integers(0, len(data), 3):
+            broken[place] = rng.integers(256)
+        broken = broken[: int(rng.integers(1, len(data) + 1))]
+        try:
+            decode_rgb(bytes(broken), "x")
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith("x: ") and "\n" not in str(error).strip()
+    assert refused > 50
