@@ -47,7 +47,9 @@ def ml_aid(data: Path, work: Path, epochs: int) -> dict[str, Any]:
     rows = {split: dataset.rows(split) for split in ("train", "test")}
     counts = {split: dataset.label_counts(split).tolist() for split in rows}
     parks = {
-        split: sorted(int(str(dataset.keys[i]).rsplit("_", 1)[1]) for i in rows[split] if "park_" in str(dataset.keys[i]))
+        split: sorted(
+            int(str(dataset.keys[i]).rsplit("_", 1)[1]) for i in rows[split] if "park_" in str(dataset.keys[i])
+        )
         for split in rows
     }
     found: dict[str, Any] = {
@@ -89,7 +91,10 @@ def ucm(data: Path) -> dict[str, Any]:
     sheet = read_table(data / "LandUse_Multilabeled.xlsx")
     matrix = read_table(data / "LandUse_multilabels.mat", classes=text.classes, stems=text.stems)
     same = text.stems == sheet.stems and text.classes == sheet.classes and bool((text.labels == sheet.labels).all())
-    differ = [(text.stems[row], text.classes[column]) for row, column in zip(*(text.labels != matrix.labels).nonzero(), strict=True)]
+    differ = [
+        (text.stems[row], text.classes[column])
+        for row, column in zip(*(text.labels != matrix.labels).nonzero(), strict=True)
+    ]
     return {"rows": len(text.stems), "text_equals_sheet": same, "mat_differs_at": differ}
 
 

@@ -162,12 +162,14 @@ class _Pool(Generic[T]):
                     raise result
                 yield result
         except RuntimeError:
-            dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in self._workers if not worker.is_alive()]
+            dead = [worker for worker in self._workers if not worker.is_alive()]
             if not dead:
                 raise
+            names = ", ".join(f"{worker.pid} (exit code {worker.exitcode})" for worker in dead)
+            killed = any((worker.exitcode or 0) < 0 for worker in dead)
+            why = "mostly for want of memory or of room in /dev/shm" if killed else "see its own message above"
             raise DataError(
-                f"loader process {', '.join(dead)} ended by itself, mostly for want of memory or of room in /dev/shm; "
-                f"try data.num_workers={max(0, len(self._workers) - 1)}"
+                f"loader process {names} ended by itself, {why}; try data.num_workers={max(0, len(self._workers) - 1)}"
             ) from None
 
     def close(self) -> None:

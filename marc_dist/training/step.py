@@ -31,9 +31,12 @@ class StepResult(NamedTuple):
     figures: dict[str, float]
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of what the network itself draws (dropout) in one step: nothing to save, nothing to restore."""
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+def step_seed(seed: int, step: int, ids: Tensor) -> int:
+    """Seed of what the network itself draws (dropout) in one step: nothing to save, nothing to restore.
+
+    Ranks draw differently because they hold different samples, not because of their numbers.
+    """
+    digest = hashlib.sha256(f"{seed}/{step}/{ids.tolist()}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -75,7 +78,7 @@ class Stepper:
             lr: learning rate of this step.
             stop: whether this rank was asked to stop; the answer says whether any was.
         """
-        torch.manual_seed(step_seed(self.config.train.seed, step, comm.rank()))
+        torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
         buffers = [buffer.clone() for buffer in self._encoder.buffers()]
         self._optimiser.zero_grad(set_to_none=True)
         projection = self._encode(batch)

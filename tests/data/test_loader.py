@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from marc_dist.config import Config, DataError, build
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.loader import Batch, TrainLoader, iter_eval
+from marc_dist.data.loader import STOP_SIGNALS, Batch, TrainLoader, iter_eval
 
 SETTINGS = {"data.image_size": 32, "train.global_batch": 150, "train.seed": 5}
 
@@ -144,8 +145,13 @@ def test_workers_ignore_stop_signals_and_end_with_their_loader(dataset: Dataset,
     next(batches)
     workers = [child for child in multiprocessing.active_children() if child.pid not in before]
     assert len(workers) == 2
-    for worker in workers:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    for number in STOP_SIGNALS:
+        os.kill(server, number)
+        for worker in workers:
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn")).split()[1], 16)
+            assert ignored >> (number - 1) & 1
             os.kill(worker.pid, number)  # type: ignore[arg-type]
     assert len(list(batches)) == loader.steps_per_epoch - 1
     assert all(worker.is_alive() for worker in workers)

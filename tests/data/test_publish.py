@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -38,27 +38,30 @@ def test_without_exchange_the_two_renames_do_it(tmp_path: Path, monkeypatch: pyt
     assert (out / "dataset.json").read_text() == "2" and leftovers(out) == []
 
 
-def test_a_reader_never_finds_nothing(tmp_path: Path) -> None:
+def test_a_reader_never_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps of a replacement the old folder or the new one is there."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     if not publish._exchange(tmp_path / "one", tmp_path / "two"):
         pytest.skip("this file system cannot exchange two names")
     out = tmp_path / "out"
-    write(out, "0")
-    missing, stop = [], threading.Event()
+    write(out, "1")
+    seen: list[str] = []
+    real_rename, real_rmtree = Path.rename, shutil.rmtree
 
-    def look() -> None:
-        while not stop.is_set():
-            if not out.exists():
-                missing.append(1)
+    def rename(path: Path, target: Path) -> Path:
+        result = real_rename(path, target)
+        seen.append((out / "dataset.json").read_text())
+        return result
 
-    reader = threading.Thread(target=look)
-    reader.start()
-    for number in range(60):
-        write(out, str(number))
-    stop.set()
-    reader.join()
-    assert not missing
+    def rmtree(path: Path, **options: bool) -> None:
+        seen.append((out / "dataset.json").read_text())
+        real_rmtree(path, **options)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    write(out, "2")
+    assert seen and set(seen) == {"1", "2"} and seen == sorted(seen)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])

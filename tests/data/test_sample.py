@@ -28,11 +28,11 @@ def test_masks_do_not_move_with_library_versions() -> None:
     digest = hashlib.sha256()
     for number in range(12):
         scene, _, mask = draw_tile(0, number)
-        digest.update(scene.encode() + bytes(sorted(set(mask.get_flattened_data()))))
+        digest.update(scene.encode() + bytes(np.unique(np.asarray(mask)).tolist()))
     assert digest.hexdigest()[:16] == PINNED
 
 
-PINNED = "?"
+PINNED = "9d34097176d1f4a8"
 
 
 def test_the_recipe_names_the_colours_of_the_masks(tmp_path: Path) -> None:

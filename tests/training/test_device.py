@@ -47,11 +47,11 @@ def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch
         resolve_arithmetic(TrainConfig(precision="bfloat16"), GPU)
 
 
-def test_step_seeds_differ_by_seed_step_and_rank() -> None:
-    seeds = {step_seed(*place) for place in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]}
+def test_step_seeds_differ_by_seed_step_and_samples() -> None:
+    one, two = torch.tensor([1, 2]), torch.tensor([3])
+    seeds = {step_seed(*place) for place in [(0, 0, one), (1, 0, one), (0, 1, one), (0, 0, two), (1, 1, two)]}
     assert len(seeds) == 5
-    assert all(0 <= seed < 1 << 63 for seed in seeds)
-    assert step_seed(3, 4, 5) == step_seed(3, 4, 5)
+    assert step_seed(3, 4, one) == step_seed(3, 4, one.clone())
 
 
 def test_sums_become_means() -> None:
