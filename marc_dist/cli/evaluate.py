@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from marc_dist.cli.common import run_command
-from marc_dist.config import Config, ConfigError, dump_yaml, load_config
+if TYPE_CHECKING:
+    from marc_dist.config import Config
 
 EPILOG = """\
 RUN/eval then holds metrics.json, per_label.csv, per_query.parquet and panel.png; RUN/report.html shows it all.
@@ -45,6 +46,8 @@ def _folder(places: Sequence[str]) -> Path:
     Raises:
         ConfigError: none or several places, or one that is not there.
     """
+    from marc_dist.config import ConfigError
+
     if len(places) != 1:
         raise ConfigError(f"expected one run folder or encoder.safetensors, got {' '.join(places) or 'none'}")
     path = Path(places[0]).expanduser()
@@ -61,6 +64,8 @@ def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
     Raises:
         ConfigError: not a run, or a word that an evaluation cannot follow.
     """
+    from marc_dist.config import ConfigError, load_config
+
     strange = [word.partition("=")[0] for word in words if not word.startswith(TAKEN)]
     if strange:
         load_config(None, words)  # a misspelt key is told as such
@@ -72,13 +77,14 @@ def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
     return load_config(file if file.is_file() else None, words, moved={"train.run_dir": str(folder)}, place=place)
 
 
-def _body(argv: Sequence[str]) -> int:
-    options = _parser().parse_intermixed_args(argv)
+def _body(options: argparse.Namespace) -> int:
     places = [word for word in options.arguments if "=" not in word or Path(word).exists()]
     words = [word for word in options.arguments if word not in places]
     folder = _folder(places)
     config = _config(folder, words, options.data)
     if options.show:
+        from marc_dist.config import dump_yaml
+
         sys.stdout.write(dump_yaml(config, comments=True))
         return 0
     from rich.console import Console
@@ -104,8 +110,11 @@ def _body(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: the exit code."""
-    return run_command("marc-eval", _body, argv)
+    """Entry point: the exit code. ``--help`` is answered before anything of ours is imported."""
+    options = _parser().parse_intermixed_args(argv)
+    from marc_dist.cli.common import run_command
+
+    return run_command("marc-eval", lambda _: _body(options), argv)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,14 @@ class _Tasks(TorchDataset[Any]):
     """What a worker computes; an error that belongs to a person travels as a value, not as a wrapped traceback."""
 
     def __getitem__(self, task: tuple[int, ...]) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # without workers, too: pictures are so small that threads only wait for each other
         try:
             return self.build(*task)
         except MarcError as error:
             return error
+        finally:
+            torch.set_num_threads(threads)
 
     def build(self, *task: int) -> Any:
         """The result of one task."""

@@ -1,6 +1,6 @@
 """Pixel masks -> the labels of a picture: by the mask's own palette first, by an index table only without one.
 
-Published masks of one set disagree about index values but agree about colours (``docs/datasets.md``), hence that order.
+Published masks of one set disagree about index values but agree about colours, hence that order.
 """
 
 from __future__ import annotations

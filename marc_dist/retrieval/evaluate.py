@@ -23,7 +23,7 @@ from marc_dist.training.export import load_encoder
 from marc_dist.training.model import Encoder, build_encoder
 
 FULL_LIMIT = 20_000
-"""Archives up to this size are ranked as a whole; beyond it, to the largest cut-off."""
+"""The index finds the first answers in any archive; up to this size an exhaustive sort ranks the rest as well."""
 BLOCK = 64
 KNOWN = ("backbone", "head_hidden", "head_dim")
 """What encoder.json tells of ``model``, for an encoder that lies alone."""
@@ -75,6 +75,7 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
         model = ModelConfig(**{key: info[key] for key in KNOWN}) if alone else config.model
         untrained = build_encoder(model, int(info["seed"]), info["image_size"])
         untrained.to(next(trained.parameters()).dtype)
+        info = {**info, "untrained_weights": _origin(model, int(info["seed"]))}
         found["untrained"] = search(untrained, dataset, protocol, config, info["image_size"], "untrained", tell)
     tables = {name: (one.scores, one.label_ap, one.top) for name, one in found.items()}
     summary = results.summarise(config, dataset, protocol, info, tables)
@@ -82,6 +83,13 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
         results.write(folder / "eval", summary, dataset, protocol, tables)
     comm.barrier()
     return summary
+
+
+def _origin(model: ModelConfig, seed: int) -> str:
+    """Where the weights of the untrained encoder come from."""
+    if model.weights is not None:
+        return f"from {model.weights}"
+    return "timm's published ones" if model.pretrained else f"random, seed {seed}"
 
 
 def _silence(_: str) -> None:
@@ -122,6 +130,14 @@ def _gather(rows: Float32, gpu: int | None) -> Float32:
     return np.asarray(gathered.cpu().numpy(), dtype=np.float32)
 
 
+def _continued(head: Int, whole: Int) -> Int:
+    """The whole ranking, after a check that it begins with the lists that the index found."""
+    depth = min(head.shape[1], whole.shape[1])
+    if not np.array_equal(head[:, :depth], whole[:, :depth]):
+        raise RuntimeError("the index and the exhaustive sort order an archive differently; please report this")
+    return whole
+
+
 def rank_and_score(
     part: Float32, mine: Int, dataset: Dataset, protocol: Protocol, config: Config, gpu: int | None = None
 ) -> Searched:
@@ -133,16 +149,14 @@ def rank_and_score(
         dataset: for the labels.
         protocol: who asks and who answers.
         config: ``eval``.
-        gpu: search and exchange on this GPU, for archives beyond ``FULL_LIMIT``.
+        gpu: search and exchange on this GPU.
     """
     queries = _gather(part[np.isin(mine, protocol.queries)], gpu)
     ours = np.isin(mine, protocol.archive)
     complete = len(protocol.archive) <= FULL_LIMIT
-    if complete:
-        archive = _gather(part[ours], gpu)
-    else:
-        depth = max(*config.eval.ks, results.TOP)
-        _, listed = top_k(PartIndex(part[ours], mine[ours], gpu), queries, protocol.queries, depth)
+    depth = max(*config.eval.ks, results.TOP)
+    _, listed = top_k(PartIndex(part[ours], mine[ours], gpu), queries, protocol.queries, depth)
+    archive = _gather(part[ours], gpu) if complete else None
     scoring = metrics.Scoring(config.eval.ks, config.eval.gain, config.eval.relevance)
     labels = dataset.labels[protocol.archive]
     scored = []
@@ -151,18 +165,14 @@ def rank_and_score(
         block = slice(start, start + BLOCK)
         asked = dataset.labels[protocol.queries[block]]
         own = protocol.self_positions(protocol.queries[block])
-        if complete:
-            ranking = full_ranking(queries[block], archive, own)
-        else:
-            ranking = np.where(listed[block] < 0, -1, np.searchsorted(protocol.archive, listed[block]))
-        top = np.full((len(ranking), results.TOP), -1, dtype=np.int64)
-        first = ranking[:, : results.TOP]
-        top[:, : first.shape[1]] = np.where(first < 0, -1, protocol.archive[np.maximum(first, 0)])
+        ranking = np.where(listed[block] < 0, -1, np.searchsorted(protocol.archive, listed[block]))
+        if archive is not None:
+            ranking = _continued(ranking, full_ranking(queries[block], archive, own))
         scored.append(
             (
                 metrics.score_queries(ranking, asked, labels, own, scoring, complete=complete),
                 metrics.score_labels(ranking, asked, labels, own, complete=complete),
-                top,
+                listed[block, : results.TOP],
             )
         )
     everywhere = [block for rank in comm.gather_object(scored) for block in rank]

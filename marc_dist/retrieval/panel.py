@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from marc_dist.config import Config
+from marc_dist.data.augment import MEAN, STD, Augment
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
 
@@ -86,15 +88,33 @@ def shared(dataset: Dataset, query: int, answer: int) -> list[tuple[str, bool]]:
     return sorted(pairs, key=lambda pair: not pair[1])
 
 
-def data_uri(reader: IndexedReader, sample: int, side: int = 192) -> str:
+def data_uri(image: Image.Image, side: int = 192) -> str:
     """A picture, at most ``side`` pixels wide and high, as a ``data:`` address."""
-    image = reader.image(sample)
+    image = image.copy()
     image.thumbnail((side, side))
     data = io.BytesIO()
     small = max(image.size) <= 96
     image.save(data, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def training_views(config: Config, dataset: Dataset, reader: IndexedReader, num: int) -> list[tuple[int, list[Any]]]:
+    """``num`` samples of the training split, evenly spaced, each with ``SHOWN`` views as training drew them.
+
+    View 0, view 1, ... of epoch 0, then of epoch 1, and so on; none when the data have no such split.
+    """
+    rows = np.flatnonzero(dataset.split == config.data.train_split)
+    chosen = np.unique(rows[np.linspace(0, len(rows) - 1, num).astype(np.int64)]) if len(rows) else rows
+    augment = Augment(config.augment, config.data.image_size, config.train.seed)
+    out = []
+    for sample in chosen.tolist():
+        at = [divmod(number, config.data.num_views) for number in range(SHOWN)]
+        views = [augment(reader.image(sample), epoch, sample, view).numpy() for epoch, view in at]
+        pixels = [view.transpose(1, 2, 0) * np.array(STD) + np.array(MEAN) for view in views]
+        pictures = [Image.fromarray(np.rint(x.clip(0, 1) * 255).astype(np.uint8)) for x in pixels]
+        out.append((sample, pictures))
+    return out
 
 
 def _tile(reader: IndexedReader, sample: int) -> Image.Image:

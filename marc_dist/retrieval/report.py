@@ -13,7 +13,7 @@ from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.retrieval import results
 from marc_dist.retrieval.charts import bar, esc, line_chart
-from marc_dist.retrieval.panel import Panel, choose_panels, data_uri, panel_png, score_name, shared
+from marc_dist.retrieval.panel import Panel, choose_panels, data_uri, panel_png, score_name, shared, training_views
 from marc_dist.retrieval.style import CSS
 from marc_dist.retrieval.tables import MISSING, figure, rows_of
 from marc_dist.training.runfolder import write_atomic
@@ -33,6 +33,7 @@ MEANINGS = {
     "P@": "share of relevant images among the first {k}",
     "label AP": "average precision of single labels; the mean over labels, their number in brackets",
 }
+NUM_VIEWED = 3
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -84,13 +85,16 @@ def render(
 ) -> str:
     """The page."""
     name = folder.resolve().name
+    known = (folder / "config.yaml").is_file()  # else the encoder lies alone, and nobody knows how it was trained
+    same = known and summary["trained_on"] == summary["fingerprint"]
     parts = [
-        _head(name, config, summary),
+        _head(name, config if known else None, summary),
         _section("Scores", _cards(summary) + _score_table(summary), _protocol(summary)),
         _section("Labels", _label_table(summary), "Average precision of each label, most frequent first."),
         _section("Answers", _panels(summary, dataset, reader, panels), _panel_sentence(summary, panels)),
         _section("Training", _curves(folder), ""),
-        _section("Settings", _settings(config), ""),
+        _section("Augmentation", _views(config, dataset, reader) if same else "", _views_sentence(config)),
+        _section("Settings", _settings(config) if known else "", ""),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -108,13 +112,13 @@ def _section(title: str, body: str, lead: str) -> str:
     return f'<section id="{esc(title.lower())}"><h2>{esc(title)}</h2>{lead}{body}</section>' if body else ""
 
 
-def _head(name: str, config: Config, summary: dict[str, Any]) -> str:
-    facts = [
-        summary["title"],
-        f"{summary['backbone']}, {config.data.image_size} px",
-        f"{config.loss.name} ({config.loss.aggregate}), tau {config.loss.tau:g}",
-        f"{config.train.epochs} epochs, batch {config.train.global_batch}, seed {config.train.seed}",
-    ]
+def _head(name: str, config: Config | None, summary: dict[str, Any]) -> str:
+    facts = [summary["title"], f"{summary['backbone']}, {summary['image_size']} px"]
+    if config is not None:
+        facts += [
+            f"{config.loss.name} ({config.loss.aggregate}), tau {config.loss.tau:g}",
+            f"{config.train.epochs} epochs, batch {config.train.global_batch}, seed {config.train.seed}",
+        ]
     chips = "".join(f"<li>{esc(fact)}</li>" for fact in facts)
     kicker = '<p class="kicker">marc-dist retrieval report</p>'
     return f'<header>{kicker}<h1>{esc(name)}</h1><ul class="facts">{chips}</ul></header>'
@@ -125,13 +129,15 @@ def _protocol(summary: dict[str, Any]) -> str:
     rules = {"any": "shares a label", "exact": "has the same labels", "subset": "has no label that the query lacks"}
     meaning = rules.get(rule, f"has label Jaccard of {rule} or more")
     none = summary["queries_without_relevant"]
+    origin = summary["untrained_weights"]
+    before = f" The untrained encoder has the weights with which training began: {origin}." if origin else ""
     tail = f" {none} queries have no relevant image; they score 0 and count." if none else ""
     ranked = "" if summary["full_ranking"] else f" Rankings end at {max(summary['ks'])}."
     sentence = summary["protocol_sentence"]
     return (
         f"{summary['num_queries']} queries against {summary['num_archive']} images: {sentence} "
         f"({summary['protocol']}). Relevant is what {meaning}; gain: {summary['gain']}.{ranked} "
-        f"In random order a share of {summary['relevant_share']:.3f} of the answers is relevant.{tail}"
+        f"In random order a share of {summary['relevant_share']:.3f} of the answers is relevant.{tail}{before}"
     )
 
 
@@ -215,7 +221,7 @@ def _answer(dataset: Dataset, reader: IndexedReader, query: int, answer: int, ra
     num, of = sum(same for _, same in pairs), int(dataset.labels[query].sum())
     told = f"answer {rank}, {dataset.keys[answer]}: {', '.join(name for name, _ in pairs) or 'no labels'}"
     return (
-        f'<li class="tile {"hit" if num else "miss"}"><img src="{data_uri(reader, answer)}" alt="{esc(told)}">'
+        f'<li class="tile {"hit" if num else "miss"}"><img src="{data_uri(reader.image(answer))}" alt="{esc(told)}">'
         f'<p class="rank">{rank}. <span>{num} of {of} shared</span></p>{_chips(pairs)}</li>'
     )
 
@@ -238,7 +244,7 @@ def _panels(summary: dict[str, Any], dataset: Dataset, reader: IndexedReader, pa
         )
         out.append(
             f'<article class="panel"><div class="query"><h3>{esc(panel.kind)}</h3>'
-            f'<img src="{data_uri(reader, panel.query)}" alt="{esc(told)}">'
+            f'<img src="{data_uri(reader.image(panel.query))}" alt="{esc(told)}">'
             f"<p>{esc(score_name(summary))} {panel.score:.3f}</p>{_chips(pairs)}</div>"
             f"<div>{_row(dataset, reader, panel.query, panel.answers['trained'])}{more}</div></article>"
         )
@@ -254,6 +260,28 @@ def _curves(folder: Path) -> str:
         for key, title, zero in CURVES
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _views_sentence(config: Config) -> str:
+    return (
+        f"Images of {config.data.train_split}, each beside the views that training drew of it: "
+        f"{config.data.num_views} in every epoch, from the first epoch on."
+    )
+
+
+def _views(config: Config, dataset: Dataset, reader: IndexedReader) -> str:
+    out = []
+    for sample, pictures in training_views(config, dataset, reader, NUM_VIEWED if config.eval.panels else 0):
+        key = esc(dataset.keys[sample])
+        tiles = "".join(
+            f'<li><img src="{data_uri(picture)}" alt="view {at} of {key}"></li>'
+            for at, picture in enumerate(pictures, 1)
+        )
+        out.append(
+            f'<article class="panel views"><div class="query"><img src="{data_uri(reader.image(sample))}" '
+            f'alt="{key}"></div><div><ol class="answers">{tiles}</ol></div></article>'
+        )
+    return "".join(out)
 
 
 def _settings(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -55,6 +56,8 @@ def summarise(
         "fingerprint": dataset.fingerprint,
         "trained_on": info.get("fingerprint"),
         "backbone": info["backbone"],
+        "image_size": info["image_size"],
+        "untrained_weights": info.get("untrained_weights"),
         "protocol": config.eval.protocol,
         "protocol_sentence": protocol.sentence,
         "features": config.eval.features,
@@ -119,32 +122,39 @@ def _parquet(dataset: Dataset, protocol: Protocol, tables: Tables) -> bytes:
 
 
 def write(folder: Path, summary: dict[str, Any], dataset: Dataset, protocol: Protocol, tables: Tables) -> None:
-    """Write ``per_query.parquet``, ``per_label.csv`` and, last, ``metrics.json``, whose presence means complete.
+    """Write ``per_query.parquet``, ``per_label.csv`` and, last, ``metrics.json``, which holds the SHA-256 of both.
+
+    All bytes exist before the first file is touched. A death between two files leaves a set that ``read`` refuses.
 
     Raises:
         LaunchError: no room, or the folder cannot be written.
     """
-    write_atomic(folder / "per_query.parquet", _parquet(dataset, protocol, tables))
-    write_atomic(folder / "per_label.csv", _csv(summary))
-    write_atomic(folder / "metrics.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    files = {"per_query.parquet": _parquet(dataset, protocol, tables), "per_label.csv": _csv(summary)}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["metrics.json"] = (json.dumps({**summary, "sha256": sums}, indent=2, allow_nan=False) + "\n").encode()
+    for name, data in files.items():
+        write_atomic(folder / name, data)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary and the rows of ``per_query.parquet``.
 
     Raises:
-        DataError: not there, or of another format.
+        DataError: not there, of another format, or a mixture of two evaluations.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        rows = pq.read_table(folder / "per_query.parquet").to_pylist()
+        data = (folder / "per_query.parquet").read_bytes()
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
     except FileNotFoundError:
         raise DataError(f"{folder}: no evaluation; make one with marc-eval {folder.parent}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder}: cannot be read ({error}); evaluate again with marc-eval") from None
     if summary.get("format") != FORMAT:
         raise DataError(f"{folder}/metrics.json: expected format {FORMAT}, got {summary.get('format')!r}")
+    if hashlib.sha256(data).hexdigest() != summary.get("sha256", {}).get("per_query.parquet"):
+        raise DataError(f"{folder}: its files are of different evaluations; evaluate again with marc-eval")
     return summary, rows

@@ -46,6 +46,7 @@ th small { display:block; color:var(--faint); font-size:12.5px; line-height:1.35
 .query p,.rank { margin:5px 0 4px; font-size:13px; font-variant-numeric:tabular-nums; }
 .answers { display:grid; grid-template-columns:repeat(6,minmax(0,1fr)); gap:12px; }
 .panel > div:last-child { padding-top:27px; }
+.views { border:0; padding:6px 0; align-items:center; } .panel.views > div:last-child { padding-top:0; }
 .tile img { outline:3px solid var(--good); outline-offset:-3px; } .miss img { outline-color:var(--bad); }
 .rank span { color:var(--good); font-weight:600; } .miss .rank span { color:var(--bad); }
 .chips { display:flex; flex-wrap:wrap; align-content:flex-start; gap:3px; }
@@ -68,6 +69,7 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
 #settings td { font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
 @media (max-width:720px) { main { padding:20px 14px 48px; } h1 { font-size:27px; } .panel { grid-template-columns:1fr;
   gap:10px; } .query { display:grid; grid-template-columns:112px 1fr; gap:2px 14px; grid-template-rows:auto auto 1fr; }
+  .views .query { grid-template-rows:auto; }
   .query img { grid-row:1 / 4; } .query h3 { grid-column:2; grid-row:1; margin:0; }
   .query p { grid-column:2; margin:0; }
   .panel > div:last-child { padding-top:0; } .answers { grid-template-columns:repeat(3,minmax(0,1fr)); }

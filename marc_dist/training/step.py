@@ -100,8 +100,7 @@ class Stepper:
 
     def _encode(self, batch: Batch) -> Tensor:
         images = batch.images.to(self._device, self.arithmetic.weights, non_blocking=True)
-        if self._device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         bf16 = self.arithmetic.autocast
         with torch.autocast(self._device.type, dtype=bf16 or torch.bfloat16, enabled=bf16 is not None):
             projection: Tensor = self._module(images)[1]

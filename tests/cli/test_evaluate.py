@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,15 @@ def test_print_resolves_and_stops(run: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(run), "--print", "eval.gain=jaccard", "--data", "elsewhere"]) == 0
     out = capsys.readouterr().out
     assert "gain: jaccard" in out and "dir: elsewhere" in out and "backbone: test_resnet" in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom marc_dist.cli.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'faiss', 'numpy', 'pydantic', 'pyarrow', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: marc-eval") and done.stdout.splitlines()[-1] == "[]"
 
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

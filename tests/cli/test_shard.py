@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -144,10 +145,14 @@ def test_workers_die_with_a_killed_parent(own: Path, tmp_path: Path) -> None:
     workers = offspring(child.pid)
     assert len(workers) >= 2
     child.kill()
-    child.communicate()
+    child.wait()
+    assert child.stderr
+    child.stderr.close()
     deadline = time.monotonic() + 20
-    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, alive
+    while (alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert not alive
     assert run("--dataset", "folder", "--source", own, "--out", tmp_path / "s" / "out") == 0
     assert not (tmp_path / "s" / ".out.partial").exists()

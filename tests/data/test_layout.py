@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,22 @@ def test_shards_are_cut_by_number_or_by_size(tmp_path: Path) -> None:
         assert small.size[rows].sum() <= 8000 or rows.sum() == 1
     assert len(small.shards) > len(one.shards) and small.fingerprint == one.fingerprint
     assert list(small.keys) == list(one.keys)
+
+
+def test_equal_files_from_any_process_to_any_place(tmp_path: Path) -> None:
+    root = own(tmp_path / "own", "png")
+    one, two = pack(root, tmp_path / "one"), tmp_path / "else" / "where" / "two"
+    words = ["--dataset", "folder", "--source", str(root), "--out", str(two), "--workers", "2"]
+    subprocess.run(
+        [sys.executable, "-m", "marc_dist.cli.shard", *words],
+        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+        check=True,
+        capture_output=True,
+    )
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in two.iterdir()) and "dataset.json" in names
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 def test_a_recipe_may_keep_tif(tmp_path: Path) -> None:

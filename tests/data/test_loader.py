@@ -11,12 +11,14 @@ import time
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from marc_dist.config import Config, DataError, build
+from marc_dist.data.augment import Augment
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.loader import STOP_SIGNALS, Batch, TrainLoader, iter_eval
 
@@ -116,6 +118,26 @@ def test_entering_an_epoch_late_gives_its_remaining_batches(
     late = epoch(dataset, config(sample_dir, 1), 1, start=1)
     assert [batch.step for batch in late] == [batch.step for batch in reference[1:]]
     assert all(torch.equal(a.images, b.images) for a, b in zip(late, reference[1:], strict=True))
+
+
+def test_batches_are_built_on_one_thread_and_the_number_is_put_back(
+    dataset: Dataset, sample_dir: Path, reference: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    views = Augment.views
+
+    def spied(*args: Any) -> list[torch.Tensor]:
+        seen.add(torch.get_num_threads())
+        return views(*args)
+
+    monkeypatch.setattr(Augment, "views", spied)
+    torch.set_num_threads(3)
+    try:
+        first = next(TrainLoader(dataset, config(sample_dir), 0, 1).epoch(1))
+        assert torch.get_num_threads() == 3 and seen == {1}
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(first.images, reference[0].images)
 
 
 def test_the_run_s_generator_is_left_alone(dataset: Dataset, sample_dir: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from marc_dist.config import Config, DataError
+from marc_dist.config import Config, DataError, LaunchError, ModelConfig
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import evaluate as ev
 from marc_dist.retrieval import results
@@ -53,8 +53,6 @@ def test_scores_against_loops(evaluated: Path, tiny: Dataset) -> None:
     empty = [q for q in queries if not (tiny.labels[q] & tiny.labels[archive]).any()]
     assert 3 in empty and summary["queries_without_relevant"] == len(empty)
     trained, info = load_encoder(evaluated)
-    from marc_dist.config import ModelConfig
-
     model = ModelConfig(backbone="test_resnet", head_hidden=8, head_dim=6)
     encoders = {"trained": trained, "untrained": build_encoder(model, info["seed"], 32)}
     for name, encoder in encoders.items():
@@ -111,6 +109,81 @@ def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkey
         for name, scores in summary["scores"].items():
             assert scores == {key: value for key, value in full["scores"][name].items() if key != "mAP"}
     assert [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]] == tops
+
+
+def test_every_archive_goes_through_the_index(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones too: an index that orders answers wrongly is noticed, not printed."""
+    config = make_run(tmp_path / "run", tiny, eval__baseline=False)
+    found = ev.top_k
+
+    def swapped(*args: Any) -> tuple[np.ndarray, np.ndarray]:
+        scores, ids = found(*args)
+        return scores, ids[:, [1, 0, *range(2, ids.shape[1])]]
+
+    monkeypatch.setattr(ev, "top_k", swapped)
+    with pytest.raises(RuntimeError, match="order an archive differently"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "eval").exists()
+
+
+def test_lists_longer_than_the_archive(tiny: Dataset, tmp_path: Path) -> None:
+    words = {"eval__protocol": "leave_one_out", "eval__ks": [3, 100], "eval__baseline": False}
+    config = make_run(tmp_path / "run", tiny, **words)
+    run(config, tmp_path / "run")
+    tops = [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]]
+    ids = tiny.rows("test").tolist()
+    for query, top in zip(ids, tops, strict=True):
+        assert sorted(top[:9]) == sorted(set(ids) - {query}) and top[9:] == [-1]
+
+
+def test_a_failure_midway_leaves_the_old_files(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    config = make_run(folder, tiny)
+    run(config, folder)
+    before = files(folder)
+    other = make_run(folder, tiny, eval__gain="jaccard", eval__relevance=0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(ev, "build_encoder", lambda *_: (_ for _ in ()).throw(DataError("the second encoder")))
+        with pytest.raises(DataError, match="the second encoder"):
+            run(other, folder)
+    assert files(folder) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_csv", lambda _: (_ for _ in ()).throw(ValueError("no text")))
+        with pytest.raises(ValueError, match="no text"):
+            run(other, folder)
+    assert files(folder) == before
+
+
+def test_files_of_two_evaluations_are_refused(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up after the first file."""
+    folder = tmp_path / "run"
+    run(make_run(folder, tiny), folder)
+    other = make_run(folder, tiny, eval__gain="jaccard")
+    written = results.write_atomic
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name != "per_query.parquet":
+            raise LaunchError("no space")
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_atomic", full)
+        with pytest.raises(LaunchError):
+            run(other, folder)
+    with pytest.raises(DataError, match="different evaluations; evaluate again"):
+        results.read(folder / "eval")
+    run(other, folder)
+    summary = results.read(folder / "eval")[0]
+    assert summary.pop("gain") == "jaccard" and summary.pop("sha256")
+    (folder / "eval" / "metrics.json").write_text(json.dumps(summary))  # as written before there were checksums
+    with pytest.raises(DataError, match="evaluate again"):
+        results.read(folder / "eval")
+
+
+def test_where_the_untrained_weights_come_from(evaluated: Path) -> None:
+    assert results.read(evaluated / "eval")[0]["untrained_weights"] == "random, seed 0"
+    assert ev._origin(ModelConfig(pretrained=True), 3) == "timm's published ones"
+    assert ev._origin(ModelConfig(weights="a.safetensors", pretrained=False), 3) == "from a.safetensors"
 
 
 def test_projection_and_no_baseline(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from marc_dist.config import DataError, load_config
+from marc_dist.data.augment import MEAN, STD
 from marc_dist.data.dataset import Dataset
+from marc_dist.data.loader import TrainLoader
 from marc_dist.data.reader import IndexedReader
 from marc_dist.retrieval import charts, panel, results
+from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.retrieval.report import read_curves, write_report
 from tests.retrieval.runs import HOSTILE, make_run, pack_tiny
 
@@ -74,13 +78,34 @@ def test_nothing_comes_from_outside(page: Page, evaluated: Path) -> None:
 def test_pictures_are_the_real_ones_and_described(page: Page, evaluated: Path, tiny: Dataset) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     _, rows = results.read(evaluated / "eval")
-    assert len(images) == 6 * (1 + 6 + 6)
+    assert len(images) == 6 * (1 + 6 + 6) + 3 * (1 + 6)
     reader = IndexedReader(tiny)
     answers = {row["id"]: row["top"] for row in rows if row["encoder"] == "trained"}
     query = next(q for q in answers if images[0]["alt"].startswith(f"query {tiny.keys[q]}:"))
     for image, sample in zip(images[:7], [query, *answers[query][:6]], strict=True):
         picture = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
         assert picture.tobytes() == reader.image(sample).tobytes() and str(tiny.keys[sample]) in image["alt"]
+
+
+def test_views_are_those_that_training_draws(page: Page, evaluated: Path, tiny: Dataset) -> None:
+    config = load_config(evaluated / "config.yaml")
+    first = panel.training_views(config, tiny, IndexedReader(tiny), 3)
+    assert [sample for sample, _ in first] == [0, 18, 38] and set(tiny.split[[0, 18, 38]]) == {"train"}
+    loader = TrainLoader(tiny, config, 0, 1)
+    drawn = {}
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            views = batch.images.reshape(2, len(batch.ids), 3, 32, 32)
+            drawn |= {(epoch, view, int(i)): views[view, at] for view in (0, 1) for at, i in enumerate(batch.ids)}
+    loader.close()
+    scale, shift = np.array(STD), np.array(MEAN)
+    for sample, pictures in first:
+        for picture, (epoch, view) in zip(pictures, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=False):
+            pixels = drawn[epoch, view, sample].numpy().transpose(1, 2, 0) * scale + shift
+            assert np.abs(np.asarray(picture) / 255 - pixels.clip(0, 1)).max() < 0.51 / 255
+    assert sum(a.get("alt", "").startswith("view ") for tag, a in page.tags if tag == "img") == 18
+    text = " ".join(page.text)
+    assert "Images of train" in text and "training began: random, seed 0." in text
 
 
 def test_figures_of_both_encoders_are_shown(page: Page, evaluated: Path) -> None:
@@ -141,6 +166,26 @@ def test_report_without_training_log(tiny: Dataset, evaluated: Path, tmp_path: P
     text = write_report(config, tmp_path / "run").read_text()
     assert "<h2>Training</h2>" not in text and "<h2>Answers</h2>" not in text and "<h2>Scores</h2>" in text
     assert not (tmp_path / "run" / "eval" / "panel.png").exists()
+
+
+def test_nothing_is_made_up_about_an_encoder_alone(tiny: Dataset, tmp_path: Path) -> None:
+    """Without config.yaml the settings are defaults, not those of the run."""
+    config = make_run(tmp_path / "run", tiny, loss__tau=0.31)
+    evaluate(config, tmp_path / "run", lambda line: None)
+    text = write_report(config, tmp_path / "run").read_text()
+    assert "tau 0.31" in text and "<h2>Settings</h2>" in text and "<h2>Augmentation</h2>" in text
+    (tmp_path / "run" / "config.yaml").unlink()
+    text = write_report(config, tmp_path / "run").read_text()
+    assert "tau" not in re.sub(r'base64,[^"]*', "", text) and "epochs" not in text and "test_resnet, 32 px" in text
+    assert "<h2>Settings</h2>" not in text and "<h2>Augmentation</h2>" not in text and "<h2>Answers</h2>" in text
+
+
+def test_views_are_shown_of_the_training_data_only(tiny: Dataset, tmp_path: Path) -> None:
+    other = pack_tiny(tmp_path / "other", seed=1)
+    make_run(tmp_path / "run", tiny)
+    config = load_config(tmp_path / "run" / "config.yaml", [f"data.dir={other.root}"])
+    evaluate(config, tmp_path / "run", lambda line: None)
+    assert "<h2>Augmentation</h2>" not in write_report(config, tmp_path / "run").read_text()
 
 
 def test_other_data_are_refused(evaluated: Path, tmp_path: Path) -> None:
