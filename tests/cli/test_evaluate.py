@@ -62,7 +62,8 @@ def test_print_resolves_and_stops(run: Path, capsys: pytest.CaptureFixture[str])
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom marc_dist.cli.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\n"
+        "from marc_dist.cli.evaluate import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('torch', 'faiss', 'numpy', 'pydantic', 'pyarrow', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
