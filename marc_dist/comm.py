@@ -277,7 +277,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     if not _active():
         return module
-    # 1 x 1 kernels have two equal layouts; autograd and the bucket name different ones, which costs nothing but a warning
+    # 1 x 1 kernels have two equal layouts; autograd and the bucket name different ones, at no cost but a warning
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
