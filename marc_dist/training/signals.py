@@ -35,13 +35,19 @@ class StopFlag:
 
     @contextmanager
     def installed(self) -> Iterator[StopFlag]:
-        """Handle the signals inside the block; outside the main thread, where Python forbids it, do nothing."""
+        """Handle the signals inside the block; outside the main thread, where Python forbids it, do nothing.
+
+        Whoever started the process may have blocked them (a fork server, a batch system's wrapper): inside the block
+        they get through.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         before = {number: signal.signal(number, self.ask) for number in STOP_SIGNALS}
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
             yield self
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, handler in before.items():
                 signal.signal(number, handler)

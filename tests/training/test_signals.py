@@ -40,3 +40,15 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_a_signal_that_the_starter_blocked_gets_through() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        flag = StopFlag()
+        with flag.installed():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert flag.name == "SIGUSR1"
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
