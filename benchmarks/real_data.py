@@ -67,6 +67,7 @@ def ml_aid(data: Path, work: Path, epochs: int) -> dict[str, Any]:
     subprocess.run(["rm", "-rf", str(run)], check=True)
     words = [f"data.dir={shards}", "data.image_size=96", "data.num_workers=0", "model.backbone=resnet18"]
     words += [f"train.epochs={epochs}", "train.global_batch=240", "train.log_every=1", "optim.lr=1e-3"]
+    words += ["loss.tau=0.2", "loss.alpha=0.1"]  # as in demo.yaml, and for its reason
     found["train_s"] = command(
         "launch", "--procs-per-node", "2", "local", "train", *words, f"train.run_dir={run}", "eval.ks=[10,100]"
     )
