@@ -104,8 +104,9 @@ def slow(own: Path, out: Path, workers: int) -> subprocess.Popen[str]:
     script = out.parent / "slow.py"
     script.parent.mkdir(parents=True)
     script.write_text(f"""
-import time
+import signal, time
 from marc_dist.data import tar
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down "ignored"
 tar.picture = lambda *args: time.sleep(60)  # in workers too, which import this file
 if __name__ == "__main__":
     from marc_dist.cli.shard import main
