@@ -12,6 +12,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -268,6 +269,16 @@ def gather_rows_plain(x: Tensor, counts: list[int] | None = None) -> Tensor:
         return x
     with torch.no_grad():
         return _gather(x, row_counts(x) if counts is None else counts)
+
+
+def gather_vectors(x: Tensor) -> Tensor:
+    """(world, n) every rank's vector of n numbers, in rank order."""
+    return gather_rows_plain(x[None], [1] * world())
+
+
+def without_sync(module: nn.Module) -> AbstractContextManager[Any]:
+    """Inside, backward through a ``data_parallel`` module adds to this rank's gradients and averages nothing."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def data_parallel(module: nn.Module) -> nn.Module:

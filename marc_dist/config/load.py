@@ -147,7 +147,8 @@ def build(model: type[T], *layers: Mapping[str, Any], place: str = "") -> T:
             if fault["type"] == "extra_forbidden":
                 text = f"{key}: unknown key{suggestion(key, known + groups)}"
             elif fault["type"] == "value_error":
-                text = f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+                message = fault["msg"].removeprefix("Value error, ")
+                text = f"{key}: {message}" if key else message  # a contradiction between sections names its keys itself
             else:
                 message = fault["msg"].removeprefix("Input should be ")
                 text = f"{key}: expected {message[:1].lower()}{message[1:]}, got {fault['input']!r}"

@@ -29,6 +29,13 @@ class DataConfig(Section):
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
     num_workers: int = Field(2, ge=0, le=256, description="loader processes per rank; 0 loads in the main process")
     verify_crc: bool = Field(True, description="check the CRC-32 of every image as it is read")
+    sampler: Literal["uniform", "label_aware"] = Field(
+        "uniform", description="every sample once an epoch; or rare labels more often, each label twice in a batch"
+    )
+    repeat_threshold: float = Field(
+        0.05, gt=0.0, le=1.0, description="share of samples below which a label's carriers are visited more often"
+    )
+    repeat_max: float = Field(4.0, ge=1.0, le=1000.0, description="largest repeat factor, visits of a sample an epoch")
 
 
 class AugmentConfig(Section):
@@ -68,32 +75,122 @@ class ModelConfig(Section):
     )
 
 
-class LossConfig(Section):
-    """The objective: DESIGN section 6. alpha = beta = strength = 0 is MulSupCon exactly."""
+LossName = Literal[
+    "macl", "mulsupcon", "supcon_single", "supcon_any", "supcon_all", "ntxent", "jaccard", "multisupcon", "msc",
+    "similarity_dissimilarity", "triplet",
+]  # fmt: skip
 
-    name: Literal["macl", "mulsupcon", "supcon_any", "supcon_all", "ntxent"] = Field("macl", description="objective")
-    aggregate: Literal["pair_mean", "anchor_mean"] = Field(
-        "pair_mean", description="MACL: every (anchor, label) equal; Weighted MACL (anchor_mean): every anchor equal"
+
+class LossConfig(Section):
+    """The objective; formulas in ``docs/objective.md``. alpha = beta = strength = 0 is MulSupCon exactly."""
+
+    name: LossName = Field("macl", description="objective")
+    positives: Literal["per_label", "any", "all"] = Field(
+        "per_label", description="macl: a term for each anchor label; or one an anchor: share a label; equal label sets"
+    )
+    aggregate: Literal["pair_mean", "anchor_mean", "class_balanced"] = Field(
+        "pair_mean",
+        description="every (anchor, label) equal: MACL; every anchor equal: Weighted MACL; every label equal",
     )
     tau: float = Field(0.1, gt=0.0, le=10.0, description="base temperature that divides cosine similarities")
     t_min: float = Field(0.01, gt=0.0, le=10.0, description="floor of a pair's temperature")
     alpha: float = Field(0.5, ge=0.0, le=100.0, description="how much label overlap changes a pair's temperature")
     beta: float = Field(0.5, ge=0.0, le=100.0, description="how much the anchor's label rarity changes it")
+    temperature_form: Literal["sharpen", "soften", "multiplicative"] = Field(
+        "sharpen", description="tau / (1 + alpha o + beta r); tau (1 + alpha o + beta r); tau (1 - alpha o)(1 - beta r)"
+    )
+    temperature_scope: Literal["all_pairs", "positives_only", "per_positive_row"] = Field(
+        "all_pairs", description="which similarities have a temperature of their own; last: a softmax for each positive"
+    )
+    overlap: Literal["jaccard", "anchor_recall", "dice", "cosine", "count_over_labels"] = Field(
+        "jaccard", description="overlap o of two label sets"
+    )
+    rarity: Literal["mean", "max"] = Field("mean", description="rarity r of an anchor from its labels' rarities")
+    rarity_scale: Literal["one_minus_relative", "inverse_minmax"] = Field(
+        "one_minus_relative", description="rarity of a label: 1 - n / max n; or 1 / n scaled to 0..1"
+    )
     strength: float = Field(1.0, ge=0.0, le=1.0, description="how much label-pair frequency changes a pair's weight")
     gamma: float = Field(1.0, ge=0.0, le=4.0, description="exponent of the inverse co-occurrence count")
+    weight_pairs: Literal["shared", "cross", "offdiag", "single"] = Field(
+        "shared",
+        description="label pairs that weigh: both shared; anchor's x positive's; shared, unequal; single",
+    )
+    weight_norm: Literal["batch_mean", "sum_to_one", "none"] = Field(
+        "batch_mean",
+        description="weights relative to their mean; then also summing to 1 an (anchor, label); as is",
+    )
     clip_min: float = Field(0.1, ge=0.0, description="floor of a relative pair weight")
     clip_max: float = Field(10.0, gt=0.0, description="ceiling of a relative pair weight")
     counts: Literal["batch", "train"] = Field("batch", description="label counts of the global batch or of the split")
-    implementation: Literal["auto", "dense", "streamed"] = Field(
-        "auto", description="dense holds anchors x candidates; streamed holds tiles only; auto picks"
+    threshold: float = Field(
+        0.5, gt=0.0, le=1.0, description="multisupcon, triplet: smallest label Jaccard of a positive"
     )
-    tile: int = Field(1024, ge=1, le=1 << 20, description="rows and columns of a tile of the streamed version")
+    msc_beta: float = Field(0.1, gt=0.0, le=100.0, description="msc: weight of samples beside prototypes")
+    margin: float = Field(1.2, gt=0.0, le=4.0, description="triplet: margin between distances of unit vectors")
+    selection: Literal["relevant", "hard", "diverse"] = Field(
+        "hard", description="triplet: which positives and negatives of an anchor are taken"
+    )
+    num_selected: int = Field(4, ge=1, le=1024, description="triplet: positives, and negatives, taken for an anchor")
+    memory: int = Field(0, ge=0, le=1 << 26, description="embeddings of earlier steps kept as candidates; 0 = none")
+    implementation: Literal["auto", "dense", "streamed", "triton"] = Field(
+        "auto", description="dense holds anchors x candidates; streamed and triton hold tiles only; auto picks"
+    )
+    tile: int | None = Field(
+        None, ge=1, le=1 << 16, description="rows and columns of a tile: 4 tile^2 bytes of memory; null = by device"
+    )
+    tf32: bool = Field(False, description="NVIDIA: products of the loss in TF32; several times faster, 1e-3 precision")
 
     @model_validator(mode="after")
-    def _ordered(self) -> LossConfig:
+    def _fits(self) -> LossConfig:
         if self.clip_min > self.clip_max:
             raise ValueError(f"clip_min must not exceed clip_max, got {self.clip_min} and {self.clip_max}")
+        if self.name == "triplet" and self.implementation in ("dense", "triton"):
+            raise ValueError(f"implementation: triplet has one of its own, got {self.implementation}; leave it at auto")
+        if self.name == "macl":
+            self._fits_macl()
         return self
+
+    def _fits_macl(self) -> None:
+        if self.positives != "per_label" and self.aggregate == "class_balanced":
+            raise ValueError(
+                f"aggregate=class_balanced weighs the labels of an anchor, but positives={self.positives} has one term "
+                "an anchor, none a label; use positives=per_label, or aggregate=anchor_mean"
+            )
+        if self.temperature_form == "multiplicative" and max(self.alpha, self.beta) > 1:
+            raise ValueError(
+                f"temperature_form=multiplicative needs alpha and beta of at most 1, got {self.alpha} and {self.beta}: "
+                "a temperature cannot be negative"
+            )
+        if self.weight_norm == "none" and self.strength > 0 and self.clip_min > 0:
+            raise ValueError(
+                f"weight_norm=none clips count^-gamma itself, which lies far below clip_min={self.clip_min}, so all "
+                "weights would be equal; set clip_min=0"
+            )
+
+    def unread(self) -> list[str]:
+        """Settings that differ from their defaults although this loss does not read them."""
+        common = {"name", "tau", "implementation", "tile", "tf32", "memory"}
+        temperature = {
+            "temperature_form",
+            "temperature_scope",
+            "overlap",
+            "rarity",
+            "rarity_scale",
+            "t_min",
+            "alpha",
+            "beta",
+        }
+        weight = {"strength", "gamma", "weight_pairs", "weight_norm", "clip_min", "clip_max"}
+        own: dict[str, set[str]] = {
+            "macl": {"positives", "aggregate", "counts"} | temperature | weight,
+            "mulsupcon": {"aggregate"} | ({"counts"} if self.aggregate == "class_balanced" else set()),
+            "multisupcon": {"threshold"},
+            "msc": {"msc_beta"},
+            "triplet": {"threshold", "margin", "selection", "num_selected"},
+        }
+        read = (common | own.get(self.name, set())) - ({"tau"} if self.name == "triplet" else set())
+        fields = type(self).model_fields
+        return [name for name, field in fields.items() if name not in read and getattr(self, name) != field.default]
 
 
 class OptimConfig(Section):
@@ -114,6 +211,9 @@ class TrainConfig(Section):
         "runs/default", min_length=1, description="run folder; continues there when it has checkpoints"
     )
     seed: int = Field(0, ge=0, lt=1 << 32, description="seed of weights, order and augmentation")
+    chunk: int | None = Field(
+        None, ge=1, description="rows (views) of a rank encoded at a time, twice, to save memory; null = all at once"
+    )
     epochs: int = Field(100, ge=1, le=1_000_000, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop (and save) after this global step; the schedule stays")
     global_batch: int = Field(256, ge=2, le=1 << 22, description="samples per global step, over all ranks")
@@ -159,3 +259,9 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.loss.name == "ntxent" and self.data.num_views < 2:
+            raise ValueError("loss.name=ntxent has other views as positives, but data.num_views is 1; use at least 2")
+        return self

@@ -26,6 +26,7 @@ from marc_dist.data.augment import Augment, eval_transform
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids, epoch_order, global_batch_ids, num_steps, rank_part
 from marc_dist.data.reader import IndexedReader
+from marc_dist.data.sampler import epoch_length, label_aware_order, repeat_factors
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -196,9 +197,31 @@ class _TrainTasks(_Tasks):
 
     def order(self, epoch: int) -> Ids:
         if self._order is None or self._order[0] != epoch:
-            seed = self.config.train.seed
-            self._order = epoch, epoch_order(self.rows, seed=seed, epoch=epoch, fingerprint=self.dataset.fingerprint)
+            self._order = epoch, self._new_order(epoch)
         return self._order[1]
+
+    def _new_order(self, epoch: int) -> Ids:
+        seed, fingerprint = self.config.train.seed, self.dataset.fingerprint
+        if self.config.data.sampler == "uniform":
+            return epoch_order(self.rows, seed=seed, epoch=epoch, fingerprint=fingerprint)
+        return label_aware_order(
+            self.rows,
+            self.dataset.labels[self.rows],
+            seed=seed,
+            epoch=epoch,
+            fingerprint=fingerprint,
+            global_batch=self.config.train.global_batch,
+            threshold=self.config.data.repeat_threshold,
+            maximum=self.config.data.repeat_max,
+        )
+
+    def epoch_length(self) -> int:
+        """Entries of every epoch's order."""
+        data = self.config.data
+        if data.sampler == "uniform":
+            return len(self.rows)
+        labels = self.dataset.labels[self.rows]
+        return epoch_length(repeat_factors(labels, threshold=data.repeat_threshold, maximum=data.repeat_max))
 
     def build(self, *task: int) -> Batch:
         epoch, step = task
@@ -234,7 +257,7 @@ class TrainLoader:
 
     def __init__(self, dataset: Dataset, config: Config, rank: int, world: int) -> None:
         tasks = _TrainTasks(dataset, config, rank, world)
-        self.steps_per_epoch = num_steps(len(tasks.rows), config.train.global_batch)
+        self.steps_per_epoch = num_steps(tasks.epoch_length(), config.train.global_batch)
         self._pool: _Pool[Batch] = _Pool(tasks, config.data.num_workers)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:

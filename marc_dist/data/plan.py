@@ -22,6 +22,21 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def keyed(ids: Ids, *parts: object) -> NDArray[np.uint64]:
+    """A hash of every id, the same on every machine; other ``parts`` give an independent one.
+
+    Args:
+        ids: of any shape, >= 0.
+        parts: what the hash depends on besides the id, told apart by their text.
+
+    Returns:
+        64-bit words of the shape of ``ids``, distinct wherever the ids are.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    one, two = (np.uint64(int.from_bytes(digest[i : i + 8], "little")) for i in (0, 8))
+    return _mix(_mix(ids.astype(np.uint64) ^ one) + two)
+
+
 def epoch_order(rows: Ids, *, seed: int, epoch: int, fingerprint: str) -> Ids:
     """The order in which one epoch visits ``rows``.
 
@@ -36,11 +51,8 @@ def epoch_order(rows: Ids, *, seed: int, epoch: int, fingerprint: str) -> Ids:
     Returns:
         A permutation of ``rows``.
     """
-    digest = hashlib.sha256(f"{seed}/{epoch}/{fingerprint}".encode()).digest()
-    one, two = (np.uint64(int.from_bytes(digest[i : i + 8], "little")) for i in (0, 8))
     ids = np.asarray(rows, dtype=np.int64)
-    keys = _mix(_mix(ids.astype(np.uint64) ^ one) + two)
-    return ids[np.lexsort((ids, keys))]
+    return ids[np.lexsort((ids, keyed(ids, seed, epoch, fingerprint)))]
 
 
 def num_steps(num_rows: int, global_batch: int) -> int:

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from marc_dist.objective.dense import dense_sum
-from marc_dist.objective.pairs import make_pairs
+from marc_dist.objective.fused import TritonKernel, why_not
+from marc_dist.objective.pairs import IdPairs, LabelPairs, Pairs
 from marc_dist.objective.settings import LossParts, ObjectiveSettings
 from marc_dist.objective.statistics import LabelStatistics
-from marc_dist.objective.streamed import streamed_sum
+from marc_dist.objective.streamed import TorchKernel, streamed_sum
+from marc_dist.objective.triplet import triplet_sum
 
-DENSE_ENTRIES = 1 << 22  # pairs up to which `auto` takes the dense form: 16 MiB of float32 a matrix
+TILES = {"cuda": 4096}  # 64 MiB of float32: enough work to keep a GPU busy between two launches
+TILE = 2048
+BOUNDS = ("temperature_max", "weight_max", "temperature_min", "weight_min")
 
 
 def objective(
@@ -26,8 +30,8 @@ def objective(
     first: int,
     settings: ObjectiveSettings,
     statistics: LabelStatistics | None = None,
-    anchor_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    prototypes: Tensor | None = None,
 ) -> LossParts:
     """A contrastive loss over the global batch, as this rank's share of it.
 
@@ -36,14 +40,16 @@ def objective(
 
     Args:
         anchors: (A, D) unit vectors of this rank; A may be 0.
-        candidates: (C, D) unit vectors of all ranks; anchor i is candidate ``first + i`` and never its own candidate.
+        candidates: (C, D) unit vectors of all ranks, then of a cross-batch memory if there is one; anchor i is
+        candidate
+            ``first + i`` and never its own candidate.
         anchor_labels: (A, L) multi-hot.
         candidate_labels: (C, L) multi-hot; a row without labels is a negative of everybody and no anchor.
         first: position of anchor 0 among the candidates.
         settings: which loss, and its constants.
         statistics: label counts that weigh rarity; those of the candidates (every view counts) when None.
-        anchor_ids: (A,) sample ids; views of one sample share theirs.
-        candidate_ids: (C,) sample ids; needed by ``ntxent``.
+        candidate_ids: (C,) sample ids, views of one sample share theirs; needed by ``ntxent``.
+        prototypes: (L, D) unit vectors; needed by ``msc``.
 
     Raises:
         ValueError: shapes or labels that contradict each other.
@@ -58,18 +64,97 @@ def objective(
         raise ValueError(f"first: expected anchor 0 to be candidate {first}; their labels or counts differ")
     with torch.autocast(anchors.device.type, enabled=False):
         dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
-        pairs = make_pairs(
-            candidate_labels,
-            len(anchors),
-            first=first,
-            settings=settings,
-            statistics=statistics,
-            candidate_ids=candidate_ids,
-            dtype=dtype,
-        )
-        dense = len(anchors) * len(candidates) <= DENSE_ENTRIES
-        if settings.implementation != "auto":
-            dense = settings.implementation == "dense"
         a, c = anchors.to(dtype), candidates.to(dtype)
-        total = dense_sum(a, c, pairs) if dense else streamed_sum(a, c, pairs, settings.tile)
-    return LossParts(total, pairs.count, pairs.stats)
+        if settings.name == "triplet":
+            parts = _triplet(a, c, anchor_labels, candidate_labels, first, settings)
+        else:
+            pairs = _pairs(candidate_labels, len(anchors), first, settings, statistics, candidate_ids, dtype)
+            if settings.name == "msc":
+                c = torch.cat([c, _prototypes(prototypes, candidate_labels, candidates).to(dtype)])
+            total, chosen = _sum(a, c, pairs, settings)
+            parts = LossParts(total, pairs.count, pairs.stats, pairs.highest, chosen)
+    carried = candidate_labels.to(torch.bool).any(dim=0).to(torch.float64)
+    coverage = carried.mean() if len(carried) else carried.sum()
+    return LossParts(parts.sum, parts.count, parts.stats, {**parts.highest, "label_coverage": coverage}, parts.chosen)
+
+
+def _pairs(
+    labels: Tensor,
+    num_anchors: int,
+    first: int,
+    settings: ObjectiveSettings,
+    statistics: LabelStatistics | None,
+    ids: Tensor | None,
+    dtype: torch.dtype,
+) -> Pairs:
+    if settings.name != "ntxent":
+        return LabelPairs(labels, num_anchors, first, settings, statistics, dtype)
+    if ids is None or len(ids) != len(labels):
+        got = "None" if ids is None else f"{len(ids)} ids"
+        raise ValueError(
+            f"ntxent: expected candidate_ids, the sample id of each of {len(labels)} candidates, got {got}"
+        )
+    return IdPairs(ids, num_anchors, first, settings.tau, dtype)
+
+
+def _prototypes(prototypes: Tensor | None, labels: Tensor, candidates: Tensor) -> Tensor:
+    expected = (labels.shape[1], candidates.shape[1])
+    if prototypes is None or prototypes.shape != expected:
+        got = "None" if prototypes is None else tuple(prototypes.shape)
+        raise ValueError(f"msc: expected prototypes of shape {expected}, a unit vector a label, got {got}")
+    return prototypes
+
+
+def choose_implementation(settings: ObjectiveSettings, device: torch.device) -> tuple[str, str | None]:
+    """The implementation that ``settings.implementation`` means on a device, and why ``auto`` took no better one.
+
+    Raises:
+        ValueError: ``triton`` where it cannot run.
+    """
+    if settings.name == "triplet":
+        return "streamed", None
+    if settings.implementation in ("dense", "streamed"):
+        return settings.implementation, None
+    reason = why_not(device)
+    if reason is None:
+        return "triton", None
+    if settings.implementation == "triton":
+        raise ValueError(f"loss.implementation=triton: {reason}; use auto or streamed")
+    return "streamed", reason
+
+
+def _tile(settings: ObjectiveSettings, device: torch.device) -> int:
+    return settings.tile or TILES.get(device.type, TILE)
+
+
+def _sum(anchors: Tensor, candidates: Tensor, pairs: Pairs, settings: ObjectiveSettings) -> tuple[Tensor, str]:
+    chosen, _ = choose_implementation(settings, anchors.device)
+    if chosen == "dense":
+        row_of_positive = settings.name == "macl" and settings.temperature_scope == "per_positive_row"
+        return dense_sum(anchors, candidates, pairs, row_of_positive=row_of_positive), chosen
+    kernel = TritonKernel if chosen == "triton" else TorchKernel
+    return streamed_sum(anchors, candidates, pairs, _tile(settings, anchors.device), kernel, tf32=settings.tf32), chosen
+
+
+def _triplet(
+    anchors: Tensor,
+    candidates: Tensor,
+    anchor_labels: Tensor,
+    candidate_labels: Tensor,
+    first: int,
+    settings: ObjectiveSettings,
+) -> LossParts:
+    total, count, stats = triplet_sum(
+        anchors,
+        candidates,
+        anchor_labels,
+        candidate_labels,
+        first=first,
+        threshold=settings.threshold,
+        margin=settings.margin,
+        selection=settings.selection,
+        num_selected=settings.num_selected,
+        tile=_tile(settings, anchors.device),
+    )
+    none = torch.full((), -torch.inf, dtype=torch.float64, device=anchors.device)
+    return LossParts(total, count, stats, dict.fromkeys(BOUNDS, none), "streamed")

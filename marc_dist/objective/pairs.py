@@ -1,14 +1,17 @@
-"""From labels to what every pair contributes: a target weight q_ip and an inverse temperature 1 / T_ip.
+"""From labels (or sample ids) to what every pair contributes, in the two forms that the implementations need.
 
-Letters: A anchors (this rank), C candidates (all ranks), L labels, U distinct label sets among the candidates.
+Letters: A anchors (this rank), C candidates (all ranks), D width, L labels; U kinds of candidates (distinct label
+sets, or samples for NT-Xent; MSC's prototypes are L kinds more), M kinds among the anchors, R softmax rows.
 
-Every loss here has one shape. With s_ip the cosine similarity and sigma_ip the softmax over a != i of s_ia / T_ia,
+    sum = - sum_i sum_p q_ip log sigma_ip = sum_i ( W_i lse_i - sum_p q_ip s_ip / T_ip ),      W_i = sum_p q_ip
 
-    sum = - sum_i sum_p q_ip log sigma_ip          (q_ii = 0)
+q and T depend on the two kinds only. So the second part needs no pair at all: with S_v the sum of the candidates of
+kind v,
 
-and MACL's per-label terms are folded into q_ip = w_ip * sum_{l in S_ip} 1 / |P_l(i)|, since neither w nor T
-depends on l (``tests/objective/naive.py`` holds the unfolded loops). Weights and temperatures depend on the two label
-sets only, so they are computed between distinct label sets and looked up; beyond ``TABLE_ENTRIES`` tile by tile.
+    sum_p q_ip s_ip / T_ip = z_i . sum_v (q_uv / T_uv) S_v - (q_uu / T_uu) z_i . z_i          u the kind of anchor i
+
+which is the class-sum identity of MulSupCon (``tests/objective/naive.py`` holds the unfolded loops), between label
+sets. What is left is one log-sum-exp a row.
 """
 
 from __future__ import annotations
@@ -18,259 +21,272 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marc_dist.objective.sets import find_sets
 from marc_dist.objective.settings import ObjectiveSettings
-from marc_dist.objective.statistics import LabelStatistics, label_statistics
-
-TABLE_ENTRIES = 1 << 22  # 16 MiB of float32 a table: 2,048 distinct label sets, more than the published benchmarks have
-CHUNK_ENTRIES = 1 << 21
+from marc_dist.objective.statistics import LabelStatistics
+from marc_dist.objective.targets import Msc, Targets, choose
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The contributions of all pairs, made block by block; nothing here is anchors x candidates.
+class Softmaxes:
+    """The rows of log-sum-exp: one an anchor, or one a distinct temperature of an anchor (``per_positive_row``).
 
     Attributes:
-        terms: the maker of blocks between rows and columns of label sets (or of ids).
-        rows: (A,) place of each anchor in ``terms``.
-        columns: (C,) place of each candidate in ``terms``.
+        anchor: (R,) its anchor.
+        weight: (R,) W, not zero.
+        inverse: (R,) 1 / T of the whole row; None when T differs within a row.
+    """
+
+    anchor: Tensor
+    weight: Tensor
+    inverse: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The second part of the sum, between kinds.
+
+    Attributes:
+        to_anchor: (M, D) sum_v (q / T) S_v for each kind among the anchors.
+        to_candidate: (K, D) the same the other way round, for each kind of candidates.
+        self: (M,) q_uu / T_uu.
+    """
+
+    to_anchor: Tensor
+    to_candidate: Tensor
+    own: Tensor
+
+
+class Pairs:
+    """The contributions of all pairs; nothing here is anchors x candidates.
+
+    Attributes:
+        rows: (A,) place of each anchor's kind in ``mine``.
+        mine: (M,) kinds among the anchors.
+        columns: (C,) kind of each candidate.
+        num_kinds: K.
         first: position of anchor 0 among the candidates.
         count: scalar, number of terms of these anchors.
-        stats: see ``LossParts``.
+        stats, highest: see ``LossParts``.
+        bias: (C,) added to the logits of a candidate, or None.
+        dtype: of the similarities.
     """
 
-    terms: LabelTerms | IdTerms
-    rows: Tensor
-    columns: Tensor
-    first: int
-    count: Tensor
-    stats: dict[str, Tensor]
+    def __init__(self, columns: Tensor, num_anchors: int, first: int, num_kinds: int, dtype: torch.dtype) -> None:
+        self.columns, self.first, self.num_kinds, self.dtype = columns, first, num_kinds, dtype
+        self.mine, self.rows = torch.unique(columns[first : first + num_anchors], return_inverse=True)
+        self.count: Tensor
+        self.stats: dict[str, Tensor]
+        self.highest: dict[str, Tensor]
+        self.bias: Tensor | None = None
 
-    def block(self, a: slice, c: slice) -> tuple[Tensor, Tensor | float, Tensor | None]:
-        """Anchors ``a`` x candidates ``c``: q (self pairs zero), 1 / T, and where the self pairs are."""
-        rows, columns = self.rows[a], self.columns[c]
-        q, inverse = self.terms.block(rows, columns)
-        start = self.first + a.start - c.start  # column, in this block, of the block's first anchor
-        if start >= len(columns) or start + len(rows) <= 0:
-            return q, inverse, None
-        own = torch.zeros(q.shape, dtype=torch.bool, device=q.device)
-        i = torch.arange(max(0, -start), min(len(rows), len(columns) - start), device=q.device)
-        own[i, i + start] = True
-        return q.masked_fill(own, 0.0), inverse, own
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """(A, C) q, zero for self pairs, and (A, C) 1 / T, pair by pair."""
+        raise NotImplementedError
 
+    def softmaxes(self) -> Softmaxes:
+        """The rows of log-sum-exp."""
+        raise NotImplementedError
 
-def quadratic(rows: Tensor, columns: Tensor, matrix: Tensor) -> Tensor:
-    """sum_{k, l in S_ip} matrix_kl for every pair of label sets.
+    def pull(self, anchor_sums: Tensor, candidate_sums: Tensor) -> Pull:
+        """The second part from (M, D) sums of the anchors and (K, D) sums of the candidates of each kind."""
+        raise NotImplementedError
 
-    Args:
-        rows: (R, L) multi-hot.
-        columns: (K, L) multi-hot.
-        matrix: (L, L).
+    def own(self) -> Tensor:
+        """(A,) position of each anchor among the candidates."""
+        return torch.arange(self.first, self.first + len(self.rows), device=self.rows.device)
 
-    Returns:
-        (R, K), zero for pairs that share nothing.
-    """
-    total = rows.new_zeros(len(rows), len(columns))
-    for k in range(matrix.shape[0]):
-        carriers = rows[:, k, None] * matrix[k] * rows
-        total += (carriers @ columns.T) * columns[:, k]
-    return total
+    def own_slice(self) -> slice:
+        """The same as a slice."""
+        return slice(self.first, self.first + len(self.rows))
+
+    def _without_self(self, q: Tensor) -> Tensor:
+        q[torch.arange(len(self.rows), device=q.device), self.own()] = 0.0
+        return q
 
 
-class LabelTerms:
-    """q and 1 / T between label sets, for the losses whose positives are defined by labels.
+class LabelPairs(Pairs):
+    """Positives defined by labels; see ``targets.py``.
 
     Args:
-        sets: (U, L) multi-hot, distinct.
-        multiplicity: (U,) candidates that carry each set.
-        settings: which loss, and its constants.
-        statistics: n_l and c_kl; those of the candidates when None.
+        labels: (C, L) multi-hot of the candidates.
+        num_anchors: A.
+        first: position of anchor 0.
+        settings: which loss.
+        statistics: counts that weigh rarity, or None for those of the candidates.
         dtype: of the similarities.
     """
 
     def __init__(
         self,
-        sets: Tensor,
-        multiplicity: Tensor,
+        labels: Tensor,
+        num_anchors: int,
+        first: int,
         settings: ObjectiveSettings,
         statistics: LabelStatistics | None,
         dtype: torch.dtype,
     ) -> None:
+        self.sets, numbers = find_sets(labels, statistics)
+        num_kinds = len(self.sets)
+        super().__init__(numbers, num_anchors, first, num_kinds, dtype)
         self.settings = settings
-        self.dynamic = settings.name == "macl"
-        self.sets = sets.to(torch.float64)
-        self.sizes = self.sets.sum(dim=1)
-        self.multiplicity = multiplicity.to(torch.float64)
-        own = label_statistics(self.sets, self.multiplicity)
-        source = statistics if statistics is not None else own
-        counts = source.counts.to(self.sets)
-        # max(c, 1): a pair absent from the given statistics counts like one seen once, not like infinity
-        self.pair_weights = source.cooccurrence.to(self.sets).clamp(min=1).pow(-settings.gamma)
-        relative = counts / counts.max().clamp(min=1) if len(counts) else counts
-        self.rarity = self.sets @ (1 - relative) / self.sizes.clamp(min=1)
-        self.coefficients, self.num_terms = self._coefficients(own.counts)
-        self.mean_raw = self._mean_raw() if self.dynamic and settings.strength > 0 else None
-        self.dtype = dtype
-        self.tables: tuple[Tensor, Tensor] | None = None
-        if len(self.sets) ** 2 <= TABLE_ENTRIES:
-            everything = torch.arange(len(self.sets), device=sets.device)
-            q, inverse = self._between(everything, everything)
-            self.tables = q.to(dtype), inverse.to(dtype)
+        self.targets: Targets = choose(settings)(self.sets, self.mine, settings)
+        self.narrow = self.sets.to(dtype)
+        self.anchors_of = torch.bincount(self.rows, minlength=len(self.mine)).to(self.sets.sizes)
+        self.count = self.anchors_of @ self.targets.terms[self.mine]
+        if isinstance(self.targets, Msc):
+            prototypes = torch.arange(num_kinds, num_kinds + labels.shape[1], device=labels.device)
+            self.columns = torch.cat([numbers, prototypes])
+            self.num_kinds += labels.shape[1]
+            self.bias = torch.zeros(len(self.columns), dtype=dtype, device=labels.device)
+            self.bias[: len(labels)] = torch.tensor(settings.msc_beta, dtype=torch.float64).log()
+        self._walk()
 
-    def _coefficients(self, carriers: Tensor) -> tuple[Tensor, Tensor]:
-        """(U, L) what a shared label adds to q, and (U,) how many terms an anchor with that set has."""
-        if self.settings.name in ("supcon_any", "supcon_all"):
-            partners = self._partners()
-            has = (partners > 0).to(self.sets)
-            return (has / partners.clamp(min=1))[:, None].expand_as(self.sets), has
-        valid = self.sets * (carriers > 1)  # an anchor is one of the carriers of its labels
-        share = valid / (carriers - 1).clamp(min=1)
-        num_valid = valid.sum(dim=1)
-        if self.settings.aggregate == "pair_mean":
-            return share, num_valid
-        return share / num_valid.clamp(min=1)[:, None], (num_valid > 0).to(share)
+    def _walk(self) -> None:
+        """One pass over (kinds among the anchors) x (all kinds): masses, temperatures of rows, figures."""
+        targets, everything = self.targets, torch.arange(len(self.sets), device=self.mine.device)
+        self.mass = torch.zeros(len(self.mine), dtype=torch.float64, device=self.mine.device)
+        grouped: list[tuple[Tensor, Tensor, Tensor]] = []
+        zero = self.mass.new_zeros(())
+        low = self.mass.new_full((), -torch.inf)
+        self.stats = dict.fromkeys(("positives", "temperature_sum", "weight_sum", "anchors_without_partner"), zero)
+        self.highest = dict.fromkeys(("temperature_max", "weight_max", "temperature_min", "weight_min"), low)
+        start = 0
+        for rows in targets.parts():
+            places = torch.arange(start, start + len(rows), device=rows.device)
+            start += len(rows)
+            shared = self.sets.shared(rows, everything)
+            others = self.sets.multiplicity.expand_as(shared).clone()
+            others[places - places[:1], rows] -= 1
+            q = targets.q(self.sets, rows, everything, shared) * others
+            self.mass[places] = q.sum(dim=1)
+            if self.settings.temperature_scope == "per_positive_row" and targets.constant is None:
+                grouped.append(_by_temperature(q, targets.inverse(self.sets, rows, everything, shared), places))
+            self._figures(rows, everything, shared, others, self.anchors_of[places])
+        if isinstance(targets, Msc):
+            self.mass += targets.prototypes(self.mine).sum(dim=1)
+        self.grouped = tuple(torch.cat(part) for part in zip(*grouped, strict=True)) if grouped else None
+        self.stats["anchors"] = self.anchors_of.sum()
 
-    def _positive(self, rows: Tensor, overlap: Tensor, columns: Tensor) -> Tensor:
-        """Whether two label sets are positives of each other."""
-        if self.settings.name != "supcon_all":
-            return overlap > 0
-        return (overlap > 0) & (overlap == self.sizes[rows][:, None]) & (overlap == self.sizes[columns])
+    def _figures(self, rows: Tensor, columns: Tensor, shared: Tensor, others: Tensor, anchors: Tensor) -> None:
+        positive = self.targets.positive(self.sets, rows, columns, shared) & (others > 0)
+        pairs = positive * others * anchors[:, None]
+        there = positive & (anchors > 0)[:, None]
+        alone = (~positive).all(dim=1)
+        found = {"positives": pairs.sum(), "anchors_without_partner": (anchors * alone).sum()}
+        for name in ("temperature", "weight"):
+            values = getattr(self.targets, name)(self.sets, rows, columns, shared)
+            found[f"{name}_sum"] = (pairs * values).sum()
+            for bound, sign in (("max", 1), ("min", -1)):
+                largest = torch.where(there, sign * values, -torch.inf).max()
+                self.highest[f"{name}_{bound}"] = torch.maximum(self.highest[f"{name}_{bound}"], largest)
+        for name, value in found.items():
+            self.stats[name] = self.stats[name] + value
 
-    def _partners(self) -> Tensor:
-        """(U,) positives of an anchor with each set, itself left out."""
-        total = torch.zeros_like(self.sizes)
-        for rows, columns in self._chunks():
-            overlap = self.sets[rows] @ self.sets[columns].T
-            total[rows] = self._positive(rows, overlap, columns).to(total) @ self.multiplicity
-        return (total - (self.sizes > 0).to(total)).clamp(min=0)
+    def dense(self) -> tuple[Tensor, Tensor]:
+        rows, num = self.mine[self.rows], len(self.columns)
+        inverse = torch.full((len(rows), num), self.targets.constant or 0.0, device=rows.device, dtype=torch.float64)
+        columns = self.columns[self.columns < len(self.sets)]
+        shared = self.sets.shared(rows, columns)
+        q = self.targets.q(self.sets, rows, columns, shared)
+        if self.targets.constant is None:
+            inverse = self.targets.inverse(self.sets, rows, columns, shared)
+        if isinstance(self.targets, Msc):
+            q = torch.cat([q, self.targets.prototypes(rows)], dim=1)
+        return self._without_self(q).to(self.dtype), inverse.to(self.dtype)
 
-    def _raw(self, rows: Tensor, columns: Tensor, overlap: Tensor) -> Tensor:
-        """raw_ip = mean over k, l in S_ip of c_kl^-gamma; zero where nothing is shared."""
-        return quadratic(self.sets[rows], self.sets[columns], self.pair_weights) / overlap.clamp(min=1).square()
+    def softmaxes(self) -> Softmaxes:
+        if self.grouped is None:
+            order = torch.argsort(self.rows, stable=True)  # anchors of one kind side by side: 1 / T is made once a kind
+            order = order[self.mass[self.rows[order]] > 0]
+            constant = self.targets.constant
+            weight = self.mass[self.rows[order]].to(self.dtype)
+            return Softmaxes(order, weight, None if constant is None else torch.full_like(weight, constant))
+        place, inverse, weight = self.grouped
+        found = torch.bincount(place, minlength=len(self.mine))  # temperatures of each kind; ``place`` ascends
+        begin = found.cumsum(0) - found
+        num = found[self.rows]
+        anchor = torch.repeat_interleave(torch.arange(len(self.rows), device=num.device), num)
+        within = torch.arange(len(anchor), device=num.device) - (num.cumsum(0) - num)[anchor]
+        source = begin[self.rows[anchor]] + within
+        return Softmaxes(anchor, weight[source].to(self.dtype), inverse[source].to(self.dtype))
 
-    def _mean_raw(self) -> Tensor:
-        """Mean of raw_ip over all ordered positive pairs of the global batch, a candidate with itself left out."""
-        total = pairs = self.sizes.new_zeros(())
-        for rows, columns in self._chunks():
-            overlap = self.sets[rows] @ self.sets[columns].T
-            weight = self.multiplicity[rows][:, None] * self.multiplicity * (overlap > 0)
-            total = total + (weight * self._raw(rows, columns, overlap)).sum()
-            pairs = pairs + weight.sum()
-        own = self.multiplicity * (self.sizes > 0)
-        self_raw = torch.einsum("uk,kl,ul->u", self.sets, self.pair_weights, self.sets) / self.sizes.clamp(min=1) ** 2
-        total, pairs = total - (own * self_raw).sum(), pairs - own.sum()
-        return torch.where(pairs > 0, total / pairs.clamp(min=1), torch.ones_like(total))
+    def pull(self, anchor_sums: Tensor, candidate_sums: Tensor) -> Pull:
+        targets, sets = self.targets, self.sets
+        everything = torch.arange(len(sets), device=self.mine.device)
+        to_anchor, to_candidate = torch.zeros_like(anchor_sums), torch.zeros_like(candidate_sums)
+        own = anchor_sums.new_zeros(len(self.mine))
+        start = 0
+        for rows in targets.parts():
+            places = slice(start, start + len(rows))
+            start += len(rows)
+            shared = sets.shared(rows, everything)
+            inverse: Tensor | float | None = targets.constant
+            if inverse is None:
+                inverse = targets.inverse(sets, rows, everything, shared)
+            kernel = targets.q(sets, rows, everything, shared) * inverse
+            own[places] = kernel[torch.arange(len(rows), device=rows.device), rows].to(own)
+            if isinstance(targets, Msc):
+                kernel = torch.cat([kernel, targets.prototypes(rows) * inverse], dim=1)
+            kernel = kernel.to(anchor_sums.dtype)
+            to_anchor[places] = kernel @ candidate_sums
+            to_candidate.addmm_(kernel.T, anchor_sums[places])
+        return Pull(to_anchor, to_candidate, own)
 
-    def _chunks(self) -> list[tuple[Tensor, Tensor]]:
-        """Blocks of label-set rows against all label sets, small enough to hold."""
-        num = len(self.sets)
-        everything = torch.arange(num, device=self.sets.device)
-        return (
-            [(rows, everything) for rows in torch.split(everything, max(1, CHUNK_ENTRIES // max(num, 1)))]
-            if num
-            else []
-        )
-
-    def temperature(self, rows: Tensor, columns: Tensor, overlap: Tensor) -> Tensor:
-        """T_ip = max(t_min, tau / (1 + alpha jaccard(Y_i, Y_p) + beta rarity(Y_i))); two empty sets overlap by 0."""
-        s = self.settings
-        if not self.dynamic:
-            return torch.full_like(overlap, s.tau)
-        union = self.sizes[rows][:, None] + self.sizes[columns] - overlap
-        jaccard = overlap / union.clamp(min=1)
-        return (s.tau / (1 + s.alpha * jaccard + s.beta * self.rarity[rows][:, None])).clamp(min=s.t_min)
-
-    def weight(self, rows: Tensor, columns: Tensor, overlap: Tensor) -> Tensor:
-        """w_ip = 1 + strength (clip(raw_ip / mean raw, clip_min, clip_max) - 1); only read where labels are shared."""
-        s = self.settings
-        if self.mean_raw is None:
-            return torch.ones_like(overlap)
-        relative = self._raw(rows, columns, overlap) / self.mean_raw
-        return 1 + s.strength * (relative.clamp(s.clip_min, s.clip_max) - 1)
-
-    def _between(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        overlap = self.sets[rows] @ self.sets[columns].T
-        inverse = 1 / self.temperature(rows, columns, overlap)
-        if self.settings.name in ("supcon_any", "supcon_all"):
-            positive = self._positive(rows, overlap, columns).to(overlap)
-            return positive * self.coefficients[rows][:, :1], inverse
-        shared = (self.sets[rows] * self.coefficients[rows]) @ self.sets[columns].T
-        return shared * self.weight(rows, columns, overlap), inverse
-
-    def block(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Targets q and 1 / T between label sets ``rows`` and ``columns``, the self pair not yet taken out."""
-        if self.tables is not None:
-            q, inverse = (table[rows][:, columns] for table in self.tables)
-        else:
-            q, inverse = (part.to(self.dtype) for part in self._between(rows, columns))
-        return (q, inverse) if self.dynamic else (q, 1 / self.settings.tau)
-
-    def stats(self, rows: Tensor) -> dict[str, Tensor]:
-        """Additive figures of the anchors whose label sets are ``rows``; see ``LossParts``."""
-        anchors = torch.bincount(rows, minlength=len(self.sets)).to(self.sizes)
-        zero = self.sizes.new_zeros(())
-        totals = {"positives": zero, "temperature_sum": zero, "weight_sum": zero, "anchors_without_partner": zero}
-        for chunk, columns in self._chunks():
-            overlap = self.sets[chunk] @ self.sets[columns].T
-            positive = self._positive(chunk, overlap, columns)
-            pairs = positive * self.multiplicity
-            own = torch.zeros_like(pairs)
-            own[torch.arange(len(chunk), device=own.device), chunk] = (self.sizes[chunk] > 0).to(own)
-            pairs = (pairs - own) * anchors[chunk][:, None]
-            alone = pairs.sum(dim=1) == 0
-            found = {
-                "positives": pairs.sum(),
-                "temperature_sum": (pairs * self.temperature(chunk, columns, overlap)).sum(),
-                "weight_sum": (pairs * self.weight(chunk, columns, overlap)).sum(),
-                "anchors_without_partner": (anchors[chunk] * alone).sum(),
-            }
-            totals = {name: totals[name] + found[name] for name in totals}
-        return {"anchors": anchors.sum(), **totals}
+    def inverse(self, mine: Tensor, columns: Tensor) -> Tensor:
+        """1 / T between kinds among the anchors and candidates' kinds, in the type of the similarities."""
+        rows = self.mine[mine]
+        return self.targets.inverse(self.narrow, rows, columns, self.narrow.shared(rows, columns))
 
 
-class IdTerms:
-    """q for NT-Xent: positives are the other views of the same sample, whatever the labels."""
-
-    def __init__(self, partners: Tensor, tau: float, dtype: torch.dtype) -> None:
-        self.share = torch.where(partners > 0, 1 / partners.clamp(min=1).to(dtype), 0.0)
-        self.inverse = 1 / tau
-
-    def block(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Targets q between sample places ``rows`` and ``columns``, the self pair not yet taken out; 1 / tau."""
-        return (rows[:, None] == columns) * self.share[rows][:, None], self.inverse
+def _by_temperature(q: Tensor, inverse: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets of each row added up by temperature: (G,) row, (G,) 1 / T, (G,) sum of q; rows ascend."""
+    row, column = (q > 0).nonzero(as_tuple=True)
+    values, number = torch.unique(
+        torch.stack([places[row].to(inverse), inverse[row, column]], dim=1), dim=0, return_inverse=True
+    )
+    weight = q.new_zeros(len(values)).index_add_(0, number, q[row, column])
+    return values[:, 0].long(), values[:, 1], weight
 
 
-def make_pairs(
-    candidate_labels: Tensor,
-    num_anchors: int,
-    *,
-    first: int,
-    settings: ObjectiveSettings,
-    statistics: LabelStatistics | None,
-    candidate_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Pairs:
-    """The contributions of the anchors ``first`` to ``first + num_anchors`` of the candidates.
+class IdPairs(Pairs):
+    """NT-Xent (SimCLR): positives are the other views of the same sample, whatever the labels.
 
-    Raises:
-        ValueError: NT-Xent without ids.
+    -1/|P(i)| sum over P(i) of log sigma_ip at T = tau, mean over anchors with another view. Source: the unlabelled
+    form of ``HobbitLong/SupContrast``; departures as ``targets.SupConAny``.
     """
-    own = slice(first, first + num_anchors)
-    if settings.name == "ntxent":
-        if candidate_ids is None:
-            raise ValueError("ntxent: expected candidate_ids, the sample id of every row, got None")
-        _, columns, multiplicity = torch.unique(candidate_ids, return_inverse=True, return_counts=True)
-        partners = multiplicity - 1
-        mine = partners[columns[own]].to(torch.float64)
-        count = (mine > 0).sum()
-        stats = {
-            "anchors": mine.new_tensor(float(num_anchors)),
-            "positives": mine.sum(),
-            "temperature_sum": mine.sum() * settings.tau,
-            "weight_sum": mine.sum(),
-            "anchors_without_partner": num_anchors - count.to(mine),
+
+    def __init__(self, ids: Tensor, num_anchors: int, first: int, tau: float, dtype: torch.dtype) -> None:
+        _, columns, multiplicity = torch.unique(ids, return_inverse=True, return_counts=True)
+        super().__init__(columns, num_anchors, first, len(multiplicity), dtype)
+        partners = (multiplicity - 1)[self.mine].to(torch.float64)
+        self.share = torch.where(partners > 0, 1 / partners, 0.0)
+        self.tau = tau
+        anchors_of = torch.bincount(self.rows, minlength=len(self.mine)).to(partners)
+        self.count = anchors_of @ (partners > 0).to(partners)
+        positives = anchors_of @ partners
+        self.stats = {
+            "anchors": anchors_of.sum(),
+            "positives": positives,
+            "temperature_sum": positives * tau,
+            "weight_sum": positives,
+            "anchors_without_partner": anchors_of.sum() - self.count,
         }
-        return Pairs(IdTerms(partners, settings.tau, dtype), columns[own], columns, first, count.to(mine), stats)
-    sets, columns, multiplicity = torch.unique(candidate_labels, dim=0, return_inverse=True, return_counts=True)
-    terms = LabelTerms(sets, multiplicity, settings, statistics, dtype)
-    rows = columns[own]
-    return Pairs(terms, rows, columns, first, terms.num_terms[rows].sum(), terms.stats(rows))
+        some = torch.where(positives > 0, 0.0, -torch.inf)
+        values = {"temperature_max": tau, "weight_max": 1.0, "temperature_min": -tau, "weight_min": -1.0}
+        self.highest = {name: some + value for name, value in values.items()}
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        q = (self.mine[self.rows][:, None] == self.columns) * self.share[self.rows][:, None]
+        return self._without_self(q).to(self.dtype), torch.full_like(q, 1 / self.tau, dtype=self.dtype)
+
+    def softmaxes(self) -> Softmaxes:
+        anchor = (self.share[self.rows] > 0).nonzero()[:, 0]
+        weight = torch.ones(len(anchor), dtype=self.dtype, device=anchor.device)
+        return Softmaxes(anchor, weight, torch.full_like(weight, 1 / self.tau))
+
+    def pull(self, anchor_sums: Tensor, candidate_sums: Tensor) -> Pull:
+        kernel = (self.share / self.tau).to(anchor_sums)
+        to_candidate = torch.zeros_like(candidate_sums)
+        to_candidate[self.mine] = kernel[:, None] * anchor_sums
+        return Pull(kernel[:, None] * candidate_sums[self.mine], to_candidate, kernel)

@@ -10,35 +10,40 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """The loss and its constants; the fields, ranges and defaults are those of ``config.schema.LossConfig``.
+    """The loss and its constants; fields, ranges, help and defaults are those of ``config.schema.LossConfig``.
 
-    Attributes:
-        name: which loss.
-        aggregate: ``pair_mean`` counts every (anchor, label) alike, ``anchor_mean`` every anchor.
-        tau: base temperature, > 0.
-        t_min: floor of a pair's temperature, > 0.
-        alpha: pull of label overlap on the temperature, >= 0.
-        beta: pull of the anchor's rarity on the temperature, >= 0.
-        strength: share of the pair weight that follows label-pair frequency, 0 to 1.
-        gamma: exponent of the inverse co-occurrence count, >= 0.
-        clip_min: floor of a relative weight.
-        clip_max: ceiling of a relative weight.
-        implementation: ``dense``, ``streamed`` or ``auto``.
-        tile: rows and columns of a tile of ``streamed``.
+    Formulas: ``docs/objective.md`` and the docstrings of ``targets.py``, ``weights.py``, ``temperatures.py``.
     """
 
-    name: Literal["macl", "mulsupcon", "supcon_any", "supcon_all", "ntxent"] = "macl"
-    aggregate: Literal["pair_mean", "anchor_mean"] = "pair_mean"
+    name: Literal[
+        "macl", "mulsupcon", "supcon_single", "supcon_any", "supcon_all", "ntxent", "jaccard", "multisupcon", "msc",
+        "similarity_dissimilarity", "triplet",
+    ] = "macl"  # fmt: skip
+    positives: Literal["per_label", "any", "all"] = "per_label"
+    aggregate: Literal["pair_mean", "anchor_mean", "class_balanced"] = "pair_mean"
     tau: float = 0.1
     t_min: float = 0.01
     alpha: float = 0.5
     beta: float = 0.5
+    temperature_form: Literal["sharpen", "soften", "multiplicative"] = "sharpen"
+    temperature_scope: Literal["all_pairs", "positives_only", "per_positive_row"] = "all_pairs"
+    overlap: Literal["jaccard", "anchor_recall", "dice", "cosine", "count_over_labels"] = "jaccard"
+    rarity: Literal["mean", "max"] = "mean"
+    rarity_scale: Literal["one_minus_relative", "inverse_minmax"] = "one_minus_relative"
     strength: float = 1.0
     gamma: float = 1.0
+    weight_pairs: Literal["shared", "cross", "offdiag", "single"] = "shared"
+    weight_norm: Literal["batch_mean", "sum_to_one", "none"] = "batch_mean"
     clip_min: float = 0.1
     clip_max: float = 10.0
-    implementation: Literal["auto", "dense", "streamed"] = "auto"
-    tile: int = 1024
+    threshold: float = 0.5
+    msc_beta: float = 0.1
+    margin: float = 1.2
+    selection: Literal["relevant", "hard", "diverse"] = "hard"
+    num_selected: int = 4
+    implementation: Literal["auto", "dense", "streamed", "triton"] = "auto"
+    tile: int | None = None
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,18 @@ class LossParts:
 
     Attributes:
         sum: scalar with gradient; the loss is the sum over ranks divided by the count over ranks.
-        count: scalar, how many terms ``sum`` holds.
+        count: scalar, how many terms ``sum`` holds (their total weight for ``class_balanced``).
         stats: scalars that add up over ranks: ``anchors``, ``positives`` (pairs), ``anchors_without_partner``,
             ``temperature_sum`` and ``weight_sum`` (over the positive pairs).
+        highest: scalars of which the largest over ranks counts: ``temperature_max``, ``weight_max``, and the minima
+        with
+            their sign turned, ``temperature_min`` and ``weight_min`` (over the positive pairs; -inf where there is
+            none); ``label_coverage``, the share of labels that some candidate carries.
+        chosen: the implementation that ran.
     """
 
     sum: Tensor
     count: Tensor
     stats: dict[str, Tensor]
+    highest: dict[str, Tensor]
+    chosen: str

@@ -62,6 +62,31 @@ class Encoder(nn.Module):
         return features[:0], projection[:0]
 
 
+class Learner(nn.Module):
+    """What a loss trains: the encoder, and for ``msc`` one learnable prototype a label.
+
+    Both go through one forward, so that data-parallel averaging treats the prototypes like any other parameter.
+    """
+
+    def __init__(self, encoder: Encoder, num_prototypes: int, dim: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prototypes: nn.Parameter | None = None
+        if num_prototypes:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.prototypes = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_prototypes, dim)))
+
+    def no_weight_decay(self) -> set[str]:
+        """Prototypes are normalised: decay would only change their learning rate."""
+        return {"prototypes"}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, S, S) -> (B, head_dim) projection, not normalised, and the (L, head_dim) prototypes as they are."""
+        projection: Tensor = self.encoder(images)[1]
+        return projection, None if self.prototypes is None else self.prototypes.clone()
+
+
 def _head(width: int, hidden: int, dim: int) -> nn.Module:
     if hidden == 0:
         return nn.Sequential(nn.Linear(width, dim))

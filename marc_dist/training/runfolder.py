@@ -19,6 +19,7 @@ HARMLESS = frozenset(
         "loss.implementation",
         "loss.tile",
         "train.run_dir",
+        "train.chunk",
         "train.max_steps",
         "train.device",
         "train.checkpoint_every",

@@ -7,6 +7,7 @@ gradient is that of one process holding the whole batch, however the rows are sp
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,12 @@ from marc_dist.config import Config
 from marc_dist.data.loader import Batch
 from marc_dist.objective import LabelStatistics, LossParts, ObjectiveSettings, objective
 from marc_dist.training.device import Arithmetic
+from marc_dist.training.memory import Memory, canonical_order
+from marc_dist.training.model import Learner
 from marc_dist.training.schedule import set_learning_rate
+
+Outcome = tuple[Tensor, dict[str, float], tuple[Tensor, Tensor, Tensor]]
+"""Loss of this rank times world, totals over ranks, and the rows that a memory takes in."""
 
 
 class StepResult(NamedTuple):
@@ -31,12 +37,19 @@ class StepResult(NamedTuple):
     figures: dict[str, float]
 
 
-def step_seed(seed: int, step: int, ids: Tensor) -> int:
-    """Seed of what the network itself draws (dropout) in one step: nothing to save, nothing to restore.
+def step_seed(seed: int, step: int, ids: Tensor, start: int = 0) -> int:
+    """Seed of what the network itself draws (dropout) in one pass: nothing to save, nothing to restore.
 
     Ranks draw differently because they hold different samples, not because of their numbers.
+
+    Args:
+        seed: of the run.
+        step: of the run.
+        ids: samples of this rank.
+        start: first row of the chunk that is encoded.
     """
-    digest = hashlib.sha256(f"{seed}/{step}/{ids.tolist()}".encode()).digest()
+    place = f"{step}+{start}" if start else str(step)
+    digest = hashlib.sha256(f"{seed}/{place}/{ids.tolist()}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -45,28 +58,31 @@ class Stepper:
 
     Args:
         config: the run's settings.
-        encoder: on its device, in its final type.
-        optimiser: over the encoder's parameters.
+        learner: on its device, in its final type.
+        optimiser: over the learner's parameters.
         arithmetic: types of the run.
         statistics: label counts of the training split, or None for those of each global batch.
+        memory: rows of earlier steps, possibly none.
     """
 
     def __init__(
         self,
         config: Config,
-        encoder: nn.Module,
+        learner: Learner,
         optimiser: torch.optim.Optimizer,
         arithmetic: Arithmetic,
         statistics: LabelStatistics | None,
+        memory: Memory,
     ) -> None:
         self.config = config
         self.arithmetic = arithmetic
-        self.settings = ObjectiveSettings(**config.loss.model_dump(exclude={"counts"}))
+        self.settings = ObjectiveSettings(**config.loss.model_dump(exclude={"counts", "memory"}))
         self.statistics = statistics
-        self._encoder = encoder
-        self._module = comm.data_parallel(encoder)
+        self.memory = memory
+        self._learner = learner
+        self._module = comm.data_parallel(learner)
         self._optimiser = optimiser
-        self._parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        self._parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self._device = self._parameters[0].device
 
     def take(self, batch: Batch, step: int, lr: float, stop: bool) -> StepResult:
@@ -78,63 +94,104 @@ class Stepper:
             lr: learning rate of this step.
             stop: whether this rank was asked to stop; the answer says whether any was.
         """
-        torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
-        buffers = [buffer.clone() for buffer in self._encoder.buffers()]
+        buffers = [buffer.clone() for buffer in self._learner.buffers()]
         self._optimiser.zero_grad(set_to_none=True)
-        projection = self._encode(batch)
-        parts, gathered = self._loss(projection, batch)
-        names, totals = self._totals(parts)
-        count = totals[1].clamp(min=1)
-        loss = comm.world() * parts.sum / count.to(parts.sum.dtype)
-        torch.autograd.backward(loss + gathered[:0].sum())  # a rank without anchors, too, meets the others in it
+        whole = self.config.train.chunk is None
+        loss, totals, rows = (self._at_once if whole else self._in_chunks)(batch, step)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        flags = torch.stack([torch.isfinite(loss.detach()) & torch.isfinite(norm), norm.new_tensor(not stop).bool()])
+        flags = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), norm.new_tensor(not stop).bool()])
         finite, go_on = (bool(flag) for flag in comm.min_(flags.to(torch.int32)).tolist())
         if finite:
             self._apply(norm, lr)
+            self.memory.add(*rows)
         else:
             self._undo(buffers)
-        values = totals.tolist()
-        figures = dict(zip(names, values[2:], strict=True))
-        return StepResult(finite, not go_on, values[0] / max(values[1], 1.0), float(norm), figures)
+        value = totals.pop("sum") / (totals.pop("count") or 1.0)
+        return StepResult(finite, not go_on, value, float(norm), totals)
 
-    def _encode(self, batch: Batch) -> Tensor:
-        images = batch.images.to(self._device, self.arithmetic.weights, non_blocking=True)
+    def _at_once(self, batch: Batch, step: int) -> Outcome:
+        torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
+        projection, prototypes = self._encode(self._module, batch.images)
+        return self._backward(projection, prototypes, batch)
+
+    def _in_chunks(self, batch: Batch, step: int) -> Outcome:
+        """The same gradient with the activations of one chunk at a time (GradCache, Gao et al. 2021).
+
+        Every chunk is encoded without a graph, the loss of the whole batch gives the gradient of the projections, and
+        every chunk is encoded again, with the same draws, to carry it on. Ranks average in the last backward only.
+        """
+        parts = torch.split(batch.images, self.config.train.chunk or 1) if len(batch.images) else (batch.images,)
+        starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
+        seeds = [step_seed(self.config.train.seed, step, batch.ids, start) for start in starts]
+        encoded = []
+        with torch.no_grad():
+            for part, seed in zip(parts, seeds, strict=True):
+                torch.manual_seed(seed)
+                projection, prototypes = self._encode(self._learner, part)
+                encoded.append(projection)
+        leaf = torch.cat(encoded).requires_grad_()
+        if prototypes is not None:
+            prototypes.requires_grad_()
+        outcome = self._backward(leaf, prototypes, batch)
+        assert leaf.grad is not None, "the loss reaches every projection"
+        slopes = torch.split(leaf.grad, [len(part) for part in parts])
+        for number, (part, seed, slope) in enumerate(zip(parts, seeds, slopes, strict=True)):
+            last = number == len(parts) - 1
+            with nullcontext() if last else comm.without_sync(self._module):
+                torch.manual_seed(seed)
+                projection, again = self._encode(self._module, part)
+                if last and again is not None and prototypes is not None:
+                    torch.autograd.backward([projection, again], [slope, prototypes.grad])
+                else:
+                    torch.autograd.backward(projection, slope)
+        return outcome
+
+    def _encode(self, module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        images = images.to(self._device, self.arithmetic.weights, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last)
         bf16 = self.arithmetic.autocast
         with torch.autocast(self._device.type, dtype=bf16 or torch.bfloat16, enabled=bf16 is not None):
-            projection: Tensor = self._module(images)[1]
-        return projection
+            found: tuple[Tensor, Tensor | None] = module(images)
+        return found
 
-    def _loss(self, projection: Tensor, batch: Batch) -> tuple[LossParts, Tensor]:
-        """This rank's part of the loss against the candidates of all ranks, in the loss's own type."""
+    def _backward(self, projection: Tensor, prototypes: Tensor | None, batch: Batch) -> Outcome:
+        """Loss of the global batch and its backward pass, down to ``projection`` and ``prototypes``."""
         views = self.config.data.num_views
         labels = batch.labels.to(self._device).repeat(views, 1)
         ids = batch.ids.to(self._device).repeat(views)
         with torch.autocast(self._device.type, enabled=False):
             anchors = F.normalize(projection.to(self.arithmetic.loss), dim=1)
             counts = comm.row_counts(anchors)
-            candidates, first = comm.gather_rows(anchors, counts)
+            gathered, first = comm.gather_rows(anchors, counts)
+            all_labels = comm.gather_rows_plain(labels, counts)
+            all_ids = comm.gather_rows_plain(ids, counts)
+            units = None if prototypes is None else F.normalize(prototypes.to(self.arithmetic.loss), dim=1)
             parts = objective(
                 anchors,
-                candidates,
+                torch.cat([gathered, self.memory.embeddings]),
                 labels,
-                comm.gather_rows_plain(labels, counts),
+                torch.cat([all_labels, self.memory.labels]),
                 first=first,
                 settings=self.settings,
                 statistics=self.statistics,
-                anchor_ids=ids,
-                candidate_ids=comm.gather_rows_plain(ids, counts),
+                candidate_ids=torch.cat([all_ids, self.memory.ids]),
+                prototypes=units,
             )
-        return parts, candidates
+        totals = self._totals(parts)
+        loss = comm.world() * parts.sum / (totals["count"] or 1.0)
+        reached = gathered[:0].sum()  # a rank without anchors, too, meets the others in backward
+        torch.autograd.backward(loss + reached + (0.0 if units is None else units[:0].sum()))
+        order = canonical_order([num // views if self.memory.size else 0 for num in counts], views).to(self._device)
+        return loss.detach(), totals, (gathered.detach()[order], all_labels[order], all_ids[order])
 
-    def _totals(self, parts: LossParts) -> tuple[list[str], Tensor]:
-        """Names of the loss's figures, and over all ranks: sum, count, figures; one reduction in float64."""
-        names = sorted(parts.stats)
-        values = [parts.sum, parts.count, *(parts.stats[name] for name in names)]
-        return names, comm.sum_(
-            torch.stack([value.detach().to(self._device, torch.float64).reshape(()) for value in values])
-        )
+    def _totals(self, parts: LossParts) -> dict[str, float]:
+        """The loss's sum and count and its figures over all ranks; one exchange in float64, added up in rank order."""
+        added = {"sum": parts.sum, "count": parts.count, **parts.stats}
+        values = [*added.values(), *parts.highest.values()]
+        mine = torch.stack([value.detach().to(self._device, torch.float64).reshape(()) for value in values])
+        every = comm.gather_vectors(mine)
+        found = [*every[:, : len(added)].sum(dim=0).tolist(), *every[:, len(added) :].amax(dim=0).tolist()]
+        return dict(zip([*added, *parts.highest], found, strict=True))
 
     def _apply(self, norm: Tensor, lr: float) -> None:
         if self.config.optim.clip_norm is not None:
@@ -145,7 +202,7 @@ class Stepper:
     def _undo(self, buffers: list[Tensor]) -> None:
         """Forget the step: gradients, and the running statistics that the forward pass has moved."""
         self._optimiser.zero_grad(set_to_none=True)
-        for buffer, before in zip(self._encoder.buffers(), buffers, strict=True):
+        for buffer, before in zip(self._learner.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def suspects(self, batch: Batch) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ from typing import Any, TypeVar
 import torch
 
 from marc_dist import comm
-from marc_dist.config import Config, DataError, LaunchError, MarcError
+from marc_dist.config import Config, ConfigError, DataError, LaunchError, MarcError
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.loader import Batch, TrainLoader
-from marc_dist.objective import LabelStatistics
+from marc_dist.objective import LabelStatistics, choose_implementation
 from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from marc_dist.training.device import resolve_arithmetic, resolve_device
 from marc_dist.training.export import save_encoder
 from marc_dist.training.log import SKIPPED, RunLog
-from marc_dist.training.model import Encoder, build_encoder
+from marc_dist.training.memory import Memory
+from marc_dist.training.model import Encoder, Learner, build_encoder
 from marc_dist.training.norm import batch_norms
 from marc_dist.training.runfolder import checkpoints, plain_settings, refuse_changes, write_config
 from marc_dist.training.schedule import build_optimiser, learning_rate
@@ -91,6 +93,7 @@ class _Run:
         self.stop = stop
         self.main = comm.rank() == 0
         self.dataset = open_dataset(config.data.dir)
+        self._refuse_several_labels()
         self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world())
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or self.total_steps)
@@ -101,9 +104,11 @@ class _Run:
         self.first_step = int(self.payload["step"]) if self.payload else 0
         self.nonfinite = int(self.payload["nonfinite"]) if self.payload else 0
         self.skipped = int(self.payload["skipped"]) if self.payload else 0
-        self.encoder, self.optimiser = self._build()
+        self.learner, self.optimiser = self._build()
+        self.memory = self._memory()
         self._describe()
-        self.stepper = Stepper(config, self.encoder, self.optimiser, self.arithmetic, self._statistics())
+        self.stepper = Stepper(config, self.learner, self.optimiser, self.arithmetic, self._statistics(), self.memory)
+        self.implementation = self._implementation()
         self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main)
         self.window = _Window(time.monotonic())
         self.loss: float | None = None
@@ -146,25 +151,45 @@ class _Run:
             )
         refuse_changes(payload["settings"], self.config, str(self.run_dir))
 
-    def _build(self) -> tuple[Encoder, torch.optim.Optimizer]:
-        model = self.config.model
+    def _build(self) -> tuple[Learner, torch.optim.Optimizer]:
+        model, seed = self.config.model, self.config.train.seed
         if self.payload is not None:  # every weight comes from the checkpoint
             model = model.model_copy(update={"weights": None, "pretrained": False})
-        encoder = build_encoder(model, self.config.train.seed, self.config.data.image_size)
-        encoder.to(self.device, self.arithmetic.weights)
+        encoder = build_encoder(model, seed, self.config.data.image_size)
+        self._refuse_batch_norm_of_chunks(encoder)
+        num_prototypes = len(self.dataset.classes) if self.config.loss.name == "msc" else 0
+        learner = Learner(encoder, num_prototypes, model.head_dim, seed)
+        learner.to(self.device, self.arithmetic.weights)
         if self.device.type == "cuda":
-            encoder.to(memory_format=torch.channels_last)
+            learner.to(memory_format=torch.channels_last)
         if model.batch_norm == "plain" and comm.world() > 1 and batch_norms(encoder) and self.main:
             warnings.warn(
                 "model.batch_norm=plain with several ranks: statistics are those of each rank alone, so the result "
                 "depends on the number of ranks (promise 1 is void); use sync or frozen",
                 stacklevel=2,
             )
-        optimiser = build_optimiser(self.config.optim, encoder)
+        optimiser = build_optimiser(self.config.optim, learner)
         if self.payload is not None:
             encoder.load_state_dict(self.payload["model"])
+            if learner.prototypes is not None:
+                with torch.no_grad():
+                    learner.prototypes.copy_(self.payload["prototypes"])
             optimiser.load_state_dict(self.payload["optimiser"])
-        return encoder, optimiser
+        return learner, optimiser
+
+    def _refuse_batch_norm_of_chunks(self, encoder: Encoder) -> None:
+        if self.config.train.chunk is not None and self.config.model.batch_norm != "frozen" and batch_norms(encoder):
+            raise ConfigError(
+                f"train.chunk: {self.config.model.backbone} has batch norm, and the statistics of a chunk are not those "
+                "of the batch; set model.batch_norm=frozen (with pretrained weights), or take a backbone without it"
+            )
+
+    def _memory(self) -> Memory:
+        dim, num_labels = self.config.model.head_dim, len(self.dataset.classes)
+        memory = Memory(self.config.loss.memory, dim, num_labels, self.arithmetic.loss, self.device)
+        if self.payload is not None and memory.size:
+            memory.load(self.payload["memory"])
+        return memory
 
     def _statistics(self) -> LabelStatistics | None:
         if self.config.loss.counts == "batch":
@@ -186,9 +211,36 @@ class _Run:
             self.loader.close()
         return TrainResult(self.run_dir, step, self.total_steps, self.first_step, interrupted, self.skipped, self.loss)
 
+    def _refuse_several_labels(self) -> None:
+        """``supcon_single`` wants one label a sample: say so before anything is trained."""
+        rows = self.dataset.rows(self.config.data.train_split)
+        several = rows[self.dataset.labels[rows].sum(axis=1) > 1]
+        if self.config.loss.name == "supcon_single" and len(several):
+            raise ConfigError(
+                f"loss.name=supcon_single: expected one label a sample, but {len(several)} of {len(rows)} have more, "
+                f"the first {self.dataset.place(int(several[0]))}; use supcon_any, supcon_all, mulsupcon or macl"
+            )
+
+    def _implementation(self) -> str:
+        """Which implementation of the loss runs, and why no faster one.
+
+        Raises:
+            ConfigError: the one asked for cannot.
+        """
+        try:
+            chosen, reason = choose_implementation(self.stepper.settings, self.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return f"loss {self.config.loss.name}, {chosen}" + (f" (not triton: {reason})" if reason else "")
+
     def _greet(self) -> None:
         for note in self.notes:
             self.log.say(note)
+        self.log.say(self.implementation)
+        for name in self.config.loss.unread():
+            self.log.say(
+                f"loss.{name}={getattr(self.config.loss, name)}: not read by loss.name={self.config.loss.name}"
+            )
         rows = len(self.dataset.rows(self.config.data.train_split))
         self.log.say(
             f"{self.run_dir}: {self.dataset.name}, {rows} samples, {self.total_steps} steps, {comm.world()} rank(s) on "
@@ -269,7 +321,9 @@ class _Run:
             "step_in_epoch": step % self.loader.steps_per_epoch,
             "nonfinite": self.nonfinite,
             "skipped": self.skipped,
-            "model": self.encoder.state_dict(),
+            "model": self.learner.encoder.state_dict(),
+            "prototypes": None if self.learner.prototypes is None else self.learner.prototypes.detach(),
+            "memory": self.memory.state(),
             "optimiser": self.optimiser.state_dict(),
             "settings": plain_settings(self.config),
             "dataset": self.dataset.name,
@@ -288,7 +342,7 @@ class _Run:
             "step": step,
             "total_steps": self.total_steps,
         }
-        path = save_encoder(self.encoder, self.config, facts)
+        path = save_encoder(self.learner.encoder, self.config, facts)
         self.log.say(f"step {step} of {self.total_steps} done; encoder in {path}")
 
 
@@ -303,16 +357,25 @@ class _Window:
 
 
 def describe(figures: dict[str, float]) -> dict[str, float]:
-    """Means over the global batch from the loss's additive sums.
+    """Means and ranges over the global batch.
+
+    Args:
+        figures: ``LossParts.stats`` added up, and ``LossParts.highest`` maximised, over ranks.
 
     Returns:
-        positives_per_anchor; anchors_without_partner, the share of anchors that no candidate shares a label with; and
-        over the positive pairs temperature_mean and weight_mean, 0 where there is no pair.
+        positives_per_anchor; anchors_without_partner, the share of anchors without a positive; label_coverage, the
+        share of labels that some candidate carries; and over the positive pairs temperature and weight as _mean, _min
+        and _max, 0 where there is no pair.
     """
     anchors, pairs = max(figures["anchors"], 1.0), max(figures["positives"], 1.0)
-    return {
+    described = {
         "positives_per_anchor": figures["positives"] / anchors,
         "anchors_without_partner": figures["anchors_without_partner"] / anchors,
-        "temperature_mean": figures["temperature_sum"] / pairs,
-        "weight_mean": figures["weight_sum"] / pairs,
+        "label_coverage": figures["label_coverage"],
     }
+    for name in ("temperature", "weight"):
+        some = math.isfinite(figures[f"{name}_max"])
+        described[f"{name}_mean"] = figures[f"{name}_sum"] / pairs
+        described[f"{name}_min"] = -figures[f"{name}_min"] if some else 0.0
+        described[f"{name}_max"] = figures[f"{name}_max"] if some else 0.0
+    return described

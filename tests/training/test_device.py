@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -56,10 +58,17 @@ def test_step_seeds_differ_by_seed_step_and_samples() -> None:
 
 def test_sums_become_means() -> None:
     sums = {"anchors": 4.0, "positives": 8.0, "anchors_without_partner": 1.0, "temperature_sum": 2.0, "weight_sum": 4.0}
-    assert describe(sums) == {
+    highest = {"temperature_min": -0.1, "temperature_max": 0.3, "weight_min": -0.2, "weight_max": 0.9}
+    assert describe({**sums, **highest, "label_coverage": 0.75}) == {
         "positives_per_anchor": 2.0,
         "anchors_without_partner": 0.25,
+        "label_coverage": 0.75,
         "temperature_mean": 0.25,
+        "temperature_min": 0.1,
+        "temperature_max": 0.3,
         "weight_mean": 0.5,
+        "weight_min": 0.2,
+        "weight_max": 0.9,
     }
-    assert set(describe(dict.fromkeys(sums, 0.0)).values()) == {0.0}
+    nothing = {**dict.fromkeys(sums, 0.0), **dict.fromkeys(highest, -math.inf), "label_coverage": 0.0}
+    assert set(describe(nothing).values()) == {0.0}

@@ -1,0 +1,2 @@
+def triplet_sum(*a, **k):
+    raise NotImplementedError
