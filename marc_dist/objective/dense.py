@@ -23,7 +23,7 @@ def dense_sum(anchors: Tensor, candidates: Tensor, pairs: Pairs, *, row_of_posit
     own[torch.arange(len(q), device=q.device), pairs.own()] = True
     if not row_of_positive:
         return _sum(q, similarities * inverse, own, pairs.bias)
-    total = similarities.new_zeros(())
+    total = similarities[:0].sum()  # zero, with a gradient
     for value in torch.unique(inverse[q > 0]):
         total = total + _sum(q * (inverse == value), similarities * value, own, pairs.bias)
     return total

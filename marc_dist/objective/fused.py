@@ -20,15 +20,24 @@ LABEL_BLOCK = 32
 BLOCK_ROWS, BLOCK_COLUMNS = 32, 128
 
 
-def why_not(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device, or None. On a CPU they run in Triton's interpreter, for tests only."""
+def why_not(device: torch.device, *, interpreted: bool) -> str | None:
+    """Why the kernels cannot run on a device, or None.
+
+    Args:
+        device: of the vectors.
+        interpreted: whether Triton's interpreter will do, which runs on a CPU, slowly, where TRITON_INTERPRET=1: for
+        tests.
+    """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cuda":
         return None if torch.version.hip is None else "tried on NVIDIA GPUs only"
-    from marc_dist.objective import kernels
+    if interpreted:
+        from marc_dist.objective import kernels
 
-    return None if kernels.INTERPRETED else f"it needs an NVIDIA GPU, the vectors are on {device.type}"
+        if kernels.INTERPRETED:
+            return None
+    return f"it needs an NVIDIA GPU, the vectors are on {device.type}"
 
 
 class TritonKernel:

@@ -115,7 +115,7 @@ def choose_implementation(settings: ObjectiveSettings, device: torch.device) -> 
         return "streamed", None
     if settings.implementation in ("dense", "streamed"):
         return settings.implementation, None
-    reason = why_not(device)
+    reason = why_not(device, interpreted=settings.implementation == "triton")
     if reason is None:
         return "triton", None
     if settings.implementation == "triton":

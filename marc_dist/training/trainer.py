@@ -181,7 +181,7 @@ class _Run:
         if self.config.train.chunk is not None and self.config.model.batch_norm != "frozen" and batch_norms(encoder):
             raise ConfigError(
                 f"train.chunk: {self.config.model.backbone} has batch norm, and the statistics of a chunk are not those "
-                "of the batch; set model.batch_norm=frozen (with pretrained weights), or take a backbone without it"
+                "of the batch; set model.batch_norm=frozen (best pretrained), or take a backbone without it"
             )
 
     def _memory(self) -> Memory:
