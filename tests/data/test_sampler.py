@@ -174,6 +174,23 @@ def test_the_rule_word_by_word(data: tuple[np.ndarray, int], epoch: int, numbers
     assert order(labels, batch, np.array(ids), **options).tolist() == Naive(ids, labels, **options).order(batch)
 
 
+CORNERS = [  # n, L, share of carriers, seed of the labels, global batch: what random data seldom meets
+    (7, 6, 0.3, 731076752, 4),  # a repeat is sent back
+    (12, 6, 0.2, 612519710, 4),
+    (8, 6, 0.3, 928256511, 8),  # a sample that is in the batch twice is sent back once
+    (7, 6, 0.3, 905108214, 7),
+    (6, 5, 0.2, 1036350142, 5),  # a sample that is in the batch twice is one carrier
+    (7, 4, 0.1, 586149501, 7),
+]
+
+
+@pytest.mark.parametrize(("num", "num_labels", "share", "seed", "batch"), CORNERS)
+def test_the_rule_in_its_corners(num: int, num_labels: int, share: float, seed: int, batch: int) -> None:
+    labels = np.random.default_rng(seed).random((num, num_labels)) < share
+    options = {"seed": 0, "epoch": 0, "fingerprint": "f", "threshold": 1.0, "maximum": 20.0}
+    assert order(labels, batch, **options).tolist() == Naive(list(range(num)), labels, **options).order(batch)
+
+
 @settings(max_examples=150, deadline=None)
 @given(small_data(), st.integers(0, 3))
 def test_every_batch_of_two_slots_a_label_has_partners(data: tuple[np.ndarray, int], epoch: int) -> None:

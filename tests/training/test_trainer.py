@@ -23,9 +23,11 @@ from marc_dist.training import trainer
 from marc_dist.training.checkpoint import checkpoint_path, load_checkpoint
 from marc_dist.training.export import load_encoder
 from marc_dist.training.signals import StopFlag
+from marc_dist.training.step import step_seed
 from tests.worlds import WorldError, run_in_world
 
 STEPS = 20
+VARYING = {"time", "images_per_s", "loader_wait"}
 STOP_AFTER = 7
 RTOL = 1e-9
 BATCH = 13  # of 53 samples: unequal for 2 and 3 ranks, and the last batch of an epoch is one sample: a rank has none
@@ -90,6 +92,9 @@ def _state(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Everything that a step changes: weights, running statistics, momentum."""
     payload = load_checkpoint(checkpoint_path(run, step))
     state = {f"model.{name}": value for name, value in payload["model"].items()}
+    state |= {f"memory.{name}": value for name, value in payload["memory"].items() if len(value)}
+    if payload["prototypes"] is not None:
+        state["prototypes"] = payload["prototypes"]
     for number, entry in payload["optimiser"]["state"].items():
         state |= {f"{number}.{name}": value for name, value in entry.items() if isinstance(value, torch.Tensor)}
     return state
@@ -134,7 +139,7 @@ def _same_run(run: Path, whole: tuple[Path, dict[int, list[int]]], ids: dict[int
     lines, expected = _metrics(run), _metrics(whole[0])
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line, other in zip(lines, expected, strict=True):
-        for key in other.keys() - {"time", "images_per_s", "loader_wait"}:
+        for key in other.keys() - VARYING:
             assert line[key] == pytest.approx(other[key], rel=1e-7), (line["step"], key)
 
 
@@ -292,14 +297,89 @@ def test_plain_batch_norm_says_what_it_costs(small_dir: Path, tmp_path: Path) ->
         {"loss.counts": "train", "optim.name": "adamw"},
         {"model.batch_norm": "frozen", "loss.aggregate": "anchor_mean", "loss.implementation": "streamed"},
         {"loss.name": "ntxent", "model.backbone": "test_vit"},
+        {"loss.name": "msc"},
+        {"loss.name": "triplet", "loss.selection": "diverse"},
+        {"data.sampler": "label_aware", "loss.aggregate": "class_balanced"},
+        {"loss.memory": 37, "loss.temperature_scope": "per_positive_row"},
+        {"model.backbone": "test_vit", "train.chunk": 3, "loss.name": "msc"},
     ],
-    ids=["train counts", "frozen streamed", "ntxent vit"],
+    ids=["train counts", "frozen streamed", "ntxent vit", "msc", "triplet", "label-aware", "memory", "chunks"],
 )
 def test_other_settings_are_the_same_at_any_size_too(small_dir: Path, tmp_path: Path, more: dict[str, Any]) -> None:
-    words = _words(small_dir, tmp_path / "a", train__max_steps=3) | more
+    words = _words(small_dir, tmp_path / "a", train__max_steps=5) | more
     run_in_world(_train, 1, words)
-    run_in_world(_train, 2, words | {"train.run_dir": str(tmp_path / "b")})
-    assert _difference(_state(tmp_path / "a", 3), _state(tmp_path / "b", 3)) < RTOL
+    other = words | {"train.run_dir": str(tmp_path / "b")}
+    run_in_world(_train, 3, other, signal_at=(1, 2))  # stopped after two steps, resumed on another number of ranks
+    (_, result) = run_in_world(_train, 2, other)
+    assert (result["resumed_from"], result["step"]) == (2, 5)
+    assert _difference(_state(tmp_path / "a", 5), _state(tmp_path / "b", 5)) < RTOL
+    figures = [{k: v for k, v in line.items() if k not in VARYING} for line in _metrics(tmp_path / "a")]
+    again = [{k: v for k, v in line.items() if k not in VARYING} for line in _metrics(tmp_path / "b")]
+    assert again == [pytest.approx(line, rel=1e-7) for line in figures]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 1000])
+@pytest.mark.parametrize("more", [{}, {"loss.name": "msc"}], ids=["macl", "msc"])
+def test_recompute_in_chunks_gives_the_gradients_of_one_pass(
+    more: dict[str, Any], chunk: int, small_dir: Path, tmp_path: Path
+) -> None:
+    words = _words(small_dir, tmp_path / "one", train__max_steps=3) | {"model.backbone": "test_vit"} | more
+    run_in_world(_train, 1, words)
+    run_in_world(_train, 2, words | {"train.run_dir": str(tmp_path / "chunks"), "train.chunk": chunk})
+    assert _difference(_state(tmp_path / "one", 3), _state(tmp_path / "chunks", 3)) < RTOL
+
+
+def test_recompute_replays_dropout(small_dir: Path, tmp_path: Path) -> None:
+    """The same draws in both passes: the gradient is that of the loss that was computed, chunk by chunk."""
+    run_in_world(_replay, 1, _words(small_dir, tmp_path / "run") | {"model.backbone": "test_vit", "train.chunk": 5})
+
+
+def _replay(words: dict[str, Any]) -> None:
+    config = build(Config, words)
+    run = trainer._Run(config, True, StopFlag())
+    encoder = run.learner.encoder
+    encoder.head = torch.nn.Sequential(torch.nn.Dropout(0.4), *encoder.head).double()
+    batch = next(iter(run.loader.epoch(0)))
+    run.stepper._in_chunks(batch, 0)
+    got = [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
+    for parameter in encoder.parameters():
+        parameter.grad = None
+    projections = []
+    for start in range(0, len(batch.images), 5):  # one graph over all chunks, each drawn with its own seed
+        torch.manual_seed(step_seed(config.train.seed, 0, batch.ids, start))
+        projections.append(run.stepper._encode(run.learner, batch.images[start : start + 5])[0])
+    run.stepper._backward(torch.cat(projections), None, batch)
+    want = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    assert len(got) == len(want) > 10
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    run.loader.close()
+    run.log.close()
+
+
+def test_recompute_refuses_live_batch_norm(small_dir: Path, tmp_path: Path) -> None:
+    words = _words(small_dir, tmp_path / "run", train__chunk=4, train__max_steps=1)
+    for mode in ("sync", "plain"):
+        with pytest.raises(ConfigError, match=r"train.chunk: test_resnet has batch norm.*batch_norm=frozen"):
+            trainer.train(build(Config, words | {"model.batch_norm": mode}))
+    run_in_world(_train, 1, words | {"model.batch_norm": "frozen"})
+
+
+def test_single_label_supcon_names_the_sample_with_several(small_dir: Path, tmp_path: Path) -> None:
+    words = _words(small_dir, tmp_path / "run", loss__name="supcon_single")
+    with pytest.raises(
+        ConfigError, match=r"supcon_single: expected one label a sample, but \d+ of \d+ have more.*\.tar: "
+    ):
+        trainer.train(build(Config, words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_says_which_implementation_and_what_is_not_read(small_dir: Path, tmp_path: Path) -> None:
+    words = _words(small_dir, tmp_path / "run", loss__name="supcon_any", loss__alpha=0.1, train__max_steps=1)
+    (result,) = run_in_world(_train, 1, words)
+    said = " ".join(result["said"])
+    assert "loss supcon_any, streamed (not triton: it needs an NVIDIA GPU" in said
+    assert "loss.alpha=0.1: not read by loss.name=supcon_any" in said
 
 
 def test_another_run_in_the_same_folder_is_refused(
