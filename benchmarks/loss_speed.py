@@ -1,5 +1,5 @@
-"""Time of the loss, forward and backward, on the CPU: full MACL in tiles against SupCon in the same tiles, MACL written pair
-by pair, and MulSupCon as published.
+"""Time of the loss, forward and backward, on the CPU: full MACL in tiles against SupCon in the same tiles, MACL written
+pair by pair, and MulSupCon as published.
 
     python benchmarks/loss_speed.py [--num 8192] [--dim 128] [--labels 17] [--repeats 3] [--quick]
 """
@@ -24,7 +24,7 @@ def ours(z: Tensor, y: Tensor, **options: Any) -> Tensor:
 
 
 def macl_pair_by_pair(z: Tensor, y: Tensor, tau: float = 0.1, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
-    """MACL with its defaults as one writes it down from the formulas: a matrix for every quantity, autograd for the rest."""
+    """MACL with its defaults as one writes it down from the formulas: a matrix for every quantity, then autograd."""
     y = y.float()
     num, eye = len(y), torch.eye(len(y), dtype=torch.bool)
     counts = y.sum(0)
@@ -71,7 +71,8 @@ def main() -> int:
     num = 512 if args.quick else args.num
     y, z = labels(num, args.labels), vectors(num, args.dim)
     sets = len(torch.unique(y, dim=0))
-    print(f"N = {num}, D = {args.dim}, L = {args.labels}, {sets} label sets, {float(y.sum(1).float().mean()):.1f} labels a row")
+    mean = float(y.sum(1).float().mean())
+    print(f"N = {num}, D = {args.dim}, L = {args.labels}, {sets} label sets, {mean:.1f} labels a row")
     losses = {
         "macl": lambda x: ours(x, y, implementation="streamed"),
         "supcon": lambda x: ours(x, y, implementation="streamed", name="supcon_any"),
@@ -90,13 +91,18 @@ def main() -> int:
     seconds = side_by_side({name: lambda name=name: forward_backward(name) for name in losses}, args.repeats)
     for name, value in seconds.items():
         print(f"{name:24s} {value:8.3f} s   {value / seconds['macl']:6.2f} x macl")
-    write("loss_speed", {"num": num, "dim": args.dim, "labels": args.labels, "sets": sets, "seconds": seconds})
+    write(
+        "loss_speed" + "-quick" * args.quick,
+        {"num": num, "dim": args.dim, "labels": args.labels, "sets": sets, "seconds": seconds},
+    )
     if args.quick:
         return 0
     held = [
         verdict("macl / supcon, both in tiles", seconds["macl"] / seconds["supcon"], 2.5, "x"),
         verdict("macl pair by pair / macl", seconds["macl pair by pair"] / seconds["macl"], 20, "x", at_least=True),
-        verdict("mulsupcon as published / macl", seconds["mulsupcon as published"] / seconds["macl"], 1, "x", at_least=True),
+        verdict(
+            "mulsupcon as published / macl", seconds["mulsupcon as published"] / seconds["macl"], 1, "x", at_least=True
+        ),
     ]
     return 0 if all(held) else 1
 

@@ -25,6 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from marc_dist.config import LaunchError
 
 TIMEOUT_S = 600.0
+# torch 2.14 renamed both and warns about the old names; 2.11 to 2.13 know no others
+_gather_equal: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_equal: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class World(NamedTuple):
@@ -192,7 +195,7 @@ def row_counts(x: Tensor) -> list[int]:
     if not _active():
         return [x.shape[0]]
     counts = torch.empty(world(), dtype=torch.int64, device=x.device)
-    dist.all_gather_into_tensor(counts, torch.tensor([x.shape[0]], dtype=torch.int64, device=x.device))
+    _gather_equal(counts, torch.tensor([x.shape[0]], dtype=torch.int64, device=x.device))
     return [int(count) for count in counts.tolist()]
 
 
@@ -209,7 +212,7 @@ def _gather(x: Tensor, counts: list[int]) -> Tensor:
     rows = max(counts)
     out = x.new_empty((len(counts) * rows, *x.shape[1:]))
     if rows:
-        dist.all_gather_into_tensor(out, _padded(x, rows))
+        _gather_equal(out, _padded(x, rows))
     if min(counts) == rows:
         return out
     return torch.cat([out[place * rows : place * rows + count] for place, count in enumerate(counts)])
@@ -224,7 +227,7 @@ def _scatter_sum(grad: Tensor, counts: list[int]) -> Tensor:
     if not rows:
         return mine
     try:
-        dist.reduce_scatter_tensor(mine, stacked)
+        _reduce_scatter_equal(mine, stacked)
     except RuntimeError as error:  # gloo learnt reduce-scatter late; every rank fails alike, before sending anything
         if dist.get_backend() != "gloo" or "support" not in str(error):
             raise

@@ -70,7 +70,7 @@ def _fallback() -> torch.Tensor:
     def refuse(*_: object) -> None:
         raise RuntimeError("ProcessGroupGloo does not support reduce_scatter")
 
-    comm.dist.reduce_scatter_tensor = refuse
+    comm._reduce_scatter_equal = refuse
     x = torch.ones(2 + comm.rank(), 2, requires_grad=True)
     rows, _ = comm.gather_rows(x)
     (rows * torch.arange(5.0)[:, None]).sum().backward()

@@ -194,10 +194,21 @@ def dump_yaml(config: BaseModel, *, comments: bool = False) -> str:
             lines += [f"  {line}" for line in dump_yaml(value, comments=comments).splitlines()]
         else:
             plain = config.model_dump(mode="json", include={name})[name]
-            text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=1_000_000).strip()
-            line = f"{name}: {text.removesuffix('...').strip()}"
+            line = f"{name}: {_scalar(plain)}"
             lines.append(f"{line}  # {field.description}" if comments and field.description else line)
     return "\n".join(lines) + "\n"
+
+
+def _scalar(plain: Any) -> str:
+    """A value as YAML on one line; what a reader cannot see (a no-break space, a line separator) is escaped."""
+    for unicode, style in ((True, None), (False, '"')):
+        text: str = yaml.safe_dump(
+            plain, default_flow_style=True, default_style=style, allow_unicode=unicode, width=1_000_000
+        )
+        text = text.removesuffix("\n").removesuffix("\n...")
+        if text.isprintable():
+            break
+    return text
 
 
 def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:

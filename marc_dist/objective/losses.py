@@ -14,11 +14,10 @@ from marc_dist.objective.pairs import IdPairs, LabelPairs, Pairs
 from marc_dist.objective.settings import LossParts, ObjectiveSettings
 from marc_dist.objective.statistics import LabelStatistics
 from marc_dist.objective.streamed import TorchKernel, streamed_sum
-from marc_dist.objective.triplet import triplet_sum
+from marc_dist.objective.triplet import triplet_parts
 
 TILES = {"cuda": 4096}  # 64 MiB of float32: enough work to keep a GPU busy between two launches
 TILE = 2048
-BOUNDS = ("temperature_max", "weight_max", "temperature_min", "weight_min")
 
 
 def objective(
@@ -66,7 +65,8 @@ def objective(
         dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
         a, c = anchors.to(dtype), candidates.to(dtype)
         if settings.name == "triplet":
-            parts = _triplet(a, c, anchor_labels, candidate_labels, first, settings)
+            tile = _tile(settings, a.device)
+            parts = triplet_parts(a, c, candidate_labels, first=first, settings=settings, tile=tile)
         else:
             pairs = _pairs(candidate_labels, len(anchors), first, settings, statistics, candidate_ids, dtype)
             if settings.name == "msc":
@@ -134,27 +134,3 @@ def _sum(anchors: Tensor, candidates: Tensor, pairs: Pairs, settings: ObjectiveS
         return dense_sum(anchors, candidates, pairs, row_of_positive=row_of_positive), chosen
     kernel = TritonKernel if chosen == "triton" else TorchKernel
     return streamed_sum(anchors, candidates, pairs, _tile(settings, anchors.device), kernel, tf32=settings.tf32), chosen
-
-
-def _triplet(
-    anchors: Tensor,
-    candidates: Tensor,
-    anchor_labels: Tensor,
-    candidate_labels: Tensor,
-    first: int,
-    settings: ObjectiveSettings,
-) -> LossParts:
-    total, count, stats = triplet_sum(
-        anchors,
-        candidates,
-        anchor_labels,
-        candidate_labels,
-        first=first,
-        threshold=settings.threshold,
-        margin=settings.margin,
-        selection=settings.selection,
-        num_selected=settings.num_selected,
-        tile=_tile(settings, anchors.device),
-    )
-    none = torch.full((), -torch.inf, dtype=torch.float64, device=anchors.device)
-    return LossParts(total, count, stats, dict.fromkeys(BOUNDS, none), "streamed")

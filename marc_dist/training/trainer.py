@@ -180,8 +180,8 @@ class _Run:
     def _refuse_batch_norm_of_chunks(self, encoder: Encoder) -> None:
         if self.config.train.chunk is not None and self.config.model.batch_norm != "frozen" and batch_norms(encoder):
             raise ConfigError(
-                f"train.chunk: {self.config.model.backbone} has batch norm, and the statistics of a chunk are not those "
-                "of the batch; set model.batch_norm=frozen (best pretrained), or take a backbone without it"
+                f"train.chunk: {self.config.model.backbone} has batch norm, and a chunk's statistics are not "
+                "those of the batch; set model.batch_norm=frozen (best pretrained), or take a backbone without it"
             )
 
     def _memory(self) -> Memory:

@@ -1,0 +1,227 @@
+"""Seeded bugs in the loss, each put into a copy of the package: the tests must notice every one.
+
+    python benchmarks/mutations.py [--only WORD]
+
+A bug that no test notices is printed as MISSED and makes the exit code 1. Each bug stands below as the text that it
+replaces; ``tests/test_benchmarks.py`` holds these texts to the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from common import write
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("marc_dist", "tests", "launchers", "shards", "benchmarks", "pyproject.toml")
+LOSSES = "tests/objective/test_losses.py"
+IMPLEMENTATIONS = "tests/objective/test_implementations.py"
+TRAINER = "tests/training/test_trainer.py"
+TRIPLET = "tests/objective/test_triplet.py"
+
+
+class Mutation(NamedTuple):
+    """A bug, and where a test should stumble over it."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "count: labels without a partner are counted",
+        "marc_dist/objective/targets.py",
+        "valid = sets.labels * (carriers > 1)",
+        "valid = sets.labels.clone()",
+        LOSSES,
+    ),
+    Mutation(
+        "count: of this rank instead of the global batch",
+        "marc_dist/training/step.py",
+        'loss = comm.world() * parts.sum / (totals["count"] or 1.0)',
+        "loss = comm.world() * parts.sum / (float(parts.count) or 1.0)",
+        TRAINER,
+    ),
+    Mutation(
+        "world factor missing",
+        "marc_dist/training/step.py",
+        "loss = comm.world() * parts.sum",
+        "loss = parts.sum",
+        TRAINER,
+    ),
+    Mutation(
+        "self not masked (streamed)",
+        "marc_dist/objective/streamed.py",
+        'similarities[inside, tile.own[inside] - start] = float("-inf")',
+        "pass",
+        LOSSES,
+    ),
+    Mutation(
+        "self not masked (triton)",
+        "marc_dist/objective/kernels.py",
+        "hidden = (own[:, None] == (column + first_column)[None, :]) | ~in_columns[None, :]",
+        "hidden = own[:, None] < 0",
+        IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "self masked without the offset of the rank",
+        "marc_dist/objective/streamed.py",
+        "self.own = pairs.first + self.softmaxes.anchor",
+        "self.own = self.softmaxes.anchor",
+        LOSSES,
+    ),
+    Mutation(
+        "self among the positives",
+        "marc_dist/objective/streamed.py",
+        "pulled -= pull.own[pairs.rows] * (anchors * candidates[pairs.own_slice()]).sum(dim=1)",
+        "pass",
+        LOSSES,
+    ),
+    Mutation(
+        "temperature in the numerator only (streamed)",
+        "marc_dist/objective/streamed.py",
+        "similarities.mul_(inverse)",
+        "similarities.div_(self.pairs.settings.tau)",
+        LOSSES,
+    ),
+    Mutation(
+        "temperature in the numerator only (triton)",
+        "marc_dist/objective/kernels.py",
+        "x = x * inverse",
+        "x = x / tl.load(constants_ptr)",
+        IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "no floor under the temperature",
+        "marc_dist/objective/temperatures.py",
+        "return t.clamp(min=s.t_min)",
+        "return t",
+        LOSSES,
+    ),
+    Mutation(
+        "weights not normalised",
+        "marc_dist/objective/weights.py",
+        "relative = relative / self.scale.to(relative)",
+        "relative = 1 * relative",
+        LOSSES,
+    ),
+    Mutation(
+        "weights normalised by this rank's pairs",
+        "marc_dist/objective/targets.py",
+        "for rows in self.sets.chunks():\n            total = total",
+        "for rows in (self.mine,):\n            total = total",
+        LOSSES,
+    ),
+    Mutation(
+        "counts of this rank's batch",
+        "marc_dist/objective/losses.py",
+        "        dtype = anchors.dtype if",
+        "        from marc_dist.objective.statistics import label_statistics\n"
+        "        statistics = statistics or label_statistics(anchor_labels)\n"
+        "        dtype = anchors.dtype if",
+        LOSSES,
+    ),
+    Mutation(
+        "Weighted MACL: mean over all labels of an anchor, also those without a partner",
+        "marc_dist/objective/targets.py",
+        "share / num_valid.clamp(min=1)[:, None], (num_valid > 0).to(share)",
+        "share / sets.sizes.clamp(min=1)[:, None], (num_valid > 0).to(share)",
+        LOSSES,
+    ),
+    Mutation(
+        "tiles: the maximum of a row is not carried over",
+        "marc_dist/objective/streamed.py",
+        "total.mul_((top - higher).exp_())",
+        "total.mul_(1)",
+        IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "half precision stays half precision",
+        "marc_dist/objective/losses.py",
+        "dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32",
+        "dtype = anchors.dtype",
+        IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "triplet: a sample is its own positive",
+        "marc_dist/objective/triplet.py",
+        "best.add(keys.masked_fill(~(rows & other), -torch.inf), start)",
+        "best.add(keys.masked_fill(~rows, -torch.inf), start)",
+        TRIPLET,
+    ),
+    Mutation(
+        "recompute without replaying the draws",
+        "marc_dist/training/step.py",
+        "                torch.manual_seed(seed)\n                projection, again",
+        "                projection, again",
+        TRAINER,
+    ),
+    Mutation(
+        "cross-batch memory in the order of ranks",
+        "marc_dist/training/step.py",
+        "(gathered.detach()[order], all_labels[order], all_ids[order])",
+        "(gathered.detach(), all_labels, all_ids)",
+        TRAINER,
+    ),
+    Mutation(
+        "cross-batch memory not in the checkpoint",
+        "marc_dist/training/trainer.py",
+        'memory.load(self.payload["memory"])',
+        "pass",
+        TRAINER,
+    ),
+)
+
+
+def noticed(mutation: Mutation, copy: Path) -> bool:
+    """Whether the tests fail with the bug in place; the copy is as before afterwards."""
+    path = copy / mutation.path
+    before = path.read_text()
+    assert before.count(mutation.old) == 1, f"{mutation.name}: its text is not in {mutation.path} exactly once"
+    path.write_text(before.replace(mutation.old, mutation.new))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutation.tests]
+    try:
+        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=600, check=False)
+    finally:
+        path.write_text(before)
+    failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+    if run.returncode not in (0, 1) or (run.returncode == 1 and not failed):
+        raise SystemExit(f"{mutation.name}: pytest did not run\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    print(f"{'noticed' if failed else 'MISSED '}  {mutation.name}")
+    for line in failed:
+        print(f"         {line.removeprefix('FAILED ').split(' - ')[0]}")
+    return bool(failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutations whose name contains this")
+    args = parser.parse_args()
+    chosen = [mutation for mutation in MUTATIONS if args.only in mutation.name]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="marc-mutations-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            one = ROOT / name
+            if one.is_dir():
+                shutil.copytree(one, copy / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
+            else:
+                shutil.copy(one, copy / name)
+        found = {mutation.name: noticed(mutation, copy) for mutation in chosen}
+    print(f"{sum(found.values())} of {len(found)} noticed, {time.monotonic() - start:.0f} s")
+    write("mutations", {"noticed": found})
+    return 0 if all(found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

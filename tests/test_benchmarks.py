@@ -1,0 +1,43 @@
+"""The scripts behind the figures: they start, and the seeded bugs still fit the code."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name != "common.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help(script: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    assert f"python benchmarks/{script}" in run.stdout
+
+
+def test_every_script_is_in_the_table() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert [script for script in SCRIPTS if f"`{script}`" not in text] == []
+
+
+def test_seeded_bugs_fit_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    mutations = importlib.import_module("mutations").MUTATIONS
+    assert len(mutations) >= 6
+    for mutation in mutations:
+        assert (ROOT / mutation.path).read_text().count(mutation.old) == 1, mutation.name
+        assert (ROOT / mutation.tests).is_file()
+
+
+@pytest.mark.parametrize("script", ["loss_speed.py", "loss_memory.py", "loss_precision.py"])
+def test_the_loss_scripts_run(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "figures in" in run.stdout
