@@ -1,5 +1,5 @@
 """Time of the loss, forward and backward, on the CPU: full MACL in tiles against SupCon in the same tiles, MACL written
-pair by pair, and MulSupCon as published.
+pair by pair, MulSupCon as published, and the bare products and exponentials that no loss in tiles can avoid.
 
     python benchmarks/loss_speed.py [--num 8192] [--dim 128] [--labels 17] [--repeats 3] [--quick]
 """
@@ -11,10 +11,11 @@ import sys
 from typing import Any
 
 import torch
-from common import labels, side_by_side, vectors, verdict, write
+from common import floor, labels, side_by_side, vectors, verdict, write
 from torch import Tensor
 
 from marc_dist.objective import ObjectiveSettings, objective
+from marc_dist.objective.losses import TILE
 
 
 def ours(z: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -77,18 +78,20 @@ def main() -> int:
         "macl": lambda x: ours(x, y, implementation="streamed"),
         "supcon": lambda x: ours(x, y, implementation="streamed", name="supcon_any"),
         "mulsupcon": lambda x: ours(x, y, implementation="streamed", name="mulsupcon"),
+        "macl dense": lambda x: ours(x, y, implementation="dense"),
         "macl pair by pair": lambda x: macl_pair_by_pair(x, y),
         "mulsupcon as published": lambda x: mulsupcon_rows(x, y),
     }
     values = {name: float(loss(z)) for name, loss in losses.items()}
-    for one, other in (("macl", "macl pair by pair"), ("mulsupcon", "mulsupcon as published")):
+    for one, other in (("macl", "macl dense"), ("macl", "macl pair by pair"), ("mulsupcon", "mulsupcon as published")):
         assert abs(values[one] / values[other] - 1) < 1e-4, (one, values[one], values[other])  # the same loss
 
     def forward_backward(name: str) -> None:
         leaf = z.clone().requires_grad_()
         losses[name](leaf).backward()
 
-    seconds = side_by_side({name: lambda name=name: forward_backward(name) for name in losses}, args.repeats)
+    runs: dict[str, Any] = {name: lambda name=name: forward_backward(name) for name in losses}
+    seconds = side_by_side({"floor": lambda: floor(z, TILE), **runs}, args.repeats)
     for name, value in seconds.items():
         print(f"{name:24s} {value:8.3f} s   {value / seconds['macl']:6.2f} x macl")
     write(
@@ -99,6 +102,7 @@ def main() -> int:
         return 0
     held = [
         verdict("macl / supcon, both in tiles", seconds["macl"] / seconds["supcon"], 2.5, "x"),
+        verdict("macl dense / macl", seconds["macl dense"] / seconds["macl"], 20, "x", at_least=True),
         verdict("macl pair by pair / macl", seconds["macl pair by pair"] / seconds["macl"], 20, "x", at_least=True),
         verdict(
             "mulsupcon as published / macl", seconds["mulsupcon as published"] / seconds["macl"], 1, "x", at_least=True

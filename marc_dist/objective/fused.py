@@ -17,7 +17,9 @@ from marc_dist.objective.pairs import LabelPairs, Pairs, Softmaxes
 from marc_dist.objective.streamed import Tile
 
 LABEL_BLOCK = 32
-BLOCK_ROWS, BLOCK_COLUMNS = 32, 128
+# A program of reduce_tile owns its rows for the whole tile: 16 make 256 programs of a 4,096-row tile, more than a GPU
+# has multiprocessors, and half the registers of 32, which spilled (ptxas, sm_90).
+REDUCE_ROWS, SLOPE_ROWS, BLOCK_COLUMNS = 16, 32, 128
 
 
 def why_not(device: torch.device, *, interpreted: bool) -> str | None:
@@ -84,7 +86,7 @@ class TritonKernel:
         }
 
     def _launch(
-        self, kernel: Any, grid: tuple[int, ...], similarities: Tensor, tile: Tile, one: Tensor, two: Tensor
+        self, kernel: Any, grid: tuple[int, ...], rows: int, similarities: Tensor, tile: Tile, one: Tensor, two: Tensor
     ) -> None:
         columns = self._columns[tile.columns]
         kernel[grid](
@@ -100,18 +102,18 @@ class TritonKernel:
             **self._tensors,
             **self._switches,
             BIAS=self._bias is not None,
-            BLOCK_R=BLOCK_ROWS,
+            BLOCK_R=rows,
             BLOCK_C=BLOCK_COLUMNS,
         )
 
     def reduce(self, similarities: Tensor, tile: Tile, top: Tensor, total: Tensor) -> None:
         """See ``streamed.Kernel``."""
-        grid = (-(-similarities.shape[0] // BLOCK_ROWS),)
-        self._launch(self._kernels.reduce_tile, grid, similarities, tile, top, total)
+        grid = (-(-similarities.shape[0] // REDUCE_ROWS),)
+        self._launch(self._kernels.reduce_tile, grid, REDUCE_ROWS, similarities, tile, top, total)
 
     def slope(self, similarities: Tensor, tile: Tile, lse: Tensor, weight: Tensor) -> Tensor:
         """See ``streamed.Kernel``."""
         rows, columns = similarities.shape
-        grid = (-(-rows // BLOCK_ROWS), -(-columns // BLOCK_COLUMNS))
-        self._launch(self._kernels.slope_tile, grid, similarities, tile, lse, weight)
+        grid = (-(-rows // SLOPE_ROWS), -(-columns // BLOCK_COLUMNS))
+        self._launch(self._kernels.slope_tile, grid, SLOPE_ROWS, similarities, tile, lse, weight)
         return similarities
