@@ -6,13 +6,14 @@ STAMP  := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 DEMO_OUT ?= runs/demo
 
-.PHONY: help demo install test lint coverage benchmarks clean
+.PHONY: help demo install test lint coverage benchmarks campaign clean
 
 help:
 	@echo "make demo        install, pack the sample, train on two processes, evaluate, write $(DEMO_OUT)/report.html"
 	@echo "make test        install, lint, type-check, run the whole suite"
 	@echo "make coverage    the suite with a coverage table"
 	@echo "make benchmarks  what the documentation's figures come from"
+	@echo "make campaign    slow checks of correctness: seeded bugs"
 
 install: $(STAMP)
 
@@ -44,7 +45,11 @@ coverage: $(DEVSTAMP)
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	$(BIN)/python benchmarks/real_data.py
+	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu real_data; do \
+	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
+
+campaign: $(DEVSTAMP)
+	$(BIN)/python benchmarks/mutations.py
 
 clean:
 	rm -rf $(VENV) data runs .pytest_cache .mypy_cache .ruff_cache

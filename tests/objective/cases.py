@@ -28,6 +28,7 @@ MIXED = [
 CASES = {
     "mixed, an empty set, a lonely label, duplicates": MIXED,
     "single labels": [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]],
+    "a lonely label beside shared ones": [[1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]],
     "nothing shared": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "all empty": [[0, 0], [0, 0], [0, 0]],
     "all equal": [[1, 1], [1, 1], [1, 1]],
