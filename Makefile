@@ -13,7 +13,7 @@ help:
 	@echo "make test        install, lint, type-check, run the whole suite"
 	@echo "make coverage    the suite with a coverage table"
 	@echo "make benchmarks  what the documentation's figures come from"
-	@echo "make campaign    slow checks of correctness: seeded bugs"
+	@echo "make campaign    slow checks of correctness: seeded bugs, faults"
 
 install: $(STAMP)
 
@@ -45,11 +45,12 @@ coverage: $(DEVSTAMP)
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu real_data; do \
+	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu augment_speed pack_speed reader_speed real_data; do \
 	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
 
 campaign: $(DEVSTAMP)
 	$(BIN)/python benchmarks/mutations.py
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf $(VENV) data runs .pytest_cache .mypy_cache .ruff_cache

@@ -53,7 +53,7 @@ def main() -> int:
     print(f"relative gradient error, N = {num}\n{'loss':12s} {'tau':>5s}  float32   bfloat16  bfloat16 logits")
     for name in ("macl", "mulsupcon", "supcon_any"):
         for tau in TAUS:
-            options = {"name": name, "tau": tau, "implementation": "streamed"}
+            options = {"name": name, "tau": tau, "t_min": tau / 10, "implementation": "streamed"}
             exact = gradient(z, y, options)
             row: dict[str, Any] = {"loss": name, "tau": tau}
             for dtype in (torch.float32, torch.bfloat16):

@@ -174,6 +174,27 @@ MUTATIONS = (
         TRAINER,
     ),
     Mutation(
+        "a skipped step fills the cross-batch memory",
+        "marc_dist/training/step.py",
+        "            self._undo(buffers)\n        value",
+        "            self._undo(buffers)\n            self.memory.add(*rows)\n        value",
+        TRAINER,
+    ),
+    Mutation(
+        "a matrix of all pairs is kept for backward",
+        "marc_dist/objective/streamed.py",
+        "        ctx.work = work\n",
+        "        work.everything = anchors @ candidates.T\n        ctx.work = work\n",
+        IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "sums over all minus the anchor's own figure",
+        "marc_dist/objective/targets.py",
+        "self.sets.shared(rows, everything)) * self.others(rows)",
+        "self.sets.shared(rows, everything)) * self.sets.multiplicity",
+        LOSSES,
+    ),
+    Mutation(
         "cross-batch memory not in the checkpoint",
         "marc_dist/training/trainer.py",
         'memory.load(self.payload["memory"])',

@@ -22,8 +22,10 @@ EXAMPLES = """examples:
   marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip          -> data/whdld
   marc-shard --dataset dlrsd --source DLRSD --source UCMerced_LandUse --out /data/dlrsd
   marc-shard --dataset folder --source my_pictures --out data/mine   pictures + labels.csv, or one folder a class
+  marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume    the same after a crash, where it stopped
   marc-shard --verify data/whdld                                     read back and check every byte
 """
+RESUMED_NOTHING = "--resume: nothing was left that could be kept; packed from the start"
 CHECKS = (
     "counts",
     "label_counts",
@@ -55,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--out", metavar="DIR", help="shard folder to make (default: data/NAME)")
     where.add_argument("--force", action="store_true", help="replace an existing shard folder")
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted packing: keep its finished shards if pictures, labels and options are the same "
+        "(each is checked), write the rest; if this one is interrupted, its finished shards stay for the next --resume",
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--labels",
@@ -211,9 +219,11 @@ def _pack(options: argparse.Namespace) -> int:
             allow=allow,
             workers=workers,
         )
-        if not options.dry_run:
-            _write(source, out, options, workers)
+        kept = 0 if options.dry_run else _write(source, out, options, workers)
     _summary(source, out, options.dry_run)
+    if options.resume and not options.dry_run:
+        shards = "1 finished shard" if kept == 1 else f"{kept} finished shards"
+        print(f"--resume: {shards} of the interrupted packing kept" if kept else RESUMED_NOTHING)
     return 0
 
 
@@ -241,7 +251,7 @@ def _allowed(text: str) -> list[str]:
     return names
 
 
-def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> None:
+def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int:
     import time
 
     from marc_dist.data.pack import pack
@@ -255,7 +265,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             rate = f"{samples / seconds:,.0f} samples/s, {size / seconds / 1e6:.1f} MB/s"
             bar.update(task, completed=samples, rate=rate)
 
-        pack(
+        return pack(
             source,
             out,
             workers=workers,
@@ -263,6 +273,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             shard_mb=options.shard_mb,
             to_png=options.to_png,
             force=options.force,
+            resume=options.resume,
             progress=progress,
         )
 

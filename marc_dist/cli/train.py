@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
-from marc_dist.cluster.failure import failure_told
+from marc_dist.cluster.failure import failure_told, tell_failure
 from marc_dist.training.signals import EXIT_REQUEUE, StopFlag
+from marc_dist.training.watchdog import EXIT_HUNG
 
 EPILOG = """\
 A run goes on by itself from its newest checkpoint: start the same command again, on any number of processes.
@@ -49,8 +51,15 @@ def _body(options: argparse.Namespace) -> int:
     with StopFlag().installed() as stop, failure_told():
         from marc_dist.training.trainer import run_rank  # torch; after the handlers, so that no signal is lost
 
-        result = run_rank(config, stop=stop)
+        result = run_rank(config, stop=stop, give_up=_give_up)
     return EXIT_REQUEUE if result.interrupted else 0
+
+
+def _give_up(reason: str) -> None:
+    """End this rank, whose main thread waits for another one in vain."""
+    tell_failure(reason)
+    print(f"marc-train: error: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_HUNG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

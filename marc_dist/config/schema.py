@@ -29,6 +29,17 @@ class DataConfig(Section):
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
     num_workers: int = Field(2, ge=0, le=256, description="loader processes per rank; 0 loads in the main process")
     verify_crc: bool = Field(True, description="check the CRC-32 of every image as it is read")
+    cache: Literal["auto", "off"] = Field(
+        "auto", description="decode every training picture once a node, when they fit; or each time it is used"
+    )
+    cache_dir: str | None = Field(
+        None, description="where decoded pictures lie; null = MARC_CACHE_DIR, or the node's temporary directory"
+    )
+    retries: int = Field(3, ge=0, le=20, description="further tries of a read that fails, 0.1 s, 0.2 s, ... apart")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="a sample that cannot be read or decoded: end the run; or leave it out, listed and counted"
+    )
+    max_bad: int = Field(100, ge=1, description="on_error=skip: the run ends when more samples than this are bad")
     sampler: Literal["uniform", "label_aware"] = Field(
         "uniform", description="every sample once an epoch; or rare labels more often, each label twice in a batch"
     )
@@ -54,6 +65,10 @@ class AugmentConfig(Section):
     hue: float = Field(0.05, ge=0.0, le=0.5, description="largest turn of hue, share of the colour circle")
     gray: Probability = Field(0.1, description="probability of turning a view grey")
     blur: Probability = Field(0.0, description="probability of a Gaussian blur")
+    cutout: Probability = Field(0.0, description="probability of filling a box with the mean colour")
+    cutout_size: float = Field(
+        0.3, gt=0.0, le=1.0, description="largest side of that box, share of the image; the smallest is half of it"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -151,6 +166,10 @@ class LossConfig(Section):
         return self
 
     def _fits_macl(self) -> None:
+        if self.tau < self.t_min:
+            raise ValueError(
+                f"tau={self.tau} lies below the floor t_min={self.t_min} of every temperature; lower t_min too"
+            )
         if self.positives != "per_label" and self.aggregate == "class_balanced":
             raise ValueError(
                 f"aggregate=class_balanced weighs the labels of an anchor, but positives={self.positives} has one term "
@@ -168,29 +187,36 @@ class LossConfig(Section):
             )
 
     def unread(self) -> list[str]:
-        """Settings that differ from their defaults although this loss does not read them."""
-        common = {"name", "tau", "implementation", "tile", "tf32", "memory"}
-        temperature = {
-            "temperature_form",
-            "temperature_scope",
-            "overlap",
-            "rarity",
-            "rarity_scale",
-            "t_min",
-            "alpha",
-            "beta",
-        }
-        weight = {"strength", "gamma", "weight_pairs", "weight_norm", "clip_min", "clip_max"}
+        """Settings that differ from their defaults although nothing reads them beside the others."""
+        read = {"name", "implementation", "memory", "tf32"}
+        if self.implementation != "dense":
+            read |= {"tile"}
+        if self.name != "triplet":
+            read |= {"tau"}
         own: dict[str, set[str]] = {
-            "macl": {"positives", "aggregate", "counts"} | temperature | weight,
+            "macl": self._read_by_macl(),
             "mulsupcon": {"aggregate"} | ({"counts"} if self.aggregate == "class_balanced" else set()),
             "multisupcon": {"threshold"},
             "msc": {"msc_beta"},
             "triplet": {"threshold", "margin", "selection", "num_selected"},
         }
-        read = (common | own.get(self.name, set())) - ({"tau"} if self.name == "triplet" else set())
+        read |= own.get(self.name, set())
         fields = type(self).model_fields
         return [name for name, field in fields.items() if name not in read and getattr(self, name) != field.default]
+
+    def _read_by_macl(self) -> set[str]:
+        read = {"positives", "t_min", "strength"}
+        floored = self.temperature_form != "soften" and self.tau <= self.t_min  # every temperature lies on the floor
+        if not floored:
+            read |= {"alpha", "beta"}
+        alpha, beta = (0.0, 0.0) if floored else (self.alpha, self.beta)
+        read |= {"overlap"} if alpha else set()
+        read |= {"rarity", "rarity_scale"} if beta else set()
+        read |= {"temperature_form", "temperature_scope"} if alpha or beta else set()
+        read |= {"aggregate"} if self.positives == "per_label" else set()
+        read |= {"gamma", "weight_pairs", "weight_norm", "clip_min", "clip_max"} if self.strength else set()
+        read |= {"counts"} if self.strength or beta or self.aggregate == "class_balanced" else set()
+        return read
 
 
 class OptimConfig(Section):
@@ -224,6 +250,9 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(200, ge=1, description="global steps between checkpoints (one more at each end)")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept")
     log_every: int = Field(10, ge=1, description="global steps between log lines")
+    timeout_s: float = Field(
+        600.0, ge=2.0, le=86400.0, description="longest wait for another rank, seconds; then the late one is named"
+    )
     max_nonfinite: int = Field(10, ge=1, description="consecutive skipped steps (non-finite loss) before the run stops")
 
 
@@ -259,6 +288,15 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    def unread(self) -> list[str]:
+        """Dotted keys that differ from their defaults although nothing reads them beside the others."""
+        keys = [f"loss.{name}" for name in self.loss.unread()]
+        fields = type(self.data).model_fields
+        if self.data.sampler == "uniform":
+            names = ("repeat_threshold", "repeat_max")
+            keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
+        return keys
 
     @model_validator(mode="after")
     def _fits(self) -> Config:

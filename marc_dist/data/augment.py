@@ -34,6 +34,8 @@ class View:
         hue: turn of the colour circle, -0.5 to 0.5.
         gray: whether to drop colour.
         blur: standard deviation as a share of the output side; 0 = none.
+        cutout_top, cutout_left, cutout_height, cutout_width: a box filled with the mean colour, shares of the output
+            side; no height = none.
     """
 
     top: float
@@ -49,6 +51,28 @@ class View:
     hue: float
     gray: bool
     blur: float
+    cutout_top: float = 0.0
+    cutout_left: float = 0.0
+    cutout_height: float = 0.0
+    cutout_width: float = 0.0
+
+    def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the crop in a picture of this size, pixels."""
+        crop_h, crop_w = max(1, round(self.height * height)), max(1, round(self.width * width))
+        return (
+            min(round(self.top * height), height - crop_h),
+            min(round(self.left * width), width - crop_w),
+            crop_h,
+            crop_w,
+        )
+
+    def cutout_box(self, side: int) -> tuple[int, int, int, int]:
+        """First row, row after the last, first column, column after the last of the filled box, pixels."""
+        if not self.cutout_height:
+            return 0, 0, 0, 0
+        height, width = max(1, round(self.cutout_height * side)), max(1, round(self.cutout_width * side))
+        top, left = min(round(self.cutout_top * side), side - height), min(round(self.cutout_left * side), side - width)
+        return top, top + height, left, left + width
 
 
 def _uniforms(seed: int, epoch: int, sample: int, view: int, num: int) -> list[float]:
@@ -64,11 +88,12 @@ def _uniforms(seed: int, epoch: int, sample: int, view: int, num: int) -> list[f
 
 def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int) -> View:
     """The parameters of one view. Each setting has its own number, so changing one leaves the others' draws alone."""
-    u = _uniforms(seed, epoch, sample, view, 15)
+    u = _uniforms(seed, epoch, sample, view, 20)
     area = config.crop_min + (config.crop_max - config.crop_min) * u[0]
     ratio = math.exp((2 * u[1] - 1) * math.log(config.crop_ratio))
     width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
     jitter = u[7] < config.jitter
+    cut_h, cut_w = (config.cutout_size * (1 + u[i]) / 2 if u[15] < config.cutout else 0.0 for i in (16, 17))
 
     def factor(spread: float, number: float) -> float:
         return 1 + spread * (2 * number - 1) if jitter else 1.0
@@ -87,6 +112,10 @@ def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int
         hue=config.hue * (2 * u[11] - 1) if jitter else 0.0,
         gray=u[12] < config.gray,
         blur=0.005 + 0.015 * u[14] if u[13] < config.blur else 0.0,
+        cutout_top=(1 - cut_h) * u[18] if cut_h else 0.0,
+        cutout_left=(1 - cut_w) * u[19] if cut_w else 0.0,
+        cutout_height=cut_h,
+        cutout_width=cut_w,
     )
 
 
@@ -163,9 +192,7 @@ def apply(pixels: Tensor, view: View, image_size: int) -> Tensor:
     Returns:
         (3, S, S) float32, normalised.
     """
-    side_h, side_w = pixels.shape[1:]
-    height, width = max(1, round(view.height * side_h)), max(1, round(view.width * side_w))
-    top, left = min(round(view.top * side_h), side_h - height), min(round(view.left * side_w), side_w - width)
+    top, left, height, width = view.crop_box(*pixels.shape[1:])
     out = F.resized_crop(pixels, top, left, height, width, [image_size, image_size], antialias=True)
     dims = [dim for dim, flip in ((2, view.hflip), (1, view.vflip)) if flip]
     out = torch.flip(out, dims) if dims else out
@@ -183,7 +210,11 @@ def apply(pixels: Tensor, view: View, image_size: int) -> Tensor:
         out = F.rgb_to_grayscale(out, num_output_channels=3)
     if view.blur > 0:
         out = blurred(out, view.blur * image_size)
-    return normalise(out)
+    out = normalise(out)
+    if view.cutout_height > 0:
+        first, last, left, right = view.cutout_box(image_size)
+        out[:, first:last, left:right] = 0
+    return out
 
 
 def eval_transform(image: Image.Image, image_size: int) -> Tensor:

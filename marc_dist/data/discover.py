@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from marc_dist.data.masks import MaskRule, is_mask
@@ -24,12 +25,12 @@ class File:
     root: Path
     path: Path
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         """Folders and name below the root, lower case."""
-        return tuple(part.lower() for part in self.path.relative_to(self.root).parts)
+        return tuple(self.origin.lower().split("/"))
 
-    @property
+    @cached_property
     def origin(self) -> str:
         """Place below the root."""
         return self.path.relative_to(self.root).as_posix()

@@ -10,23 +10,27 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from marc_dist.config import Config, DataError, MarcError
-from marc_dist.data.augment import Augment, eval_transform
+from marc_dist.data.augment import draw, eval_transform
+from marc_dist.data.augment_batch import apply_batch
+from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids, epoch_order, global_batch_ids, num_steps, rank_part
 from marc_dist.data.reader import IndexedReader
-from marc_dist.data.sampler import epoch_length, label_aware_order, repeat_factors
+from marc_dist.data.sampler import epoch_length, label_aware_order, repeat_factors, visit_numbers
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,7 +45,8 @@ class Batch:
         labels: (B, L) bool.
         ids: (B,) int64 sample ids.
         step: number of the global step in its epoch.
-        global_size: samples of the global step over all ranks.
+        global_size: samples of the global step over all ranks, bad ones included.
+        bad: (id, what is wrong) of this rank's samples that were left out (``data.on_error=skip``).
     """
 
     images: Tensor
@@ -49,6 +54,7 @@ class Batch:
     ids: Tensor
     step: int
     global_size: int
+    bad: tuple[tuple[int, str], ...] = ()
 
 
 class _Tasks(TorchDataset[Any]):
@@ -188,17 +194,57 @@ class _Pool(Generic[T]):
 
 
 class _TrainTasks(_Tasks):
-    def __init__(self, dataset: Dataset, config: Config, rank: int, world: int) -> None:
+    def __init__(
+        self, dataset: Dataset, config: Config, rank: int, world: int, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self.rows = dataset.rows(config.data.train_split)
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
-        self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc)
-        self.augment = Augment(config.augment, config.data.image_size, config.train.seed)
-        self._order: tuple[int, Ids] | None = None
+        self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
+        self.cache: DecodedCache | None = None
+        self.note = "data.cache=off: every picture is decoded each time"
+        if config.data.cache == "auto":
+            self._open_cache(tick)
+        self._order: tuple[int, Ids, Ids] | None = None
 
-    def order(self, epoch: int) -> Ids:
+    def _open_cache(self, tick: Callable[[], None]) -> None:
+        data = self.config.data
+        root = cache_root(data.cache_dir)
+        reason = why_not(self.dataset, self.rows, root)
+        if reason is not None:
+            self.note = f"decoded pictures are not kept, {reason}; every picture is decoded each time"
+            return
+        skip = data.on_error == "skip"
+        self.cache = open_cache(self.dataset, data.train_split, root, reader=self.reader, skip=skip, tick=tick)
+        self.note = f"decoded pictures in {self.cache.folder}"
+
+    def picture(self, sample: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        if self.cache is not None:
+            return self.cache.picture(sample)
+        return np.array(self.reader.image(sample))
+
+    def views(self, sample: int, epoch: int, visit: int) -> Tensor:
+        """(V, 3, S, S) float32, the augmented views of a sample; a function of (seed, epoch, sample, view) alone.
+
+        A sample's second visit in an epoch draws as views V to 2 V - 1, and so on.
+        """
+        data, seed = self.config.data, self.config.train.seed
+        picture = torch.from_numpy(self.picture(sample)).permute(2, 0, 1)[None]
+        numbers = range(visit * data.num_views, (visit + 1) * data.num_views)
+        drawn = [draw(self.config.augment, seed=seed, epoch=epoch, sample=sample, view=view) for view in numbers]
+        sizes = torch.tensor([picture.shape[2:]])
+        return apply_batch(picture, sizes, drawn, data.image_size, rows=[0] * len(drawn))
+
+    def order(self, epoch: int) -> tuple[Ids, Ids]:
+        """The ids of an epoch in order, and which visit of its sample in that epoch each is, from 0."""
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self._new_order(epoch)
-        return self._order[1]
+            ids = self._new_order(epoch)
+            self._order = epoch, ids, visit_numbers(ids)
+        return self._order[1:]
 
     def _new_order(self, epoch: int) -> Ids:
         seed, fingerprint = self.config.train.seed, self.dataset.fingerprint
@@ -225,20 +271,29 @@ class _TrainTasks(_Tasks):
 
     def build(self, *task: int) -> Batch:
         epoch, step = task
-        every = global_batch_ids(self.order(epoch), step, self.config.train.global_batch)
+        every, visits = (global_batch_ids(part, step, self.config.train.global_batch) for part in self.order(epoch))
         ids = rank_part(every, self.rank, self.world)
+        visits = rank_part(visits, self.rank, self.world)
         size, num_views = self.config.data.image_size, self.config.data.num_views
         images = torch.empty((num_views, len(ids), 3, size, size), dtype=torch.float32)
-        for place, sample in enumerate(ids.tolist()):
-            views = self.augment.views(self.reader.image(sample), epoch, sample, list(range(num_views)))
-            for view, pixels in enumerate(views):
-                images[view, place] = pixels
+        good: list[int] = []
+        bad: list[tuple[int, str]] = []
+        for sample, visit in zip(ids.tolist(), visits.tolist(), strict=True):
+            try:
+                images[:, len(good)] = self.views(sample, epoch, visit)
+            except DataError as error:
+                if self.config.data.on_error == "stop":
+                    raise
+                bad.append((sample, str(error)))
+            else:
+                good.append(sample)
         return Batch(
-            images=images.flatten(0, 1),
-            labels=torch.from_numpy(self.dataset.labels[ids]),
-            ids=torch.from_numpy(ids.copy()),
+            images=images[:, : len(good)].flatten(0, 1),
+            labels=torch.from_numpy(self.dataset.labels[good]),
+            ids=torch.tensor(good, dtype=torch.int64),
             step=step,
             global_size=len(every),
+            bad=tuple(bad),
         )
 
 
@@ -250,13 +305,20 @@ class TrainLoader:
         config: the run's settings.
         rank: of this process.
         world: number of processes.
+        tick: called now and then while pictures are decoded ahead.
+
+    Attributes:
+        note: one line for people on where pictures come from.
 
     Raises:
-        DataError: the dataset has no such split.
+        DataError: the dataset has no such split; a picture that cannot be decoded ahead.
     """
 
-    def __init__(self, dataset: Dataset, config: Config, rank: int, world: int) -> None:
-        tasks = _TrainTasks(dataset, config, rank, world)
+    def __init__(
+        self, dataset: Dataset, config: Config, rank: int, world: int, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        tasks = _TrainTasks(dataset, config, rank, world, tick)
+        self.note = tasks.note
         self.steps_per_epoch = num_steps(tasks.epoch_length(), config.train.global_batch)
         self._pool: _Pool[Batch] = _Pool(tasks, config.data.num_workers)
 

@@ -1,30 +1,30 @@
 """Samples -> a shard folder: planned first, written in parallel beside the place, published by one rename.
 
-A shard is a function of the plan and the pictures' bytes, so any number of processes gives equal files. Until the last
-rename the old folder, if any, is untouched; after a crash the next start clears what was half-written.
+A shard is a function of the plan and the pictures' bytes, so any number of processes gives equal files, and so does an
+interrupted packing that is gone on with. Until the last rename the old folder, if any, is untouched.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
+from marc_dist.data import journal
 from marc_dist.data.checks import Sample, Source, odd_sizes
 from marc_dist.data.layout import cut, plan_entries
 from marc_dist.data.publish import publication
 from marc_dist.data.sidecars import describe
-from marc_dist.data.tar import Entry, Shard, write_shard
-from marc_dist.data.workers import start_worker
+from marc_dist.data.tar import Entry, Part, Row, Shard, pixels, write_part
+from marc_dist.data.workers import Job, work
 
 Progress = Callable[[int, int], None]
-Task = tuple[Path, list[Entry], tuple[int, int] | None]
+Size = tuple[int, int] | None
+PART = 64  # samples that a process writes at a time: shards are few, and no core may wait for the others' last one
 
 
 def pack(
@@ -36,8 +36,9 @@ def pack(
     shard_mb: float | None = None,
     to_png: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Write a shard folder.
 
     Args:
@@ -48,7 +49,12 @@ def pack(
         shard_mb: megabytes of pictures that a shard may hold, if fewer samples reach them.
         to_png: store every picture as PNG.
         force: replace an existing shard folder; it stays as it is until the new one is complete.
+        resume: take over the shards that an interrupted call has finished, if they are what this one would write; and
+            leave its own behind when it is interrupted or fails.
         progress: called with samples and bytes done so far.
+
+    Returns:
+        The number of shards taken over.
 
     Raises:
         DataError: nothing to pack, a picture that cannot be packed, a folder in the way, a full disk.
@@ -56,104 +62,127 @@ def pack(
     plan = plan_entries(source, to_png=to_png)
     if not plan:
         raise DataError(f"{source.recipe.title}: nothing to pack")
-    with publication(out, force) as folder:
-        _room(source, out)
+    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
+    size = source.recipe.expect.image_size if strict else None
+    with publication(out, force, journal.sweep if resume else None) as folder:
+        left = journal.left_over(folder)
+        _room(source, out, sum(left.values()))
         tasks = [
-            (split, f"{split}-{number:06d}.tar", part)
+            _Task(folder / f"{split}-{number:06d}.tar", split, part, size)
             for split, pairs in plan.items()
             for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb))
         ]
-        shards = _write_shards(tasks, folder, source, workers, progress)
+        kept = _write_shards(tasks, left, workers, progress)
+        shards: dict[str, list[Shard]] = defaultdict(list)
+        for task in tasks:
+            assert task.shard is not None, "every job is done"
+            shards[task.split].append(task.shard)
         odd_sizes(
             source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows}
         )
-        _duplicates(source, plan, shards)
+        _duplicates(source, plan, shards, folder)
         describe(source, plan, shards, folder)
+        journal.forget(folder)
+    return kept
 
 
-def _room(source: Source, out: Path) -> None:
-    """Refuse before the first byte when the disk cannot hold the pictures as they are."""
-    need = sum(sample.file.stat().st_size + 2048 for sample in source.samples)
+@dataclass
+class _Task:
+    """A shard to be written, and how far it has got."""
+
+    path: Path
+    split: str
+    entries: list[Entry]
+    size: Size
+    shard: Shard | None = None
+    parts: dict[int, Part] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.entries), PART)
+
+    def part_path(self, start: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{start:06d}")
+
+    def take_over(self) -> Job:
+        return journal.take_over, (self.path, self.entries, journal.plan_digest(self.entries, self.size))
+
+    def write(self) -> list[Job]:
+        return [
+            (write_part, (self.part_path(start), self.entries[start : start + PART], self.size))
+            for start in self.starts
+        ]
+
+    def finish(self) -> Job:
+        files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
+        return journal.finish, (self.path, files, parts, journal.plan_digest(self.entries, self.size))
+
+
+def _room(source: Source, out: Path, have: int) -> None:
+    """Refuse before the first byte when the disk cannot hold the pictures as they are, ``have`` bytes being there."""
+    need = sum(sample.file.stat().st_size + 2048 for sample in source.samples) - have
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise DataError(f"{out}: needs about {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
 
 
-def _write_shards(
-    tasks: Sequence[tuple[str, str, list[Entry]]],
-    folder: Path,
-    source: Source,
-    workers: int,
-    progress: Progress | None,
-) -> dict[str, list[Shard]]:
-    """Every shard of every split, in order."""
-    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
-    size = source.recipe.expect.image_size if strict else None
-    calls = [(folder / name, entries, size) for _, name, entries in tasks]
-    done: dict[str, list[Shard]] = defaultdict(list)
-    for (split, _, _), shard in zip(tasks, _run(calls, workers, progress), strict=True):
-        done[split].append(shard)
-    return dict(done)
+def _write_shards(tasks: Sequence[_Task], left: dict[str, int], workers: int, progress: Progress | None) -> int:
+    """Write every shard, or take it over; how many were taken over."""
+    for name in set(left) - {task.path.name for task in tasks}:
+        journal.forget(tasks[0].path.parent, name)
+    of_path = {task.path: (task, 0) for task in tasks}
+    of_path |= {task.part_path(start): (task, start) for task in tasks for start in task.starts}
+    done = [0, 0]
+    kept = 0
+
+    def tell(rows: Sequence[Row]) -> None:
+        done[0], done[1] = done[0] + len(rows), done[1] + sum(row.size for row in rows)
+        if progress is not None:
+            progress(*done)
+
+    def finished(job: Job, result: Any) -> list[Job]:
+        nonlocal kept
+        task, start = of_path[job[1][0]]
+        if job[0] is write_part:
+            task.parts[start] = result
+            tell(result.rows)
+            return [task.finish()] if len(task.parts) == len(task.starts) else []
+        if result is None:
+            return task.write()
+        if job[0] is journal.take_over:
+            kept += 1
+            tell(result.rows)
+        task.shard = result
+        task.parts.clear()
+        return []
+
+    jobs: list[Job] = []
+    for task in tasks:
+        jobs += [task.take_over()] if task.path.name in left else task.write()
+    work(jobs, finished, workers)
+    return kept
 
 
-_counter: Any = None  # in a worker: (samples, bytes) done by all workers
+def _duplicates(
+    source: Source, plan: dict[str, list[tuple[Sample, Entry]]], shards: dict[str, list[Shard]], folder: Path
+) -> None:
+    """Equal pixels in two splits: what is trained on is then also asked for.
 
-
-def _share(counter: Any) -> None:
-    """Start of a worker: keep the shared counter."""
-    global _counter  # noqa: PLW0603 - the only way to hand a shared value to a pool's workers
-    _counter = counter
-    start_worker()
-
-
-def _count(size: int) -> None:
-    with _counter.get_lock():
-        _counter[0] += 1
-        _counter[1] += size
-
-
-def _shard_in_worker(task: Task) -> Shard:
-    return write_shard(*task, tick=_count)
-
-
-def _run(tasks: Sequence[Task], workers: int, progress: Progress | None) -> list[Shard]:
-    """Shards in order; the first failure ends the rest."""
-    tell = progress or (lambda samples, size: None)
-    if workers <= 1 or len(tasks) == 1:
-        done = [0, 0]
-
-        def tick(size: int) -> None:
-            done[0], done[1] = done[0] + 1, done[1] + size
-            tell(*done)
-
-        return [write_shard(*task, tick=tick) for task in tasks]
-    # spawn: the caller may hold threads (the progress display, a test's torch), which a fork must not copy
-    context = multiprocessing.get_context("spawn")
-    counter = context.Array("q", 2)
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_share, initargs=(counter,)) as pool:
-        futures: list[Future[Shard]] = [pool.submit(_shard_in_worker, task) for task in tasks]
-        pending = set(futures)
-        try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                tell(counter[0], counter[1])
-                for future in finished:
-                    future.result()
-        except BaseException as error:
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise DataError("a packing process was killed; out of memory? try --workers 1") from None
-            raise
-        return [future.result() for future in futures]
-
-
-def _duplicates(source: Source, plan: dict[str, list[tuple[Sample, Entry]]], shards: dict[str, list[Shard]]) -> None:
-    """Equal pixels in two splits: what is trained on is then also asked for."""
+    Only pictures whose few glanced-at pixels occur in two splits are looked at whole.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    places = [(split, shard.name, row) for split in plan for shard in shards[split] for row in shard.rows]
+    for split, _, row in places:
+        splits[row.glance].add(split)
     seen: dict[str, tuple[str, str]] = {}
     faults = []
-    for split in plan:
-        for row in (row for shard in shards[split] for row in shard.rows):
-            other = seen.setdefault(row.pixels, (split, row.key))
-            if other[0] != split:
-                faults.append(f"{other[1]} ({other[0]}) = {row.key} ({split})")
+    for split, name, row in places:
+        if len(splits[row.glance]) < 2:
+            continue
+        with (folder / name).open("rb") as file:
+            file.seek(row.offset)
+            whole = pixels(file.read(row.size), row.key)
+        other = seen.setdefault(whole, (split, row.key))
+        if other[0] != split:
+            faults.append(f"{other[1]} ({other[0]}) = {row.key} ({split})")
     source.check("duplicates", faults, "equal pictures in two splits")

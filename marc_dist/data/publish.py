@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def publication(out: Path, force: bool) -> Iterator[Path]:
+def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A private folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes when it does not.
 
     An older shard folder at ``out`` stays as it is until the new one takes its place, in one step where the file system
@@ -26,6 +26,8 @@ def publication(out: Path, force: bool) -> Iterator[Path]:
     Args:
         out: the folder to make.
         force: replace an existing shard folder.
+        sweep: removes from the private folder what the next call cannot use; called at the start and after a failure.
+            Without it everything goes, both times.
 
     Raises:
         DataError: something else is in the way, another process writes there, the disk is full or fails.
@@ -43,7 +45,7 @@ def publication(out: Path, force: bool) -> Iterator[Path]:
         except BlockingIOError:
             raise DataError(f"{out}: another marc-shard is writing it; wait for it") from None
         try:
-            _clear(partial_dir)
+            (sweep or _clear)(partial_dir)
             _mend(out, old)
             _in_the_way(out, force)
             yield partial_dir
@@ -52,15 +54,29 @@ def publication(out: Path, force: bool) -> Iterator[Path]:
             sync(out.parent)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            shutil.rmtree(partial_dir, ignore_errors=True)
+            kept = _after_failure(partial_dir, sweep)
             if error.errno in FULL:
-                raise DataError(f"{out}: the disk is full; nothing was kept, free some room and start again") from None
+                what = "finished shards were kept" if kept else "nothing was kept"
+                raise DataError(f"{out}: the disk is full; {what}, free some room and start again") from None
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
         except BaseException:
-            shutil.rmtree(partial_dir, ignore_errors=True)
+            _after_failure(partial_dir, sweep)
             raise
     finally:
         os.close(lock)
+
+
+def _after_failure(folder: Path, sweep: Callable[[Path], None] | None) -> bool:
+    """Whether anything is left for the next call."""
+    if sweep is not None and folder.is_dir():
+        try:
+            sweep(folder)
+            if any(folder.iterdir()):
+                return True
+        except OSError:  # the disk fails; the next start sweeps before it takes anything over
+            return True
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
 
 
 def _mend(out: Path, old: Path) -> None:

@@ -107,6 +107,15 @@ def label_aware_order(
     return ids[np.array([member for batch in built for member in batch], dtype=np.int64)]
 
 
+def visit_numbers(order: Ids) -> Ids:
+    """How many earlier entries of an epoch hold the same sample, so that each visit can be augmented in its own way."""
+    by_sample = np.argsort(order, kind="stable")
+    firsts = np.searchsorted(order[by_sample], order[by_sample])
+    numbers = np.empty_like(order)
+    numbers[by_sample] = np.arange(len(order)) - firsts
+    return numbers
+
+
 def _fixed(factors: NDArray[np.float64]) -> Ids:
     return np.rint(factors * ONE).astype(np.int64)
 

@@ -1,25 +1,31 @@
-"""One shard: plain ustar, written so that equal samples give equal bytes, and remembered where each image lies."""
+"""One shard: plain ustar, written so that equal samples give equal bytes, and remembered where each image lies.
+
+A shard is written in parts, runs of its samples, by as many processes as there are, and then joined.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
 from marc_dist.config import DataError
-from marc_dist.data.decode import decode_rgb
+from marc_dist.data.decode import Examined, decode_rgb, examine
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
 FORMATS = {"jpg": ("JPEG", "MPO"), "png": ("PNG",), "tif": ("TIFF",)}
+BUFFER = 1 << 20
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 
 
 class Entry(NamedTuple):
@@ -33,7 +39,7 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Where a sample came to lie."""
+    """Where a sample came to lie. ``glance`` is the same for equal pixels, and rarely for others."""
 
     key: str
     offset: int
@@ -41,7 +47,14 @@ class Row(NamedTuple):
     crc32: int
     width: int
     height: int
-    pixels: str
+    glance: str
+
+
+class Part(NamedTuple):
+    """A finished part; offsets count from its start. ``sources``: the SHA-256 of each file as it was read."""
+
+    rows: list[Row]
+    sources: list[str]
 
 
 class Shard(NamedTuple):
@@ -53,36 +66,31 @@ class Shard(NamedTuple):
     sha256: str
 
 
-def header(name: str, size: int) -> bytes:
-    """A ustar header that holds nothing of the writer: owner, time and rights are fixed."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o444, 0
+@functools.cache
+def _blank() -> bytes:
+    """A ustar header that holds nothing of the writer: owner, time and rights are fixed; no name, no size."""
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime = 0o444, 0
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-class _Writer:
-    """Counts and hashes what goes into the file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.offset = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.offset += len(data)
-
-    def member(self, name: str, data: bytes) -> int:
-        """Append a member; the offset of its content."""
-        self.write(header(name, len(data)))
-        start = self.offset
-        self.write(data + bytes(-len(data) % BLOCK))
-        return start
+@functools.cache
+def _blank_sum() -> int:
+    return sum(_blank()[:148]) + 8 * ord(" ") + sum(_blank()[156:])
 
 
-def picture(entry: Entry, size: tuple[int, int] | None) -> tuple[bytes, Image.Image]:
-    """A picture's bytes as they will be stored, and its decoded pixels; every picture is decoded once while packing.
+def header(name: str, size: int) -> bytes:
+    """A ustar header; what ``tarfile`` writes, ten times faster."""
+    text, octal = name.encode("ascii"), b"%011o" % size
+    if len(text) > 100 or len(octal) > 11:
+        raise DataError(f"{name}: expected at most 100 characters and 8 GiB, got {len(text)} and {size} bytes")
+    blank = _blank()
+    total = _blank_sum() + sum(text) + sum(octal) - 11 * ord("0")
+    return b"".join((text, blank[len(text) : 124], octal, blank[135:148], b"%06o\0 " % total, blank[156:]))
+
+
+def picture(entry: Entry, size: tuple[int, int] | None) -> tuple[bytes, bytes, Examined]:
+    """A picture's bytes as they are, as they will be stored, and decoded: all of them are looked at while packing.
 
     Args:
         entry: which.
@@ -91,58 +99,106 @@ def picture(entry: Entry, size: tuple[int, int] | None) -> tuple[bytes, Image.Im
     Raises:
         DataError: cannot be read, damaged, of another kind than its name says, or of another size.
     """
-    try:
-        data = entry.file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{entry.file}: cannot be read ({error.strerror})") from None
-    image = decode_rgb(data, str(entry.file))
-    with Image.open(io.BytesIO(data)) as raw:
-        if raw.format not in FORMATS[entry.source_ext]:
-            raise DataError(f"{entry.file}: holds {raw.format}, not what its name says; rename it")
-    if size is not None and image.size != size:
+    data = read(entry.file)
+    found = examine(data, str(entry.file), reduced=entry.ext == entry.source_ext)
+    if found.format not in FORMATS[entry.source_ext]:
+        raise DataError(f"{entry.file}: holds {found.format}, not what its name says; rename it")
+    if size is not None and found.size != size:
         raise DataError(
-            f"{entry.file}: expected {size[0]}x{size[1]} pixels, got {image.width}x{image.height}; resize it, or go on "
-            "with --allow size"
+            f"{entry.file}: expected {size[0]}x{size[1]} pixels, got {found.size[0]}x{found.size[1]}; resize it, or go "
+            "on with --allow size"
         )
-    if entry.ext != entry.source_ext:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        data = buffer.getvalue()
-    return data, image
+    if entry.ext == entry.source_ext:
+        return data, data, found
+    buffer = io.BytesIO()
+    found.image.convert("RGB").save(buffer, "PNG")
+    return data, buffer.getvalue(), found
 
 
-def write_shard(
-    path: Path,
-    entries: Sequence[Entry],
-    size: tuple[int, int] | None = None,
-    tick: Callable[[int], None] | None = None,
-) -> Shard:
-    """Write one shard, flushed to disk: KEY.ext, KEY.json, KEY.ext, ...
+def read(file: Path) -> bytes:
+    """A source file's content.
+
+    Raises:
+        DataError: cannot be read.
+    """
+    try:
+        with open(file, "rb", buffering=0) as opened:  # noqa: PTH123 - half the time of Path.read_bytes
+            return opened.read()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _glance(found: Examined) -> str:
+    """A few pixels, hashed: equal pictures have equal ones, at a tenth of the cost of hashing them all."""
+    few = found.image
+    if few.size == found.size:  # not reduced by the decoder
+        few = few.resize((8, 8), Image.Resampling.NEAREST)
+    return f"{found.size}{few.size}{hashlib.sha256(few.tobytes()).hexdigest()}"
+
+
+def pixels(data: bytes, place: str) -> str:
+    """A hash of the decoded RGB pixels."""
+    image = decode_rgb(data, place)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def write_part(path: Path, entries: Sequence[Entry], size: tuple[int, int] | None = None) -> Part:
+    """Write a run of a shard's samples: KEY.ext, KEY.json, KEY.ext, ...
 
     Args:
         path: of the new file.
         entries: its samples in order.
         size: see ``picture``.
-        tick: called with the bytes of each picture written.
 
     Raises:
         DataError: a picture that cannot be packed.
         OSError: the disk is full or fails.
     """
-    rows: list[Row] = []
-    with path.open("xb") as file:
-        writer = _Writer(file)
+    rows, sources, offset = [], [], 0
+    with path.open("xb", buffering=BUFFER) as file:
         for entry in entries:
-            data, image = picture(entry, size)
-            offset = writer.member(f"{entry.key}.{entry.ext}", data)
-            text = json.dumps(entry.meta, ensure_ascii=False, separators=(", ", ": "))
-            writer.member(f"{entry.key}.json", text.encode())
-            pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-            rows.append(Row(entry.key, offset, len(data), zlib.crc32(data), image.width, image.height, pixels))
-            if tick is not None:
-                tick(len(data))
-        writer.write(bytes(2 * BLOCK))
-        writer.write(bytes(-writer.offset % RECORD))
-        file.flush()
+            source, data, found = picture(entry, size)
+            text = _encode(entry.meta).encode()
+            start = offset + BLOCK
+            for name, content in ((entry.ext, data), ("json", text)):
+                padding = -len(content) % BLOCK
+                file.write(header(f"{entry.key}.{name}", len(content)) + content + bytes(padding))
+                offset += BLOCK + len(content) + padding
+            rows.append(Row(entry.key, start, len(data), zlib.crc32(data), *found.size, _glance(found)))
+            sources.append(hashlib.sha256(source).hexdigest())
+    return Part(rows, sources)
+
+
+def join_parts(path: Path, files: Sequence[Path], parts: Sequence[Part]) -> Shard:
+    """Put the parts together, flushed to disk; they are removed as they are used up.
+
+    Args:
+        path: of the new shard.
+        files: the parts' files in order.
+        parts: what is in them.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    rows: list[Row] = []
+    offset, digest = 0, hashlib.sha256()
+    with path.open("xb", buffering=0) as file:
+
+        def write(data: bytes) -> None:
+            nonlocal offset
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            digest.update(data)
+            offset += len(data)
+
+        for source, part in zip(files, parts, strict=True):
+            rows += [row._replace(offset=offset + row.offset) for row in part.rows]
+            with source.open("rb", buffering=0) as opened:
+                while data := opened.read(BUFFER):
+                    write(data)
+            source.unlink()
+        end = 2 * BLOCK
+        write(bytes(end + -(offset + end) % RECORD))
         os.fsync(file.fileno())
-    return Shard(path.name, rows, writer.offset, writer.digest.hexdigest())
+    return Shard(path.name, rows, offset, digest.hexdigest())

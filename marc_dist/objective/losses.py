@@ -5,6 +5,8 @@ The formulas of each loss, what is exact and what is our reconstruction: ``docs/
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from marc_dist.objective.fused import TritonKernel, why_not
 from marc_dist.objective.pairs import IdPairs, LabelPairs, Pairs
 from marc_dist.objective.settings import LossParts, ObjectiveSettings
 from marc_dist.objective.statistics import LabelStatistics
-from marc_dist.objective.streamed import TorchKernel, streamed_sum
+from marc_dist.objective.streamed import TorchKernel, precision, streamed_sum
 from marc_dist.objective.triplet import triplet_parts
 
 TILES = {"cuda": 4096}  # 64 MiB of float32: enough work to keep a GPU busy between two launches
@@ -61,7 +63,7 @@ def objective(
         )
     if not 0 <= first <= len(candidates) - len(anchors) or not torch.equal(anchor_labels, candidate_labels[own]):
         raise ValueError(f"first: expected anchor 0 to be candidate {first}; their labels or counts differ")
-    with torch.autocast(anchors.device.type, enabled=False):
+    with torch.autocast(anchors.device.type, enabled=False), precision(anchors.device, settings.tf32):
         dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32
         a, c = anchors.to(dtype), candidates.to(dtype)
         if settings.name == "triplet":
@@ -116,11 +118,26 @@ def choose_implementation(settings: ObjectiveSettings, device: torch.device) -> 
     if settings.implementation in ("dense", "streamed"):
         return settings.implementation, None
     reason = why_not(device, interpreted=settings.implementation == "triton")
+    if reason is None and settings.implementation == "auto":
+        reason = _trial(device.type)
     if reason is None:
         return "triton", None
     if settings.implementation == "triton":
         raise ValueError(f"loss.implementation=triton: {reason}; use auto or streamed")
     return "streamed", reason
+
+
+@functools.cache
+def _trial(device_type: str) -> str | None:
+    """Why Triton, which should run here, does not: its first call compiles, with a C compiler that may be absent."""
+    settings = ObjectiveSettings(implementation="triton")
+    try:
+        labels = torch.eye(2, dtype=torch.bool, device=device_type).repeat(8, 1)
+        leaf = torch.nn.functional.normalize(labels.float() + 0.1, dim=1).requires_grad_()
+        torch.autograd.grad(objective(leaf, leaf, labels, labels, first=0, settings=settings).sum, leaf)
+    except Exception as error:  # whatever the compiler or the driver raises
+        return f"it was tried and failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return None
 
 
 def _tile(settings: ObjectiveSettings, device: torch.device) -> int:

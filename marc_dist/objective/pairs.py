@@ -163,8 +163,7 @@ class LabelPairs(Pairs):
             places = torch.arange(start, start + len(rows), device=rows.device)
             start += len(rows)
             shared = self.sets.shared(rows, everything)
-            others = self.sets.multiplicity.expand_as(shared).clone()
-            others[places - places[:1], rows] -= 1
+            others = targets.others(rows)
             q = targets.q(self.sets, rows, everything, shared) * others
             self.mass[places] = q.sum(dim=1)
             if self.settings.temperature_scope == "per_positive_row" and targets.constant is None:
@@ -231,7 +230,8 @@ class LabelPairs(Pairs):
             inverse: Tensor | float | None = targets.constant
             if inverse is None:
                 inverse = targets.inverse(sets, rows, everything, shared)
-            kernel = targets.q(sets, rows, everything, shared) * inverse
+            # a set's target with itself counts where somebody else carries it; else it would only cancel, inexactly
+            kernel = targets.q(sets, rows, everything, shared) * inverse * (targets.others(rows) > 0)
             own[places] = kernel[torch.arange(len(rows), device=rows.device), rows].to(own)
             if isinstance(targets, Msc):
                 kernel = torch.cat([kernel, targets.prototypes(rows) * inverse], dim=1)

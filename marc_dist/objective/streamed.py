@@ -88,15 +88,19 @@ def _tiles(length: int, tile: int) -> Iterator[slice]:
 
 def _sums(x: Tensor, kinds: Tensor, num: int) -> Tensor:
     """(num, D) sum of the rows of each kind, in the same order always (an index_add on a GPU has none)."""
-    if not x.is_cuda:
+    if not x.is_cuda or not len(x):  # of nothing, segment_reduce makes an error
         return x.new_zeros(num, x.shape[1]).index_add_(0, kinds, x)
+    return _sorted_sums(x, kinds, num)
+
+
+def _sorted_sums(x: Tensor, kinds: Tensor, num: int) -> Tensor:
     order = torch.argsort(kinds, stable=True)
     lengths = torch.bincount(kinds, minlength=num)
     return torch.segment_reduce(x[order], "sum", lengths=lengths, axis=0, initial=0.0)
 
 
 @contextmanager
-def _precision(device: torch.device, tf32: bool) -> Iterator[None]:
+def precision(device: torch.device, tf32: bool) -> Iterator[None]:
     """The chosen arithmetic of matrix products on a GPU, whatever the process has set."""
     if device.type != "cuda":
         yield
@@ -132,7 +136,7 @@ class _Work:
     def lse(self, anchors: Tensor, candidates: Tensor) -> Tensor:
         """(R,) log-sum-exp of every row."""
         lse = anchors.new_empty(len(self.own))
-        with _precision(anchors.device, self.tf32):
+        with precision(anchors.device, self.tf32):
             for a in _tiles(len(lse), self.tile):
                 top = torch.full_like(lse[a], SMALLEST)  # finite: a tile that holds the anchor alone adds exp(-inf) = 0
                 total = torch.zeros_like(top)
@@ -146,7 +150,7 @@ class _Work:
     ) -> None:
         """Add the gradient of sum_r W_r lse_r, in place."""
         soft = self.softmaxes
-        with _precision(anchors.device, self.tf32):
+        with precision(anchors.device, self.tf32):
             for a in _tiles(len(lse), self.tile):
                 rows = self._rows(anchors, a)
                 moved = torch.zeros_like(rows)
@@ -164,7 +168,7 @@ class _StreamedSum(torch.autograd.Function):
     def forward(ctx: Any, anchors: Tensor, candidates: Tensor, work: _Work) -> Tensor:
         pairs = work.pairs
         sums = _sums(anchors, pairs.rows, len(pairs.mine)), _sums(candidates, pairs.columns, pairs.num_kinds)
-        with _precision(anchors.device, False):
+        with precision(anchors.device, False):
             pull = pairs.pull(*sums)
         pulled = (anchors * pull.to_anchor[pairs.rows]).sum(dim=1)
         pulled -= pull.own[pairs.rows] * (anchors * candidates[pairs.own_slice()]).sum(dim=1)

@@ -66,11 +66,19 @@ class Targets:
         """(R, K) w_ip of positives."""
         return torch.ones_like(shared)
 
-    def over_candidates(self, of: Between, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, U) a figure between ``rows`` and all sets, and (R,) its sum over an anchor's other candidates."""
+    def others(self, rows: Tensor) -> Tensor:
+        """(R, U) how many candidates of each set an anchor of each of ``rows`` has, itself not counted.
+
+        Sums are taken over these, never over all minus the anchor: its own figure may be the largest by far.
+        """
+        others = self.sets.multiplicity.expand(len(rows), -1).clone()
+        others[torch.arange(len(rows), device=rows.device), rows] -= 1
+        return others
+
+    def over_candidates(self, of: Between, rows: Tensor) -> Tensor:
+        """(R, U) a figure between ``rows`` and all sets, times the number of an anchor's other candidates of each."""
         everything = torch.arange(len(self.sets), device=rows.device)
-        block = of(self.sets, rows, everything, self.sets.shared(rows, everything))
-        return block, block @ self.sets.multiplicity - block[torch.arange(len(rows), device=rows.device), rows]
+        return of(self.sets, rows, everything, self.sets.shared(rows, everything)) * self.others(rows)
 
     def parts(self) -> tuple[Tensor, ...]:
         """The anchors' sets in parts that keep blocks small."""
@@ -92,7 +100,7 @@ class PerAnchor(Targets):
     def prepare(self) -> None:
         self.share = torch.zeros_like(self.sets.sizes)
         for rows in self.parts():
-            total = self.over_candidates(self.norm, rows)[1]
+            total = self.over_candidates(self.norm, rows).sum(dim=1)
             self.share[rows] = torch.where(total > 0, 1 / total, 0.0)
             self.terms[rows] = (total > 0).to(total)
 
@@ -200,11 +208,8 @@ class MulSupCon(Targets):
     def _weight_sums(self) -> Tensor:
         """(U, L) sum of w_ip over P_l(i) for an anchor of each of ``mine``."""
         sums = torch.zeros_like(self.sets.labels)
-        carried = self.sets.labels * self.sets.multiplicity[:, None]
         for rows in self.parts():
-            weights, _ = self.over_candidates(self.weight, rows)
-            own = weights[torch.arange(len(rows), device=rows.device), rows]
-            sums[rows] = weights @ carried - own[:, None] * self.sets.labels[rows]
+            sums[rows] = self.over_candidates(self.weight, rows) @ self.sets.labels
         return sums
 
     def q(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
@@ -236,8 +241,8 @@ class _Reweighted(Targets):
 
         total = pairs = self.sets.sizes.new_zeros(())
         for rows in self.sets.chunks():
-            total = total + self.sets.multiplicity[rows] @ self.over_candidates(raw, rows)[1]
-            pairs = pairs + self.sets.multiplicity[rows] @ self.over_candidates(one, rows)[1]
+            total = total + self.sets.multiplicity[rows] @ self.over_candidates(raw, rows).sum(dim=1)
+            pairs = pairs + self.sets.multiplicity[rows] @ self.over_candidates(one, rows).sum(dim=1)
         return total, pairs
 
     def weight(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from marc_dist.objective.sets import LabelSets
 from marc_dist.objective.settings import ObjectiveSettings
 
-FEATURES = 1024  # label pairs of one matrix product
+ENTRIES = 1 << 21  # sets x label pairs of one matrix product: 16 MiB of float64
 
 
 def pair_sums(rows: Tensor, columns: Tensor, matrix: Tensor, known: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def pair_sums(rows: Tensor, columns: Tensor, matrix: Tensor, known: Tensor) -> T
         known: (P, 2) label pairs k <= l that occur in a set.
     """
     total = rows.new_zeros(len(rows), len(columns))
-    for part in torch.split(known, FEATURES):
+    for part in torch.split(known, max(1, ENTRIES // max(len(rows), len(columns), 1))):
         k, l = part.unbind(1)
         value = matrix[k, l] * torch.where(k == l, 1.0, 2.0).to(matrix)
         total.addmm_(rows[:, k] * rows[:, l] * value, (columns[:, k] * columns[:, l]).T)
@@ -59,7 +59,8 @@ class PairWeights:
     def __init__(self, sets: LabelSets, settings: ObjectiveSettings) -> None:
         self.settings = settings
         self.inverse = sets.statistics.cooccurrence.clamp(min=1).pow(-settings.gamma)
-        self.known = torch.triu(sets.own.cooccurrence).nonzero()
+        # an anchor's own label may outweigh its pairs by far, so these are summed alone and not by difference
+        self.known = torch.triu(sets.own.cooccurrence, diagonal=int(settings.weight_pairs == "offdiag")).nonzero()
         self.scale: Tensor | None = None
 
     def normalise(self, total: Tensor, pairs: Tensor) -> None:
@@ -85,7 +86,7 @@ class PairWeights:
         if kind == "shared":
             return both / some.square()
         diagonal = (a * inverse.diagonal()) @ b.T
-        return torch.where(shared > 1, (both - diagonal) / (some * (some - 1)).clamp(min=1), diagonal / some)
+        return torch.where(shared > 1, both / (some * (some - 1)).clamp(min=1), diagonal / some)
 
     def weight(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
         """(R, K) w_ip; meaningful where ``shared`` is not zero."""

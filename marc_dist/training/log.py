@@ -16,6 +16,7 @@ from marc_dist.training.runfolder import truncate_lines
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
+BAD = "bad_samples.jsonl"
 
 
 class RunLog:
@@ -38,7 +39,7 @@ class RunLog:
         self._started, self._first_step = time.monotonic(), first_step
         if not speaks:
             return
-        for name in (METRICS, SKIPPED):
+        for name in (METRICS, SKIPPED, BAD):
             truncate_lines(run_dir / name, first_step)
         from torch.utils.tensorboard.writer import SummaryWriter
 

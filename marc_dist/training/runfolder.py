@@ -16,6 +16,11 @@ HARMLESS = frozenset(
         "data.dir",  # the fingerprint says whether it is the same data
         "data.num_workers",
         "data.verify_crc",
+        "data.cache",
+        "data.cache_dir",
+        "data.retries",
+        "data.on_error",
+        "data.max_bad",
         "loss.implementation",
         "loss.tile",
         "train.run_dir",
@@ -26,6 +31,7 @@ HARMLESS = frozenset(
         "train.keep_checkpoints",
         "train.log_every",
         "train.max_nonfinite",
+        "train.timeout_s",
     }
 )
 """Settings that do not change what a run computes; all of ``eval`` belongs to them."""

@@ -7,6 +7,7 @@ gradient is that of one process holding the whole batch, however the rows are sp
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marc_dist import comm
-from marc_dist.config import Config
+from marc_dist.config import Config, LossConfig
 from marc_dist.data.loader import Batch
 from marc_dist.objective import LabelStatistics, LossParts, ObjectiveSettings, objective
 from marc_dist.training.device import Arithmetic
@@ -35,6 +36,7 @@ class StepResult(NamedTuple):
     loss: float
     grad_norm: float
     figures: dict[str, float]
+    num_bad: int
 
 
 def step_seed(seed: int, step: int, ids: Tensor, start: int = 0) -> int:
@@ -53,6 +55,11 @@ def step_seed(seed: int, step: int, ids: Tensor, start: int = 0) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def loss_settings(config: LossConfig) -> ObjectiveSettings:
+    """The part of the section ``loss`` that the pure objective reads."""
+    return ObjectiveSettings(**config.model_dump(exclude={"counts", "memory"}))
+
+
 class Stepper:
     """Takes global steps with one encoder and optimiser.
 
@@ -63,6 +70,7 @@ class Stepper:
         arithmetic: types of the run.
         statistics: label counts of the training split, or None for those of each global batch.
         memory: rows of earlier steps, possibly none.
+        at: told (step from 1, phase) on the way, for a watchdog; see ``watchdog.PHASES``.
     """
 
     def __init__(
@@ -73,10 +81,12 @@ class Stepper:
         arithmetic: Arithmetic,
         statistics: LabelStatistics | None,
         memory: Memory,
+        at: Callable[[int, str], None] = lambda step, phase: None,
     ) -> None:
         self.config = config
+        self._at = at
         self.arithmetic = arithmetic
-        self.settings = ObjectiveSettings(**config.loss.model_dump(exclude={"counts", "memory"}))
+        self.settings = loss_settings(config.loss)
         self.statistics = statistics
         self.memory = memory
         self._learner = learner
@@ -94,10 +104,12 @@ class Stepper:
             lr: learning rate of this step.
             stop: whether this rank was asked to stop; the answer says whether any was.
         """
+        self._at(step + 1, "encoding")
         buffers = [buffer.clone() for buffer in self._learner.buffers()]
         self._optimiser.zero_grad(set_to_none=True)
         whole = self.config.train.chunk is None
         loss, totals, rows = (self._at_once if whole else self._in_chunks)(batch, step)
+        self._at(step + 1, "agreeing")
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         flags = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), norm.new_tensor(not stop).bool()])
         finite, go_on = (bool(flag) for flag in comm.min_(flags.to(torch.int32)).tolist())
@@ -107,11 +119,13 @@ class Stepper:
         else:
             self._undo(buffers)
         value = totals.pop("sum") / (totals.pop("count") or 1.0)
-        return StepResult(finite, not go_on, value, float(norm), totals)
+        num_bad = int(totals.pop("bad"))
+        return StepResult(finite, not go_on, value, float(norm), totals, num_bad)
 
     def _at_once(self, batch: Batch, step: int) -> Outcome:
         torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
         projection, prototypes = self._encode(self._module, batch.images)
+        self._at(step + 1, "gathering")
         return self._backward(projection, prototypes, batch)
 
     def _in_chunks(self, batch: Batch, step: int) -> Outcome:
@@ -132,6 +146,7 @@ class Stepper:
         leaf = torch.cat(encoded).requires_grad_()
         if prototypes is not None:
             prototypes.requires_grad_()
+        self._at(step + 1, "gathering")
         outcome = self._backward(leaf, prototypes, batch)
         assert leaf.grad is not None, "the loss reaches every projection"
         slopes = torch.split(leaf.grad, [len(part) for part in parts])
@@ -177,16 +192,16 @@ class Stepper:
                 candidate_ids=torch.cat([all_ids, self.memory.ids]),
                 prototypes=units,
             )
-        totals = self._totals(parts)
+        totals = self._totals(parts, len(batch.bad))
         loss = comm.world() * parts.sum / (totals["count"] or 1.0)
         reached = gathered[:0].sum()  # a rank without anchors, too, meets the others in backward
         torch.autograd.backward(loss + reached + (0.0 if units is None else units[:0].sum()))
         order = canonical_order([num // views if self.memory.size else 0 for num in counts], views).to(self._device)
         return loss.detach(), totals, (gathered.detach()[order], all_labels[order], all_ids[order])
 
-    def _totals(self, parts: LossParts) -> dict[str, float]:
+    def _totals(self, parts: LossParts, num_bad: int) -> dict[str, float]:
         """The loss's sum and count and its figures over all ranks; one exchange in float64, added up in rank order."""
-        added = {"sum": parts.sum, "count": parts.count, **parts.stats}
+        added = {"sum": parts.sum, "count": parts.count, "bad": parts.count.new_tensor(num_bad), **parts.stats}
         values = [*added.values(), *parts.highest.values()]
         mine = torch.stack([value.detach().to(self._device, torch.float64).reshape(()) for value in values])
         every = comm.gather_vectors(mine)
@@ -204,6 +219,11 @@ class Stepper:
         self._optimiser.zero_grad(set_to_none=True)
         for buffer, before in zip(self._learner.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+    @staticmethod
+    def bad_samples(batch: Batch) -> list[tuple[int, str]]:
+        """(id, what is wrong) of every sample that the ranks left out of a step. Collective."""
+        return sum((list(found) for found in comm.gather_object(batch.bad)), [])
 
     def suspects(self, batch: Batch) -> list[dict[str, Any]]:
         """Per rank: the sample ids of a skipped step, and those whose images are not finite. Collective."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,14 +19,17 @@ from marc_dist.objective import LabelStatistics, choose_implementation
 from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from marc_dist.training.device import resolve_arithmetic, resolve_device
 from marc_dist.training.export import save_encoder
-from marc_dist.training.log import SKIPPED, RunLog
+from marc_dist.training.figures import Window, describe
+from marc_dist.training.log import BAD, SKIPPED, RunLog
 from marc_dist.training.memory import Memory
 from marc_dist.training.model import Encoder, Learner, build_encoder
 from marc_dist.training.norm import batch_norms
+from marc_dist.training.remarks import remarks
 from marc_dist.training.runfolder import checkpoints, plain_settings, refuse_changes, write_config
 from marc_dist.training.schedule import build_optimiser, learning_rate
 from marc_dist.training.signals import StopFlag
-from marc_dist.training.step import Stepper, StepResult
+from marc_dist.training.step import Stepper, StepResult, loss_settings
+from marc_dist.training.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -54,28 +57,53 @@ class TrainResult:
     loss: float | None
 
 
-def run_rank(config: Config, *, resume: bool = True, stop: StopFlag | None = None) -> TrainResult:
-    """One rank of a run: join the world that the environment describes, train, leave."""
-    comm.join(resolve_device(config.train.device).type)
-    result = train(config, resume=resume, stop=stop)
+def run_rank(
+    config: Config,
+    *,
+    resume: bool = True,
+    stop: StopFlag | None = None,
+    give_up: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """One rank of a run: join the world that the environment describes, train, leave.
+
+    Args:
+        config: the run's settings.
+        resume: see ``train``.
+        stop: see ``train``.
+        give_up: must end the process; called from another thread, with the reason, when ``train.timeout_s`` have
+            passed without progress. Nobody looks on when None.
+    """
+    # the process group's own limit is longer: it knows no names, so the watchdog speaks first
+    comm.join(resolve_device(config.train.device).type, timeout_s=2 * config.train.timeout_s + 30)
+    watchdog = None
+    if give_up is not None and comm.world() > 1:
+        run_dir, timeout_s = Path(config.train.run_dir), config.train.timeout_s
+        watchdog = Watchdog(run_dir, comm.rank(), comm.world(), timeout_s, give_up)
+        watchdog.start()
+    result = train(config, resume=resume, stop=stop, watchdog=watchdog)
+    if watchdog is not None:
+        watchdog.stop()
     comm.leave()  # not after an error: a rank that fails must not wait for others
     return result
 
 
-def train(config: Config, *, resume: bool = True, stop: StopFlag | None = None) -> TrainResult:
+def train(
+    config: Config, *, resume: bool = True, stop: StopFlag | None = None, watchdog: Watchdog | None = None
+) -> TrainResult:
     """Train in the present process group, from the newest checkpoint of ``train.run_dir`` when there is one.
 
     Args:
         config: the run's settings.
         resume: go on from a checkpoint; False refuses a folder that has some.
         stop: looked at once a step; when set on any rank, all ranks save the same step and return.
+        watchdog: told where the run is.
 
     Raises:
         ConfigError: settings that do not fit the machine, or the run so far.
         DataError: shards that cannot be read, or that are not those of the run so far.
         LaunchError: a full disk; too many non-finite steps in a row.
     """
-    return _Run(config, resume, StopFlag() if stop is None else stop).go()
+    return _Run(config, resume, StopFlag() if stop is None else stop, watchdog).go()
 
 
 def _agree(value: T, error: MarcError | None) -> T:
@@ -87,14 +115,15 @@ def _agree(value: T, error: MarcError | None) -> T:
 
 
 class _Run:
-    def __init__(self, config: Config, resume: bool, stop: StopFlag) -> None:
+    def __init__(self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None = None) -> None:
         self.config = config
+        self.at: Callable[[int, str], None] = (lambda step, phase: None) if watchdog is None else watchdog.at
         self.run_dir = Path(config.train.run_dir)
         self.stop = stop
         self.main = comm.rank() == 0
         self.dataset = open_dataset(config.data.dir)
         self._refuse_several_labels()
-        self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world())
+        self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world(), lambda: self.at(1, "start"))
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or self.total_steps)
         self.device = resolve_device(config.train.device)
@@ -104,13 +133,16 @@ class _Run:
         self.first_step = int(self.payload["step"]) if self.payload else 0
         self.nonfinite = int(self.payload["nonfinite"]) if self.payload else 0
         self.skipped = int(self.payload["skipped"]) if self.payload else 0
+        self.bad: set[int] = set(self.payload["bad"]) if self.payload else set()
         self.learner, self.optimiser = self._build()
         self.memory = self._memory()
-        self._describe()
-        self.stepper = Stepper(config, self.learner, self.optimiser, self.arithmetic, self._statistics(), self.memory)
         self.implementation = self._implementation()
+        self._describe()
+        self.stepper = Stepper(
+            config, self.learner, self.optimiser, self.arithmetic, self._statistics(), self.memory, self.at
+        )
         self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main)
-        self.window = _Window(time.monotonic())
+        self.window = Window(time.monotonic())
         self.loss: float | None = None
 
     def _begin(self, resume: bool) -> dict[str, Any] | None:
@@ -228,7 +260,7 @@ class _Run:
             ConfigError: the one asked for cannot.
         """
         try:
-            chosen, reason = choose_implementation(self.stepper.settings, self.device)
+            chosen, reason = choose_implementation(loss_settings(self.config.loss), self.device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return f"loss {self.config.loss.name}, {chosen}" + (f" (not triton: {reason})" if reason else "")
@@ -236,11 +268,10 @@ class _Run:
     def _greet(self) -> None:
         for note in self.notes:
             self.log.say(note)
+        self.log.say(self.loader.note)
         self.log.say(self.implementation)
-        for name in self.config.loss.unread():
-            self.log.say(
-                f"loss.{name}={getattr(self.config.loss, name)}: not read by loss.name={self.config.loss.name}"
-            )
+        for remark in remarks(self.config, len(self.dataset.classes)):
+            self.log.say(remark)
         rows = len(self.dataset.rows(self.config.data.train_split))
         self.log.say(
             f"{self.run_dir}: {self.dataset.name}, {rows} samples, {self.total_steps} steps, {comm.world()} rank(s) on "
@@ -253,6 +284,7 @@ class _Run:
         while step < self.last_step and not interrupted:
             epoch, start = divmod(step, self.loader.steps_per_epoch)
             self.window.wait_from = time.monotonic()
+            self.at(step + 1, "loading")
             for batch in self.loader.epoch(epoch, start):
                 self.window.waited += time.monotonic() - self.window.wait_from
                 lr = learning_rate(self.config.optim, step, self.total_steps)
@@ -266,6 +298,7 @@ class _Run:
                 if interrupted or step == self.last_step:
                     break
                 self.window.wait_from = time.monotonic()
+                self.at(step + 1, "loading")
         if interrupted:
             self.log.say(
                 f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
@@ -273,8 +306,10 @@ class _Run:
         return step, interrupted
 
     def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
-        """Write down a skipped step; give up after ``train.max_nonfinite`` in a row."""
+        """Write down bad samples and a skipped step; give up after too many."""
         self.loss = result.loss
+        if result.num_bad:
+            self._account_bad(batch, step, epoch)
         if result.applied:
             self.nonfinite = 0
             return
@@ -288,6 +323,19 @@ class _Run:
             raise LaunchError(
                 f"{self.run_dir}: step {step}: loss or gradients not finite {self.nonfinite} times in a row; "
                 f"the ids are in {SKIPPED}; lower optim.lr, raise loss.tau, or look at these samples"
+            )
+
+    def _account_bad(self, batch: Batch, step: int, epoch: int) -> None:
+        found = self.stepper.bad_samples(batch)
+        for sample, error in found:
+            self.log.append(BAD, {"step": step, "epoch": epoch, "id": sample, "error": error})
+            self.log.say(f"step {step}: left out: {error}")
+        self.bad |= {sample for sample, _ in found}
+        if len(self.bad) > self.config.data.max_bad:
+            raise DataError(
+                f"{self.run_dir}: step {step}: {len(self.bad)} samples cannot be read, more than "
+                f"data.max_bad={self.config.data.max_bad}; the list is in {BAD}; check with "
+                f"marc-shard --verify {self.config.data.dir}"
             )
 
     def _report(self, result: StepResult, batch: Batch, step: int, epoch: int, lr: float) -> None:
@@ -305,15 +353,17 @@ class _Run:
                 "lr": lr,
                 "grad_norm": result.grad_norm,
                 "skipped": self.skipped,
+                "bad_samples": len(self.bad),
                 **describe(result.figures),
                 "images_per_s": self.window.images / seconds,
                 "loader_wait": min(self.window.waited / seconds, 1.0),
                 "time": time.time(),
             }
         )
-        self.window = _Window(now)
+        self.window = Window(now)
 
     def _save(self, step: int) -> None:
+        self.at(step, "saving")
         if not self.main:
             return
         payload = {
@@ -321,6 +371,7 @@ class _Run:
             "step_in_epoch": step % self.loader.steps_per_epoch,
             "nonfinite": self.nonfinite,
             "skipped": self.skipped,
+            "bad": sorted(self.bad),
             "model": self.learner.encoder.state_dict(),
             "prototypes": None if self.learner.prototypes is None else self.learner.prototypes.detach(),
             "memory": self.memory.state(),
@@ -344,38 +395,3 @@ class _Run:
         }
         path = save_encoder(self.learner.encoder, self.config, facts)
         self.log.say(f"step {step} of {self.total_steps} done; encoder in {path}")
-
-
-@dataclass
-class _Window:
-    """What happened since the last log line."""
-
-    started: float
-    waited: float = 0.0
-    wait_from: float = 0.0
-    images: int = 0
-
-
-def describe(figures: dict[str, float]) -> dict[str, float]:
-    """Means and ranges over the global batch.
-
-    Args:
-        figures: ``LossParts.stats`` added up, and ``LossParts.highest`` maximised, over ranks.
-
-    Returns:
-        positives_per_anchor; anchors_without_partner, the share of anchors without a positive; label_coverage, the
-        share of labels that some candidate carries; and over the positive pairs temperature and weight as _mean, _min
-        and _max, 0 where there is no pair.
-    """
-    anchors, pairs = max(figures["anchors"], 1.0), max(figures["positives"], 1.0)
-    described = {
-        "positives_per_anchor": figures["positives"] / anchors,
-        "anchors_without_partner": figures["anchors_without_partner"] / anchors,
-        "label_coverage": figures["label_coverage"],
-    }
-    for name in ("temperature", "weight"):
-        some = math.isfinite(figures[f"{name}_max"])
-        described[f"{name}_mean"] = figures[f"{name}_sum"] / pairs
-        described[f"{name}_min"] = -figures[f"{name}_min"] if some else 0.0
-        described[f"{name}_max"] = figures[f"{name}_max"] if some else 0.0
-    return described

@@ -114,7 +114,7 @@ if __name__ == "__main__":
 """)
     child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(out.parent.glob(".out.partial/*.tar")):
+    while not list(out.parent.glob(".out.partial/*.tar.*")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return child

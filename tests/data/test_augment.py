@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -65,11 +67,31 @@ def test_draws_stay_in_their_ranges_and_fill_them() -> None:
         assert np.mean([getattr(view, name) for view in views]) == pytest.approx(share, abs=0.06)
     assert np.bincount([view.turns for view in views], minlength=4).min() > 200
     assert np.mean([view.blur > 0 for view in views]) == pytest.approx(0.5, abs=0.06)
+    assert not any(view.cutout_height or view.cutout_width for view in views)
+
+
+def test_boxes_stay_inside_and_fill_their_ranges() -> None:
+    config = AugmentConfig(cutout=0.4, cutout_size=0.5)
+    views = [draw(config, seed=0, epoch=0, sample=sample, view=0) for sample in range(1000)]
+    boxes = [view for view in views if view.cutout_height]
+    assert len(boxes) / 1000 == pytest.approx(0.4, abs=0.06)
+    for name, side in (("top", "height"), ("left", "width")):
+        sides = np.array([getattr(view, f"cutout_{side}") for view in boxes])
+        places = np.array([getattr(view, f"cutout_{name}") for view in boxes])
+        assert sides.min() >= 0.25 and sides.max() <= 0.5 and np.histogram(sides, 4, (0.25, 0.5))[0].min() > 50
+        assert places.min() >= 0 and (places + sides).max() <= 1 + 1e-12
+        assert np.histogram(places / (1 - sides), 4, (0, 1))[0].min() > 50
+    heights, widths = ([getattr(view, f"cutout_{side}") for view in boxes] for side in ("height", "width"))
+    assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.2
+    for view, side in itertools.product(boxes[:50], (1, 16, 31)):
+        top, bottom, left, right = view.cutout_box(side)
+        assert 0 <= top < bottom <= side and 0 <= left < right <= side
+    assert SAME.cutout_box(16) == (0, 0, 0, 0)
 
 
 def test_the_numbers_of_a_view_are_uniform_and_independent() -> None:
-    numbers = np.array([_uniforms(0, 0, sample, 0, 15) for sample in range(2000)])
-    assert np.abs(np.corrcoef(numbers.T) - np.eye(15)).max() < 5 / np.sqrt(2000)
+    numbers = np.array([_uniforms(0, 0, sample, 0, 20) for sample in range(2000)])
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(20)).max() < 5 / np.sqrt(2000)
     assert np.abs(numbers.mean(0) - 0.5).max() < 5 * np.sqrt(1 / 12 / 2000)
     assert numbers.min() >= 0 and numbers.max() < 1
     views = [draw(AugmentConfig(), seed=0, epoch=0, sample=sample, view=0) for sample in range(1000)]
@@ -81,8 +103,19 @@ def test_the_numbers_of_a_view_are_uniform_and_independent() -> None:
 def test_the_numbers_are_pinned() -> None:
     """A change of these changes every run that was ever started."""
     assert _uniforms(1, 2, 3, 0, 6) == pytest.approx(PINNED, abs=1e-12)
+    everything = AugmentConfig(jitter=1.0, gray=0.5, blur=1.0, cutout=1.0)
+    view = vars(draw(everything, seed=1, epoch=2, sample=3, view=0))
+    assert view == pytest.approx(PINNED_VIEW, abs=1e-9)
+    without = vars(draw(everything.model_copy(update={"cutout": 0.0}), seed=1, epoch=2, sample=3, view=0))
+    assert {name for name in view if view[name] != without[name]} == {name for name in view if "cutout" in name}
 
 
+PINNED_VIEW = {
+    "top": 0.015063015038, "left": 0.115859705672, "height": 0.957186568293, "width": 0.865493658231, "hflip": True,
+    "vflip": True, "turns": 1, "brightness": 0.947311648575, "contrast": 0.988065114365, "saturation": 0.806800704721,
+    "hue": -0.043464137437, "gray": True, "blur": 0.015429447808, "cutout_top": 0.032679072311,
+    "cutout_left": 0.434120105894, "cutout_height": 0.271652291412, "cutout_width": 0.154012003802,
+}  # fmt: skip
 PINNED = [0.754912720859, 0.323447209043, 0.351829190917, 0.8613698369, 0.489609580096, 0.475203737233]
 
 
@@ -104,6 +137,15 @@ def test_geometry(picture: Image.Image) -> None:
     square = picture.crop((8, 10, 28, 30))
     crop = View(**{**vars(SAME), "top": 10 / 40, "left": 8 / 48, "height": 20 / 40, "width": 20 / 48})
     assert torch.equal(apply(to_tensor(picture), crop, 20), apply(to_tensor(square), SAME, 20))
+
+
+def test_a_box_is_the_mean_colour(picture: Image.Image) -> None:
+    box = View(**{**vars(SAME), "cutout_top": 0.5, "cutout_left": 0.1, "cutout_height": 0.25, "cutout_width": 0.5})
+    plain, cut = apply(to_tensor(picture), SAME, 40), apply(to_tensor(picture), box, 40)
+    assert (cut[:, 20:30, 4:24] == 0).all()
+    torch.testing.assert_close(pixels_of(cut)[:, 25, 10], torch.tensor(MEAN))
+    cut[:, 20:30, 4:24] = plain[:, 20:30, 4:24]
+    assert torch.equal(cut, plain)
 
 
 def test_colour(picture: Image.Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from marc_dist.config import DataError
-from marc_dist.data.decode import decode_rgb
+from marc_dist.data.decode import decode_rgb, examine
 from tests import downloads
 
 
@@ -106,3 +107,29 @@ def test_damaged_bytes_raise_nothing_but_data_errors(kind: str) -> None:
             refused += 1
             assert str(error).startswith("x: ") and "\n" not in str(error).strip()
     assert refused > 50
+
+
+def test_a_reduced_jpeg_is_refused_for_the_same_damage() -> None:
+    """What packing trusts: reading all of a JPEG without making all of its pixels finds the same faults."""
+    rng = random.Random(0)
+    sound = encoded(downloads.picture(1, (96, 80)), "JPEG", quality=85)
+    reduced = examine(sound, "x", reduced=True)
+    assert reduced.image.size == (12, 10) and reduced.size == (96, 80) and reduced.format == "JPEG"
+    verdicts = []
+    for _ in range(400):
+        broken = bytearray(sound)
+        place = rng.randrange(2, len(broken))
+        if rng.random() < 0.3:
+            del broken[place:]
+        else:
+            broken[place : place + 8] = rng.randbytes(8)
+        found = []
+        for small in (False, True):
+            try:
+                examine(bytes(broken), "x", reduced=small)
+                found.append("sound")
+            except DataError as error:
+                found.append(str(error))
+        assert found[0] == found[1]
+        verdicts.append(found[0] == "sound")
+    assert 20 < sum(verdicts) < 380

@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from marc_dist.config import Config, DataError, build
-from marc_dist.data.augment import Augment
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.loader import STOP_SIGNALS, Batch, TrainLoader, iter_eval
+from marc_dist.data.loader import STOP_SIGNALS, Batch, TrainLoader, _TrainTasks, iter_eval
 
 SETTINGS = {"data.image_size": 32, "train.global_batch": 150, "train.seed": 5}
 
@@ -124,13 +123,13 @@ def test_batches_are_built_on_one_thread_and_the_number_is_put_back(
     dataset: Dataset, sample_dir: Path, reference: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    views = Augment.views
+    views = _TrainTasks.views
 
-    def spied(*args: Any) -> list[torch.Tensor]:
+    def spied(*args: Any) -> torch.Tensor:
         seen.add(torch.get_num_threads())
         return views(*args)
 
-    monkeypatch.setattr(Augment, "views", spied)
+    monkeypatch.setattr(_TrainTasks, "views", spied)
     torch.set_num_threads(3)
     try:
         first = next(TrainLoader(dataset, config(sample_dir), 0, 1).epoch(1))
@@ -156,7 +155,7 @@ def test_a_damaged_sample_is_one_clear_error(sample_dir: Path, tmp_path: Path, w
         file.seek(int(damaged.offset[first]) + 30)
         file.write(b"\0\0\0\0\0\0")
     with pytest.raises(DataError) as caught:
-        epoch(damaged, config(tmp_path / "copy", workers), 0)
+        epoch(damaged, config(tmp_path / "copy", workers, **{"data.cache": "off"}), 0)
     assert str(damaged.keys[first]) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -250,7 +250,7 @@ class TestMistakes:
         def full(*_: object) -> bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(tar._Writer, "write", full)
+        monkeypatch.setattr(tar, "header", full)
         words = ("--dataset", "folder", "--source", own, "--force", "--workers", "1")
         assert "the disk is full; nothing was kept" in self.refused(capsys, out, *words)
         assert contents(out) == before
@@ -313,6 +313,19 @@ def test_equal_pictures_in_two_splits_are_told(tmp_path: Path) -> None:
     assert any("a (train) = b (test)" in warning for warning in dataset.meta["warnings"])
     assert shard("--dataset", "folder", "--source", tmp_path / "own", "--out", tmp_path / "x", "--dry-run") == 0
     assert not (tmp_path / "x").exists()
+
+
+def test_equal_jpegs_in_two_splits_are_told_however_they_were_written(tmp_path: Path) -> None:
+    """The decoder reduces JPEG while packing; a progressive copy of a picture still is the same picture."""
+    pictures = {"a": 1, "b": 1, "c": 2}
+    for name, seed in pictures.items():
+        downloads.save(downloads.picture(seed, (40, 33)), tmp_path / "own" / f"{name}.jpg", progressive=name == "b")
+    rows = "a,water,train\nb,water,test\nc,water,test\n"
+    (tmp_path / "own" / "labels.csv").write_text("image,labels,split\n" + rows)
+    dataset = open_dataset(pack(tmp_path / "own", tmp_path / "out"))
+    warned = [warning for warning in dataset.meta["warnings"] if warning.startswith("duplicates")]
+    assert warned == ["duplicates: equal pictures in two splits: a (train) = b (test)"]
+    assert set(zip(dataset.width.tolist(), dataset.height.tolist(), strict=True)) == {(40, 33)}
 
 
 def test_the_sample_is_whole_long_tailed_and_cooccurring(sample_dir: Path) -> None:

@@ -70,3 +70,33 @@ def test_pickle_and_fork_open_files_anew(sample_dir: Path) -> None:
     assert set(reader._files.values()).isdisjoint(before.values())
     for file in before.values():
         os.close(file)
+
+
+def test_storage_that_fails_for_a_moment_is_tried_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(copy)
+    real, calls, waits = os.pread, [], []
+
+    def flaky(file: int, size: int, offset: int) -> bytes:
+        calls.append(file)
+        if len(calls) == 1:
+            raise OSError(116, "Stale file handle")
+        content = real(file, size, offset)
+        return content[:10] if len(calls) == 2 else content
+
+    monkeypatch.setattr("marc_dist.data.reader.os.pread", flaky)
+    monkeypatch.setattr("marc_dist.data.reader.time.sleep", waits.append)
+    assert len(IndexedReader(dataset).read(5)) == dataset.size[5]
+    assert waits == [0.1, 0.2]
+    calls.clear()
+    with pytest.raises(DataError, match="Stale file handle"):
+        IndexedReader(dataset, retries=0).read(5)
+
+
+def test_tries_are_finite(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("marc_dist.data.reader.time.sleep", waits.append)
+    dataset = open_dataset(copy)
+    (copy / dataset.shards[0]).unlink()
+    with pytest.raises(DataError, match="cannot be opened"):
+        IndexedReader(dataset, retries=2).read(0)
+    assert waits == [0.1, 0.2]

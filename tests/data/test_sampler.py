@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marc_dist.config import Config, build
-from marc_dist.data.augment import Augment
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.loader import TrainLoader
+from marc_dist.data.loader import TrainLoader, _TrainTasks
 from marc_dist.data.plan import epoch_order, keyed
 from marc_dist.data.sampler import ONE, epoch_length, label_aware_order, repeat_factors
 
@@ -300,7 +299,7 @@ def loaded(dataset: Dataset, sample_dir: Path, world: int, workers: int, start: 
 def test_the_loader_gives_the_same_steps_however_it_runs(
     dataset: Dataset, sample_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Augment, "views", lambda *_: [torch.zeros(3, 16, 16)])  # only the ids matter here
+    monkeypatch.setattr(_TrainTasks, "views", lambda *_: torch.zeros(1, 3, 16, 16))  # only the ids matter here
     rows = dataset.rows("train")
     options = {"seed": 0, "epoch": 1, "fingerprint": dataset.fingerprint, "threshold": 0.2}
     ids = order(dataset.labels[rows], 64, rows, **options)
@@ -311,3 +310,26 @@ def test_the_loader_gives_the_same_steps_however_it_runs(
     assert loaded(dataset, sample_dir, 2, 1, start=2) == expected[2:]
     for batch in expected:
         assert len(batch) < 2 * len(dataset.classes) or not lonely_labels(batch, dataset.labels)
+
+
+def test_each_visit_of_a_sample_is_augmented_in_its_own_way(dataset: Dataset, sample_dir: Path) -> None:
+    words = {"data.dir": str(sample_dir), "data.sampler": "label_aware", "data.repeat_threshold": 0.5}
+    words |= {"data.num_workers": 0, "data.image_size": 16, "train.global_batch": 64}
+    seen: dict[int, dict[int, list[torch.Tensor]]] = {1: {}, 3: {}}
+    for world, views in seen.items():
+        loaders = [TrainLoader(dataset, build(Config, words), rank, world) for rank in range(world)]
+        for parts in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+            for part in parts:
+                shaped = part.images.unflatten(0, (2, -1)) if len(part.ids) else part.images[None]
+                for place, sample in enumerate(part.ids.tolist()):
+                    views.setdefault(sample, []).append(shaped[:, place])
+    repeated = {sample: visits for sample, visits in seen[1].items() if len(visits) > 1}
+    assert len(repeated) > 20
+    for sample, visits in repeated.items():
+        flat = torch.stack(visits).flatten(0, 1).flatten(1)
+        assert len(torch.unique(flat, dim=0)) == len(flat)
+        assert all(torch.equal(a, b) for a, b in zip(visits, seen[3][sample], strict=True))
+    uniform = TrainLoader(dataset, build(Config, words | {"data.sampler": "uniform"}), 0, 1)
+    first = next(uniform.epoch(0))
+    sample = next(sample for sample in first.ids.tolist() if sample in repeated)  # the first visit draws as ever
+    assert torch.equal(first.images.unflatten(0, (2, -1))[:, first.ids.tolist().index(sample)], seen[1][sample][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from marc_dist.objective import ObjectiveSettings, choose_implementation, objective
+from marc_dist.objective import ObjectiveSettings, choose_implementation, losses, objective, streamed
 from tests.objective import naive
 from tests.objective.cases import CONSTANTS, MIXED, NAMES, long_tailed, make, prototypes, run
 
-pytest.importorskip("triton", reason="Triton exists for Linux only")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON = ["triton"] if importlib.util.find_spec("triton") else []  # it exists for Linux only
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 # name -> (A, C, first, D, labels of the candidates)
@@ -86,7 +87,7 @@ def agree(got: tuple[Tensor, ...], want: tuple[Tensor, ...], tolerance: float) -
 @pytest.mark.parametrize("shape", SHAPES)
 def test_all_shapes_agree(shape: str, dtype: torch.dtype) -> None:
     exact = evaluate(shape, torch.float64, "dense", **CONSTANTS)
-    for implementation in ("dense", "streamed", "triton"):
+    for implementation in ("dense", "streamed", *TRITON):
         got = tuple(part.double() for part in evaluate(shape, dtype, implementation, **CONSTANTS))
         agree(got, exact, TOLERANCE[dtype])
 
@@ -96,7 +97,7 @@ def test_all_shapes_agree(shape: str, dtype: torch.dtype) -> None:
 def test_all_losses_agree(flavour: str, dtype: torch.dtype) -> None:
     options = FLAVOURS[flavour]
     exact = evaluate("rectangular", torch.float64, "dense", **options)
-    for implementation in ("dense", "streamed", "triton"):
+    for implementation in ("dense", "streamed", *TRITON):
         got = tuple(part.double() for part in evaluate("rectangular", dtype, implementation, **options))
         agree(got, exact, TOLERANCE[dtype])
 
@@ -129,13 +130,49 @@ def test_what_is_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # type: ignore[arg-type]
     assert chosen == {"dense": "dense", "streamed": "streamed"}
     assert choose_implementation(ObjectiveSettings(name="triplet"), cpu) == ("streamed", None)
+    pytest.importorskip("triton", reason="Triton exists for Linux only")
     monkeypatch.setattr("marc_dist.objective.kernels.INTERPRETED", False)
+    monkeypatch.setattr(losses, "_trial", lambda device_type: None)
     assert choose_implementation(auto, cpu) == ("streamed", "it needs an NVIDIA GPU, the vectors are on cpu")
     with pytest.raises(ValueError, match=r"implementation=triton: it needs an NVIDIA GPU.*; use auto"):
         choose_implementation(ObjectiveSettings(implementation="triton"), cpu)
     assert choose_implementation(auto, torch.device("cuda")) == ("triton", None)
+    monkeypatch.setattr(losses, "_trial", lambda device_type: "it was tried and failed: no C compiler")
+    assert choose_implementation(auto, torch.device("cuda")) == ("streamed", "it was tried and failed: no C compiler")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_implementation(auto, torch.device("cuda")) == ("streamed", "Triton is not installed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at a machine without a GPU")
+def test_the_trial_says_what_failed_and_does_not_raise() -> None:
+    reason = losses._trial.__wrapped__("cuda")
+    assert reason is not None and reason.startswith("it was tried and failed: ") and "\n" not in reason
+
+
+@pytest.mark.parametrize("num", [0, 1, 40])
+def test_sums_of_kinds_as_a_gpu_makes_them(num: int) -> None:
+    x, kinds = torch.randn(num, 3, dtype=torch.float64), torch.randint(0, 7, (num,))
+    expected = streamed._sums(x, kinds, 7)
+    assert expected.shape == (7, 3)
+    if num:
+        torch.testing.assert_close(streamed._sorted_sums(x, kinds, 7), expected, rtol=1e-14, atol=1e-14)
+
+
+def reachable(thing: Any, seen: dict[int, Any]) -> int:
+    """Bytes of the tensors that an object of ours holds, however deep; ``seen`` keeps every storage once."""
+    if id(thing) in seen or isinstance(thing, type):
+        return 0
+    seen[id(thing)] = thing
+    if isinstance(thing, Tensor):
+        storage = thing.untyped_storage()
+        first = storage.data_ptr() not in seen
+        seen[storage.data_ptr()] = storage
+        return storage.nbytes() if first else 0
+    if isinstance(thing, dict):
+        return sum(reachable(value, seen) for value in thing.values())
+    if isinstance(thing, list | tuple):
+        return sum(reachable(value, seen) for value in thing)
+    return reachable(vars(thing), seen) if type(thing).__module__.startswith("marc_dist.") else 0
 
 
 def kept_bytes(num: int, tile: int, implementation: str = "streamed", **options: Any) -> int:
@@ -151,11 +188,12 @@ def kept_bytes(num: int, tile: int, implementation: str = "streamed", **options:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         parts = run(leaf, labels, implementation=implementation, tile=tile, **options)
+    held = reachable(getattr(parts.sum.grad_fn, "work", None), dict.fromkeys(kept))
     parts.sum.backward()
-    return sum(kept.values())
+    return sum(kept.values()) + held
 
 
-@pytest.mark.parametrize("implementation", ["streamed", "triton"])
+@pytest.mark.parametrize("implementation", ["streamed", *TRITON])
 @pytest.mark.parametrize(
     "options", [{}, {"temperature_scope": "per_positive_row"}, {"name": "msc"}, {"name": "supcon_any"}], ids=str
 )
@@ -197,7 +235,7 @@ def test_bfloat16_embeddings_at_tau_one_hundredth(name: str) -> None:
     assert error < 0.01, f"{name}: {100 * error:.2f} %"
 
 
-@pytest.mark.parametrize("implementation", ["dense", "streamed", "triton"])
+@pytest.mark.parametrize("implementation", ["dense", "streamed", *TRITON])
 def test_small_temperatures_do_not_overflow(implementation: str) -> None:
     raw, labels = make(MIXED)
     leaf = naive.unit(raw).float().requires_grad_()

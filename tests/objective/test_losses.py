@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marc_dist.config import LossConfig
-from marc_dist.objective import ObjectiveSettings, label_statistics, objective
+from marc_dist.config import Config, LossConfig
+from marc_dist.config.schema import DataConfig
+from marc_dist.objective import LabelStatistics, ObjectiveSettings, label_statistics, objective
 from marc_dist.objective import sets as sets_module
 from marc_dist.objective import weights as weights_module
 from tests.objective import naive
@@ -112,6 +113,7 @@ def test_what_the_schema_refuses_has_a_reason() -> None:
         "set clip_min=0": {"weight_norm": "none"},
         "clip_min must not exceed": {"clip_min": 2.0, "clip_max": 1.0},
         "leave it at auto": {"name": "triplet", "implementation": "dense"},
+        "below the floor t_min": {"tau": 0.005},
     }
     for reason, options in refused.items():
         with pytest.raises(ValueError, match=reason):
@@ -138,6 +140,46 @@ def test_counts_of_the_training_split_replace_those_of_the_batch(more: dict[str,
     compare(expected, raw, parts)
     own = run(z, labels, implementation=implementation, tile=2, **{**CONSTANTS, **more})
     assert abs(float((own.sum / own.count - parts.sum / parts.count).detach())) > 1e-4
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"weight_norm": "sum_to_one", "clip_min": 0.0}, {"positives": "any"}, {"weight_pairs": "offdiag"}],
+    ids=str,
+)
+@pytest.mark.parametrize("gamma", [1.0, 3.0, 4.0])
+def test_common_labels_of_the_split_do_not_drown_in_rounding(
+    gamma: float, more: dict[str, Any], implementation: str
+) -> None:
+    """A label pair seen once beside labels seen 100,000 times: raw weights differ by twenty orders of magnitude."""
+    raw, labels = make([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]])
+    raw.requires_grad_()
+    z = naive.unit(raw)
+    n, c = [100_000, 50_000, 2], [[100_000, 20_000, 1], [20_000, 50_000, 1], [1, 1, 2]]
+    statistics = LabelStatistics(torch.tensor(n), torch.tensor(c))
+    options = {"gamma": gamma, **more}
+    expected = naive.macl(z, labels, everything(**options), (n, c))
+    compare(expected, raw, run(z, labels, implementation=implementation, statistics=statistics, **options))
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"aggregate": "anchor_mean", "weight_norm": "sum_to_one"}, {"temperature_scope": "per_positive_row"},
+     {"positives": "any"}, {"rarity_scale": "inverse_minmax", "aggregate": "class_balanced"}],
+    ids=str,
+)  # fmt: skip
+def test_candidates_of_earlier_steps_are_candidates_like_all(more: dict[str, Any], implementation: str) -> None:
+    """Rows of a cross-batch memory: no anchors, but they count among labels, pairs and the mean weight."""
+    raw, labels = make([*MIXED, *MIXED[2:6], [1, 0, 0, 0, 1]])
+    raw.requires_grad_()
+    z = naive.unit(raw)
+    options = {**CONSTANTS, **more}
+    expected = naive.macl(z, labels, everything(**options), anchors=range(len(MIXED)))
+    chosen = ObjectiveSettings(implementation=implementation, tile=3, **options)  # type: ignore[arg-type]
+    mine = slice(0, len(MIXED))
+    compare(expected, raw, objective(z[mine], z, labels[mine], labels, first=0, settings=chosen))
 
 
 @pytest.mark.parametrize("implementation", ["dense", "streamed"])
@@ -187,7 +229,7 @@ def test_golden_values(key: tuple[str, str, float, str], implementation: str) ->
 @pytest.mark.parametrize("features", [1, 4, 1024])
 def test_raw_weight_golden_values(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference section 2.2: c = [[10,4,1],[4,5,2],[1,2,3]], gamma 1."""
-    monkeypatch.setattr(weights_module, "FEATURES", features)
+    monkeypatch.setattr(weights_module, "ENTRIES", features)
     matrix = 1 / torch.tensor([[10, 4, 1], [4, 5, 2], [1, 2, 3]], dtype=torch.float64)
     sets = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
     known = torch.triu(torch.ones(3, 3)).nonzero()
@@ -319,5 +361,14 @@ def test_contradictions_are_refused() -> None:
 def test_settings_that_a_loss_does_not_read_are_named() -> None:
     assert LossConfig(name="supcon_any", alpha=0.1, strength=0.0, tau=0.3).unread() == ["alpha", "strength"]
     assert LossConfig(name="triplet", tau=0.3, threshold=0.4).unread() == ["tau"]
+    assert LossConfig(tau=0.01, alpha=0.1, beta=0.2, overlap="dice").unread() == ["alpha", "beta", "overlap"]
+    assert LossConfig(tau=0.01, alpha=0.1, temperature_form="soften").unread() == []
+    assert LossConfig(strength=0.0, beta=0.0, gamma=2.0, rarity="max", counts="train").unread() == [
+        "rarity", "gamma", "counts"
+    ]  # fmt: skip
+    assert LossConfig(positives="any", aggregate="anchor_mean").unread() == ["aggregate"]
+    assert LossConfig(implementation="dense", tile=3).unread() == ["tile"]
+    assert Config(data=DataConfig(repeat_max=9.0)).unread() == ["data.repeat_max"]
+    assert Config(data=DataConfig(repeat_max=9.0, sampler="label_aware")).unread() == []
     assert LossConfig(alpha=0.1, margin=1.0).unread() == ["margin"]
     assert LossConfig(name="mulsupcon", aggregate="anchor_mean", counts="train").unread() == ["counts"]

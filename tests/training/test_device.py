@@ -9,8 +9,8 @@ import torch
 
 from marc_dist.config import ConfigError, TrainConfig
 from marc_dist.training.device import resolve_arithmetic, resolve_device
+from marc_dist.training.figures import describe
 from marc_dist.training.step import step_seed
-from marc_dist.training.trainer import describe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from marc_dist.config import ModelConfig, OptimConfig
-from marc_dist.training.model import build_encoder
+from marc_dist.training.model import Learner, build_encoder
 from marc_dist.training.schedule import build_optimiser, learning_rate, set_learning_rate
 
 
@@ -45,3 +45,10 @@ def test_norms_biases_and_embeddings_do_not_decay(backbone: str, name: str) -> N
     assert {group["lr"] for group in optimiser.param_groups} == {0.25}
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
     assert isinstance(optimiser, kind)
+
+
+def test_prototypes_do_not_decay() -> None:
+    learner = Learner(build_encoder(ModelConfig(backbone="test_vit", head_dim=4, head_hidden=4), 0), 3, 4, 0)
+    optimiser = build_optimiser(OptimConfig(weight_decay=0.1), learner)
+    (group,) = [g for g in optimiser.param_groups if any(p is learner.prototypes for p in g["params"])]
+    assert group["weight_decay"] == 0.0

@@ -260,6 +260,15 @@ def test_a_nan_on_one_rank_is_skipped_by_all(small_dir: Path, tmp_path: Path) ->
     ]
 
 
+def test_a_skipped_step_leaves_no_row_in_the_memory(small_dir: Path, tmp_path: Path) -> None:
+    more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 9, "train.max_steps": 4, "loss.memory": 30}
+    run_in_world(_train, 2, _words(small_dir, tmp_path / "run") | more, nan_at={2: 1})
+    memory = [load_checkpoint(checkpoint_path(tmp_path / "run", step))["memory"] for step in (2, 3, 4)]
+    assert torch.equal(memory[0]["ids"], memory[1]["ids"]) and not torch.equal(memory[1]["ids"], memory[2]["ids"])
+    assert torch.isfinite(memory[2]["embeddings"]).all()
+    assert [line["skipped"] for line in _metrics(tmp_path / "run")] == [0, 0, 1, 1]
+
+
 def _train_error(words: dict[str, Any], nan_at: dict[int, int]) -> tuple[str, int]:
     try:
         _train(words, nan_at=nan_at)
@@ -379,7 +388,24 @@ def test_the_run_says_which_implementation_and_what_is_not_read(small_dir: Path,
     (result,) = run_in_world(_train, 1, words)
     said = " ".join(result["said"])
     assert "loss supcon_any, streamed (not triton: it needs an NVIDIA GPU" in said
-    assert "loss.alpha=0.1: not read by loss.name=supcon_any" in said
+    assert "loss.alpha=0.1: not read beside the other settings (loss supcon_any)" in said
+
+
+def test_a_batch_too_small_for_partners_is_said(small_dir: Path, tmp_path: Path) -> None:
+    words = _words(small_dir, tmp_path / "run", data__sampler="label_aware", train__max_steps=1)
+    (result,) = run_in_world(_train, 1, words)
+    need = 2 * len(open_dataset(small_dir).classes)
+    assert f"a batch of {BATCH} samples may leave some of" in " ".join(result["said"])
+    assert f"from train.global_batch={need} on it never does" in " ".join(result["said"])
+
+
+def test_an_implementation_that_cannot_run_leaves_no_folder(
+    small_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marc_dist.objective.losses.why_not", lambda *_, **__: "no GPU here")
+    with pytest.raises(ConfigError, match="loss.implementation=triton: no GPU here; use auto or streamed"):
+        trainer.train(build(Config, _words(small_dir, tmp_path / "run", loss__implementation="triton")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(

@@ -1,0 +1,136 @@
+"""A run that hangs names the late rank and ends: one thread a rank looks on, files in the run folder tell the others.
+
+The main thread says where it is (``at``), which costs nothing. The thread writes it down every few seconds, in
+``RUN/logs/.beat-K.json``: a rank whose file gets old is stopped, frozen or gone with its machine; of ranks that still
+write, the one that is furthest behind is late. Files, because the process group's store lives in rank 0, which may be
+the one that hangs, and because a thread cannot wake a main thread that waits in a collective: it ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+EXIT_HUNG = 75
+"""Exit code of a rank that gave up waiting for another (EX_TEMPFAIL: nothing is wrong with the run, start again)."""
+
+PHASES = ("start", "loading", "encoding", "gathering", "agreeing", "saving", "done")
+"""What a rank does in a step, in order. A rank that is behind in (step, phase) keeps the others waiting."""
+
+SHARES = 20  # beats in a time-out
+
+
+class Beat(NamedTuple):
+    """Where a rank was when it last wrote."""
+
+    rank: int
+    step: int
+    phase: int
+    host: str
+    pid: int
+    age_s: float
+
+
+def beat_path(run_dir: Path, rank: int) -> Path:
+    """The file of one rank."""
+    return run_dir / "logs" / f".beat-{rank}.json"
+
+
+def late_ranks(beats: list[Beat | None], timeout_s: float) -> str:
+    """Who keeps a world waiting, in words.
+
+    Args:
+        beats: of every rank; None where none was ever written.
+        timeout_s: of the run; a beat is written ``SHARES`` times as often.
+    """
+    silent = [
+        f"rank {rank} never started" if beat is None else
+        f"rank {rank} ({beat.host}, process {beat.pid}) stopped answering {beat.age_s:.0f} s ago, {_where(beat)}"
+        for rank, beat in enumerate(beats)
+        if beat is None or beat.age_s > max(timeout_s / 4, 3.0)
+    ]  # fmt: skip
+    if silent:
+        return "; ".join(silent)
+    known = [beat for beat in beats if beat is not None]
+    last = min((beat.step, beat.phase) for beat in known)
+    behind = [beat for beat in known if (beat.step, beat.phase) == last]
+    if len(behind) == len(known):
+        return f"all ranks are {_where(known[0])}; the network between them, or their storage, does not answer"
+    return "; ".join(f"rank {beat.rank} ({beat.host}, process {beat.pid}) is still {_where(beat)}" for beat in behind)
+
+
+def _where(beat: Beat) -> str:
+    return f"{PHASES[beat.phase]} in step {beat.step}"
+
+
+class Watchdog:
+    """Looks on while the main thread works.
+
+    Args:
+        run_dir: the run folder.
+        rank: of this process.
+        world: number of processes.
+        timeout_s: seconds without a word from the main thread after which the run counts as hung.
+        give_up: called with the explanation, in the watching thread; must end the process.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, world: int, timeout_s: float, give_up: Callable[[str], None]) -> None:
+        self.run_dir, self.rank, self.world, self.timeout_s, self.give_up = run_dir, rank, world, timeout_s, give_up
+        self._step, self._phase, self._since = 0, 0, time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look on; old beats of this rank go first."""
+        beat_path(self.run_dir, self.rank).parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._thread.start()
+
+    def at(self, step: int, phase: str) -> None:
+        """The main thread says where it is: ``step`` from 1, ``phase`` one of ``PHASES``."""
+        self._step, self._phase, self._since = step, PHASES.index(phase), time.monotonic()
+
+    def stop(self) -> None:
+        """Look on no longer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(OSError):
+            beat_path(self.run_dir, self.rank).unlink()
+
+    def _look_on(self) -> None:
+        while not self._stop.wait(self.timeout_s / SHARES):
+            self._write()
+            waited = time.monotonic() - self._since
+            if waited > self.timeout_s:
+                here = f"{self.run_dir}: rank {self.rank} waited {waited:.0f} s {PHASES[self._phase]}"
+                self.give_up(
+                    f"{here} in step {self._step}: {late_ranks(self._read(), self.timeout_s)}; start the same command "
+                    "again to go on from the newest checkpoint, or raise train.timeout_s"
+                )
+
+    def _write(self) -> None:
+        path = beat_path(self.run_dir, self.rank)
+        beat = {"step": self._step, "phase": self._phase, "host": socket.gethostname(), "pid": os.getpid()}
+        with suppress(OSError):  # a full disk is the main thread's to tell
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({**beat, "time": time.time()}))
+            temporary.replace(path)
+
+    def _read(self) -> list[Beat | None]:
+        beats: list[Beat | None] = []
+        for rank in range(self.world):
+            try:
+                told = json.loads(beat_path(self.run_dir, rank).read_text())
+                age_s = time.time() - float(told["time"])
+                beats.append(Beat(rank, told["step"], told["phase"], told["host"], told["pid"], age_s))
+            except (OSError, ValueError, KeyError, TypeError):
+                beats.append(None)
+        return beats
