@@ -16,7 +16,7 @@ from torch import Tensor
 
 from marc_dist.objective.statistics import LabelStatistics, label_statistics
 
-CHUNK_ENTRIES = 1 << 21  # entries of a block of set pairs: 16 MiB of float64
+CHUNK_ENTRIES = 1 << 20  # entries of a block of set pairs: 8 MiB of float64
 
 
 @dataclass(frozen=True)

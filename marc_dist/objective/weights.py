@@ -24,7 +24,7 @@ from torch import Tensor
 from marc_dist.objective.sets import LabelSets
 from marc_dist.objective.settings import ObjectiveSettings
 
-ENTRIES = 1 << 21  # sets x label pairs of one matrix product: 16 MiB of float64
+ENTRIES = 1 << 20  # sets x label pairs of one matrix product: 8 MiB of float64
 
 
 def pair_sums(rows: Tensor, columns: Tensor, matrix: Tensor, known: Tensor) -> Tensor:
