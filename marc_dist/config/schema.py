@@ -29,7 +29,7 @@ class DataConfig(Section):
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
     num_workers: int = Field(2, ge=0, le=256, description="loader processes per rank; 0 loads in the main process")
     verify_crc: bool = Field(True, description="check the CRC-32 of every image as it is read")
-    cache: Literal["auto", "off"] = Field(
+    cache: Literal["auto", "none"] = Field(
         "auto", description="decode every training picture once a node, when they fit; or each time it is used"
     )
     cache_dir: str | None = Field(

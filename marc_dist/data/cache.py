@@ -80,7 +80,7 @@ def cache_root(given: str | None) -> Path:
     root = Path(tempfile.gettempdir()) / f"marc-dist-cache-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise DataError(f"{root}: belongs to another user; set data.cache_dir, or data.cache=off")
+        raise DataError(f"{root}: belongs to another user; set data.cache_dir, or data.cache=none")
     return root
 
 
@@ -138,7 +138,7 @@ def open_cache(
                 _build(dataset, ids, folder, reader, skip, tick)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); set data.cache_dir or data.cache=off"
+            f"{folder}: cannot be written ({error.strerror}); set data.cache_dir or data.cache=none"
         ) from None
     return DecodedCache(folder, ids, dataset)
 

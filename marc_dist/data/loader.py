@@ -201,7 +201,7 @@ class _TrainTasks(_Tasks):
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
         self.cache: DecodedCache | None = None
-        self.note = "data.cache=off: every picture is decoded each time"
+        self.note = "data.cache=none: every picture is decoded each time"
         if config.data.cache == "auto":
             self._open_cache(tick)
         self._order: tuple[int, Ids, Ids] | None = None

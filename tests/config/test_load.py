@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,19 @@ def test_every_leaf_has_help_and_is_listed() -> None:
 
 def test_plain_yaml_readers_agree_on_the_resolved_form() -> None:
     assert build(Config, yaml.safe_load(dump_yaml(Config()))) == Config()
+
+
+def test_every_choice_can_be_typed_as_a_word() -> None:
+    """YAML reads off, on, yes and no as truth values: no choice may be spelled so."""
+    words = [
+        f"{section}.{name}={choice}"
+        for section, field in Config.model_fields.items()
+        for name, inner in field.annotation.model_fields.items()  # type: ignore[union-attr]
+        for choice in re.findall(r"'([a-z_0-9]+)'", str(inner.annotation))
+    ]
+    assert len(words) > 60
+    for word in words:
+        try:
+            load_config(None, [word])
+        except ConfigError as error:
+            assert "expected '" not in str(error), word  # refused beside other settings, but understood

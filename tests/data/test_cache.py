@@ -47,14 +47,14 @@ def test_batches_have_the_same_bits_with_and_without(
     dataset: Dataset, sample_dir: Path, tmp_path: Path, workers: int
 ) -> None:
     batches = {}
-    for mode in ("off", "auto"):
+    for mode in ("none", "auto"):
         words = {"data.cache": mode, "data.cache_dir": str(tmp_path), "data.dir": str(sample_dir)}
         words |= {"data.image_size": 48, "train.global_batch": 150, "augment.blur": 0.5, "augment.cutout": 0.5}
         loader = TrainLoader(dataset, build(Config, words | {"data.num_workers": workers}), 1, 2)
         batches[mode] = list(loader.epoch(3))
         assert ("decoded pictures in" in loader.note) == (mode == "auto")
         loader.close()
-    for one, other in zip(batches["off"], batches["auto"], strict=True):
+    for one, other in zip(batches["none"], batches["auto"], strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.ids, other.ids)
 
 
@@ -154,11 +154,11 @@ def test_where_caches_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert root.parent == tmp_path and root.stat().st_mode & 0o777 == 0o700
     root.rmdir()
     root.symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"belongs to another user; set data.cache_dir, or data.cache=off"):
+    with pytest.raises(DataError, match=r"belongs to another user; set data.cache_dir, or data.cache=none"):
         cache_root(None)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot be written \(.*\); set data.cache_dir or data.cache=off"):
+    with pytest.raises(DataError, match=r"cannot be written \(.*\); set data.cache_dir or data.cache=none"):
         make(dataset, tmp_path / "file" / "cache")

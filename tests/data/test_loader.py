@@ -155,7 +155,7 @@ def test_a_damaged_sample_is_one_clear_error(sample_dir: Path, tmp_path: Path, w
         file.seek(int(damaged.offset[first]) + 30)
         file.write(b"\0\0\0\0\0\0")
     with pytest.raises(DataError) as caught:
-        epoch(damaged, config(tmp_path / "copy", workers, **{"data.cache": "off"}), 0)
+        epoch(damaged, config(tmp_path / "copy", workers, **{"data.cache": "none"}), 0)
     assert str(damaged.keys[first]) in str(caught.value) and "\n" not in str(caught.value)
 
 

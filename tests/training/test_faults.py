@@ -43,7 +43,7 @@ def test_bad_samples_are_left_out_listed_and_counted_the_same_at_any_size(damage
     options = {"data.on_error": "skip", "data.retries": 0, "train.max_steps": 6}
     runs = {}
     for world in (1, 2, 3):
-        options |= {"data.cache": "off"} if world < 3 else {"data.cache_dir": str(tmp_path / "cache")}
+        options |= {"data.cache": "none"} if world < 3 else {"data.cache_dir": str(tmp_path / "cache")}
         run = runs[world] = tmp_path / f"run-{world}"
         results = run_in_world(_train, world, _words(damaged, run) | options)
         assert not set(BAD) & {sample for ids in _ids(results).values() for sample in ids}
@@ -64,7 +64,7 @@ def test_bad_samples_are_left_out_listed_and_counted_the_same_at_any_size(damage
 
 
 def test_too_many_bad_samples_end_the_run_on_all_ranks(damaged: Path, tmp_path: Path) -> None:
-    options = {"data.on_error": "skip", "data.retries": 0, "data.max_bad": 2, "data.cache": "off"}
+    options = {"data.on_error": "skip", "data.retries": 0, "data.max_bad": 2, "data.cache": "none"}
     with pytest.raises(WorldError, match=r"DataError: .*3 samples cannot be read, more than data.max_bad=2; the list"):
         run_in_world(_train, 2, _words(damaged, tmp_path / "run") | options)
 
@@ -72,11 +72,11 @@ def test_too_many_bad_samples_end_the_run_on_all_ranks(damaged: Path, tmp_path: 
 def test_a_bad_sample_ends_the_run_by_default_and_is_named(damaged: Path, tmp_path: Path) -> None:
     dataset = open_dataset(damaged)
     with pytest.raises(DataError, match=rf"{dataset.root}/train-\d+.tar: .* at byte \d+: expected CRC-32"):
-        trainer.train(build(Config, _words(damaged, tmp_path / "run", data__retries=0, data__cache="off")))
+        trainer.train(build(Config, _words(damaged, tmp_path / "run", data__retries=0, data__cache="none")))
 
 
 def test_the_policy_may_change_when_a_run_goes_on(damaged: Path, tmp_path: Path) -> None:
-    words = _words(damaged, tmp_path / "run", data__retries=0, data__cache="off", train__checkpoint_every=1)
+    words = _words(damaged, tmp_path / "run", data__retries=0, data__cache="none", train__checkpoint_every=1)
     with pytest.raises(DataError):
         trainer.train(build(Config, words))
     trainer.train(build(Config, words | {"data.on_error": "skip"}))
