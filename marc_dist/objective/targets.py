@@ -163,8 +163,9 @@ class MultiSupCon(PerAnchor):
 class SimilarityDissimilarity(PerAnchor):
     """Similarity-Dissimilarity: - 1/|P(i)| sum_p K^s K^d log sigma_ip, mean over anchors; P(i): any shared label.
 
-    K^s = |S| / |Y_i|, K^d = 1 / (1 + |Y_p minus Y_i|). Source: arXiv 2410.13439 through its reviews; no official code
-    was found. Departures: |Y_i| under K^s is inferred; K stands outside the logarithm (inside it would be a constant).
+    K^s = |S| / |Y_i|, K^d = 1 / (1 + |Y_p minus Y_i|). Source: arXiv 2410.13439 through its reviews; its code
+    (``guangminghuang/similarity-dissimilarity-loss``, named in version 4) was not read. Departures: |Y_i| under K^s is
+    inferred; K stands outside the logarithm (inside it would be a constant).
     The re-implementation ``xup6YJ/ws-MulSupCon`` swaps the roles of anchor and positive; ours are the paper's.
     """
 
