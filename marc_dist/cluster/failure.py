@@ -6,17 +6,23 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FAILURE_FILE = "MARC_FAILURE_FILE"
+ROOM = 8192  # bytes
 
 
 def tell_failure(error: str) -> None:
-    """Note why this rank ends, in the launcher's file, when there is a launcher."""
+    """Note why this rank ends, in the launcher's file, when there is a launcher; never fails itself.
+
+    The launcher made the file with ``ROOM`` blanks, which are overwritten: the reason may be a full disk.
+    """
     path = os.environ.get(FAILURE_FILE)
     if path:
-        Path(path).write_text(json.dumps({"time": time.time(), "error": error[:2000]}))
+        told = json.dumps({"time": time.time(), "error": error[:1000]}).encode().ljust(ROOM)
+        with suppress(OSError), Path(path).open("r+b" if Path(path).exists() else "wb") as file:
+            file.write(told)
 
 
 @contextmanager

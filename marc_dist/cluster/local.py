@@ -19,13 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from marc_dist.cluster.failure import FAILURE_FILE
+from marc_dist.cluster.failure import FAILURE_FILE, ROOM
 from marc_dist.cluster.preset import LocalPreset
 from marc_dist.config import LaunchError
 from marc_dist.training.signals import EXIT_REQUEUE
@@ -153,7 +153,8 @@ class LocalJob:
 
     def _start_rank(self, rank: int, port: int, listen_fd: int) -> _Rank:
         log, failure = self.log_dir / f"rank-{rank}.log", self.log_dir / f".failure-{rank}.json"
-        failure.unlink(missing_ok=True)
+        with suppress(OSError):
+            failure.write_bytes(b" " * ROOM)
         env = rank_environment(self.preset, rank, self.world, port) | {FAILURE_FILE: str(failure)}
         passed = (listen_fd,) if rank == 0 and self.world > 1 else ()
         if passed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster.failure import FAILURE_FILE, failure_told
+from marc_dist.cluster.failure import FAILURE_FILE, ROOM, failure_told
 from marc_dist.config import DataError
 
 
@@ -39,3 +39,16 @@ def test_without_a_launcher_nothing_is_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="x"), failure_told():
         raise ValueError("x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher made room beforehand; where even that is gone, the first error still passes as it is."""
+    path = tmp_path / "failure.json"
+    path.write_bytes(b" " * ROOM)
+    monkeypatch.setenv(FAILURE_FILE, str(path))
+    with pytest.raises(ValueError, match="ä"), failure_told():
+        raise ValueError("ä" * 5000)
+    assert json.loads(path.read_text())["error"].startswith("ValueError: ä") and path.stat().st_size == ROOM
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "gone" / "failure.json"))
+    with pytest.raises(ValueError, match="the cause"), failure_told():
+        raise ValueError("the cause")
