@@ -196,7 +196,7 @@ MUTATIONS = (
     ),
     Mutation(
         "cross-batch memory not in the checkpoint",
-        "marc_dist/training/trainer.py",
+        "marc_dist/training/setup.py",
         'memory.load(self.payload["memory"])',
         "pass",
         TRAINER,

@@ -5,7 +5,8 @@
 One process each. Bytes only, and decoded to RGB; warm (all in the page cache) and cold (every shard is dropped from the
 page cache with posix_fadvise before the run; a disk below may still have a cache of its own). What each does:
 
-    indexed         every sample once in the random order of an epoch: pread, CRC-32 checked; labels are in the index
+    indexed         every sample once in the random order of an epoch: pread, CRC-32 checked; labels are in the index;
+                    as the loader does, the system is told of samples to come, 64 at a time
     indexed, no CRC the same with data.verify_crc=false
     webdataset      WebDataset(tars, shardshuffle=False): every sample once in the order of the tar, picture and JSON
                     as bytes, nothing checked, nothing shuffled
@@ -40,6 +41,7 @@ from marc_dist.data.recipes import load_recipe
 from marc_dist.data.sources import read_source
 
 PER_SHARD = 1000
+WINDOW = 64
 
 
 def generate(folder: Path, num: int, side: int) -> Dataset:
@@ -71,7 +73,10 @@ def indexed(dataset: Dataset, num_shards: int, verify_crc: bool, use: Callable[[
     reader = IndexedReader(dataset, verify_crc=verify_crc)
     order = epoch_order(np.flatnonzero(dataset.shard < num_shards), seed=0, epoch=0, fingerprint=dataset.fingerprint)
     total = 0
-    for sample in order.tolist():
+    reader.expect(order[:WINDOW])
+    for place, sample in enumerate(order.tolist()):
+        if place % WINDOW == 0:
+            reader.expect(order[place + WINDOW : place + 2 * WINDOW])
         data = reader.read(sample)
         total += len(data)
         if use is not None:

@@ -8,8 +8,8 @@ rank order. An error on any rank ends the world and is raised here with the rank
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
+import signal
 import tempfile
 import time
 import traceback
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from marc_dist.data.pool import STOP_SIGNALS, worker_context
 
 LIMIT_S = 120.0
 
@@ -34,6 +36,7 @@ def _rank_main(pipe: Connection, rank: int, size: int, store: str, call: bytes) 
     from marc_dist import comm
 
     torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the server has them blocked
     try:
         fn, args, kwargs = pickle.loads(call)
         if size > 1:
@@ -45,14 +48,18 @@ def _rank_main(pipe: Connection, rank: int, size: int, store: str, call: bytes) 
         pipe.send(("error", traceback.format_exc()))
 
 
+def fork_server() -> Any:
+    """The context of every process that tests start: one server, which loaders use, too, and which signals spare."""
+    return worker_context(["timm", "marc_dist.comm", "marc_dist.data.loader"])
+
+
 def run_in_world(fn: Callable[..., Any], size: int, *args: Any, limit_s: float = LIMIT_S, **kwargs: Any) -> list[Any]:
     """Results of ``fn(*args, **kwargs)`` on ``size`` ranks, in rank order.
 
     Raises:
         WorldError: a rank raised (its traceback is the message; the first one to fail), died, or the limit passed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "marc_dist.comm"])  # takes effect before the first world only
+    context = fork_server()
     with tempfile.TemporaryDirectory(prefix="marc-world-") as folder:
         call = pickle.dumps((fn, args, kwargs))
         pipes: dict[Connection, int] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from marc_dist.config import Config, ConfigError, MarcError, load_config
+from marc_dist.config import Config, ConfigError, MarcError, load_config, user_path
 
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130
@@ -21,17 +20,30 @@ def run_command(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[
         body: takes the arguments, returns the exit code.
         argv: the arguments, or None for those of the process.
     """
+    # Threads that wait for each other sleep, read when torch is loaded: where loader processes or other ranks share the
+    # cores, spinning ones made a step nine times as slow, and on idle cores sleeping costs a few per cent.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return body(sys.argv[1:] if argv is None else argv)
     except MarcError as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER
+        return _told(name, str(error))
     except BrokenPipeError:  # the reader of our output (head, less) has left; nothing to tell anybody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:  # not about a path that somebody gave
+            raise
+        return _told(name, f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _told(name: str, text: str) -> int:
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # names of files may steer a terminal
+    print(f"{name}: error: {line}", file=sys.stderr)
+    return EXIT_USER
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -53,9 +65,11 @@ def run_config(arguments: Sequence[str]) -> Config:
         raise ConfigError(f"expected one run folder or file and key=value words, got {' '.join(places)}")
     if not places:
         return load_config(None, words)
-    path = Path(places[0]).expanduser()
+    path = user_path(places[0])
     if path.is_dir():
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path}: no config.yaml; a run folder is made by marc-train train.run_dir={path}")
-        return load_config(path / "config.yaml", [*words, f"train.run_dir={path}"])
+        if any(word.startswith("train.run_dir=") for word in words):
+            raise ConfigError(f"train.run_dir: given twice on the command line, {path} is a run folder")
+        return load_config(path / "config.yaml", words, moved={"train.run_dir": str(path)})
     return load_config(path, words)

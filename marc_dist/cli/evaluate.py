@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,11 +47,11 @@ def _folder(places: Sequence[str]) -> Path:
     Raises:
         ConfigError: none or several places, or one that is not there.
     """
-    from marc_dist.config import ConfigError
+    from marc_dist.config import ConfigError, user_path
 
     if len(places) != 1:
         raise ConfigError(f"expected one run folder or encoder.safetensors, got {' '.join(places) or 'none'}")
-    path = Path(places[0]).expanduser()
+    path = user_path(places[0])
     if path.is_file() and path.name != "encoder.safetensors":
         raise ConfigError(f"{path}: expected a run folder or its encoder.safetensors")
     if not path.exists():
@@ -78,7 +79,7 @@ def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
 
 
 def _body(options: argparse.Namespace) -> int:
-    places = [word for word in options.arguments if "=" not in word or Path(word).exists()]
+    places = [word for word in options.arguments if "=" not in word or os.path.lexists(word)]  # false if too long
     words = [word for word in options.arguments if word not in places]
     folder = _folder(places)
     config = _config(folder, words, options.data)

@@ -192,7 +192,7 @@ def _bar() -> Progress:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from marc_dist.config import ConfigError
+    from marc_dist.config import ConfigError, user_path
     from marc_dist.data.download import opened
     from marc_dist.data.recipes import load_recipe
     from marc_dist.data.sources import read_source
@@ -202,18 +202,18 @@ def _pack(options: argparse.Namespace) -> int:
     _ranges(options)
     if options.separator:
         recipe = recipe.model_copy(update={"separator": options.separator})
-    out = Path(options.out or f"data/{recipe.name}").expanduser()
+    out = user_path(options.out or f"data/{recipe.name}")
     workers = options.workers or os.cpu_count() or 1
     classes = [name.strip() for name in options.classes.split(",")] if options.classes else None
     if classes and recipe.classes:
         raise ConfigError(f"--classes: recipe {recipe.name} has its own class list")
-    places = [Path(place).expanduser() for place in options.source]
+    places = [user_path(place) for place in options.source]
     with opened(recipe, places, out.parent) as roots:
         source = read_source(
             recipe,
             roots,
             labels=options.labels,
-            table=Path(options.table).expanduser() if options.table else None,
+            table=user_path(options.table) if options.table else None,
             index_order=options.index_order,
             classes=classes,
             allow=allow,

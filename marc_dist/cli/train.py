@@ -7,10 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from marc_dist.cluster.failure import failure_told, tell_failure
 from marc_dist.training.signals import EXIT_REQUEUE, StopFlag
 from marc_dist.training.watchdog import EXIT_HUNG
+
+if TYPE_CHECKING:
+    from marc_dist.config import Config
+    from marc_dist.training.profile import Profile
 
 EPILOG = """\
 A run goes on by itself from its newest checkpoint: start the same command again, on any number of processes.
@@ -20,6 +25,7 @@ examples:
   marc-train data.dir=data/sample train.run_dir=runs/a
   marc-train run.yaml loss.tau=0.07
   marc-train runs/a                       go on with what runs/a/config.yaml says
+  marc-train --profile 20 run.yaml        where a step's time goes, without touching the run
   marc-launch --procs-per-node 2 local run.yaml
 """
 
@@ -33,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("arguments", nargs="*", metavar="RUN_DIR | run.yaml | key=value", help="settings, any number")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved settings and stop")
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="measure N steps from fresh weights, print where their time goes and write a trace (RUN/profile)",
+    )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of all settings and stop")
     return parser
 
@@ -48,11 +60,49 @@ def _body(options: argparse.Namespace) -> int:
     if options.show:
         sys.stdout.write(dump_yaml(config, comments=True))
         return 0
+    if options.profile is not None:
+        return _profile(config, options.profile)
     with StopFlag().installed() as stop, failure_told():
         from marc_dist.training.trainer import run_rank  # torch; after the handlers, so that no signal is lost
 
         result = run_rank(config, stop=stop, give_up=_give_up)
     return EXIT_REQUEUE if result.interrupted else 0
+
+
+def _profile(config: Config, num_steps: int) -> int:
+    from marc_dist.config import ConfigError
+
+    if not 1 <= num_steps <= 100_000:
+        raise ConfigError(f"--profile: expected 1 to 100000 steps, got {num_steps}")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch comes: its tracer's talk is not for people
+    with failure_told():
+        from marc_dist.training.profile import profile_rank
+
+        found = profile_rank(config, num_steps)
+    if os.environ.get("RANK", "0") == "0":
+        _show(found)
+    return 0
+
+
+def _show(found: Profile) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    for note in found.notes:
+        print(note)
+    total = sum(found.step.values())
+    table = Table(title=f"{found.num_steps} steps of {total:.1f} ms, {found.images_per_s:.0f} images/s")
+    table.add_column("one after the other")
+    for column in ("ms a step", "share", "longest"):
+        table.add_column(column, justify="right")
+    for label, value in found.step.items():
+        rank, most = found.slowest[label]
+        table.add_row(label, f"{value:.1f}", f"{value / total:.1%}", f"rank {rank}: {most:.1f}")
+    table.add_section()
+    for label, value in found.loader.items():
+        table.add_row(f"beside it: {label}", f"{value:.1f}", "", "")
+    Console().print(table)
+    print(f"trace (chrome://tracing or ui.perfetto.dev): {found.trace}")
 
 
 def _give_up(reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from marc_dist.config.errors import ConfigError, DataError, LaunchError, MarcError
 from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
+from marc_dist.config.paths import user_path
 from marc_dist.config.presets import find_preset, list_presets
 from marc_dist.config.schema import (
     AugmentConfig,
@@ -35,4 +36,5 @@ __all__ = [
     "load_config",
     "load_yaml",
     "parse_words",
+    "user_path",
 ]

@@ -6,6 +6,7 @@ Order: schema defaults < run file < words < a trial's sample. All four are mappi
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,32 @@ from marc_dist.config.schema import Config
 from marc_dist.config.suggest import suggestion
 
 T = TypeVar("T", bound=BaseModel)
+MAX_BYTES = 1 << 20  # of a YAML file
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose floats include ``1e-4``, which YAML 1.1 reads as text, and whose keys must not repeat."""
+    """Safe YAML whose floats include ``1e-4``, which YAML 1.1 reads as text, and whose keys must not repeat.
+
+    Aliases are refused: a few lines of them may mean billions of values, or a mapping inside itself.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are refused; write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half of a UTF-16 pair", node.start_mark)
+        return value
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if abs(value) >> 64:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 64 bits", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -33,6 +56,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -45,28 +69,30 @@ def parse_scalar(text: str, place: str) -> Any:
     """The YAML value of a word's right-hand side: number, true/false, null, list or text."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: {text!r} is not a YAML value ({_first_line(error)})") from None
+    except Exception as error:  # see load_yaml
+        raise ConfigError(f"{place}: {_shown(text)} is not a YAML value ({_first_line(error)})") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: missing, unreadable, not YAML, or not a mapping; names file and line.
+        ConfigError: missing, unreadable, too large, not YAML, or not a mapping; names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: expected a file of settings, at most {MAX_BYTES >> 20} MiB; is it the right one?")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
+    except Exception as error:  # whatever comes up in PyYAML's constructors: ValueError for 2024-13-45, ...
         raise ConfigError(f"{path}: not valid YAML ({_first_line(error)})") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -151,7 +177,7 @@ def build(model: type[T], *layers: Mapping[str, Any], place: str = "") -> T:
                 text = f"{key}: {message}" if key else message  # a contradiction between sections names its keys itself
             else:
                 message = fault["msg"].removeprefix("Input should be ")
-                text = f"{key}: expected {message[:1].lower()}{message[1:]}, got {fault['input']!r}"
+                text = f"{key}: expected {message[:1].lower()}{message[1:]}, got {_shown(fault['input'])}"
             if text not in messages:
                 messages.append(text)
         raise ConfigError(place + " | ".join(messages)) from None
@@ -223,7 +249,18 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _shown(value: Any) -> str:
+    """``repr``, bounded in length and depth: what people give may be of any size."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlong = 40
+    short.maxlist = short.maxtuple = short.maxdict = 20
+    return short.repr(value)
+
+
 def _first_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
     return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from marc_dist.config.errors import ConfigError
+from marc_dist.config.paths import user_path
 from marc_dist.config.suggest import suggestion
 
 Kind = Literal["launchers", "shards", "tune_spaces"]
@@ -37,7 +38,7 @@ def find_preset(kind: Kind, name: str) -> Path:
         ConfigError: no such preset or file; names the nearest preset.
     """
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = user_path(name)
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return path

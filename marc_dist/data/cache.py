@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from marc_dist.config import DataError
@@ -31,6 +32,7 @@ from marc_dist.data.reader import IndexedReader
 FORMAT = 1
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
 POLL_S = 0.2
+AHEAD = 64  # pictures that the disk may fetch before their turn
 
 
 class DecodedCache:
@@ -49,23 +51,36 @@ class DecodedCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
+    def _opened(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, str]]:
+        if self._open is None:
+            pixels = np.load(self.folder / "pixels.npy", mmap_mode="c")
+            meta = json.loads((self.folder / "cache.json").read_text())
+            self._open = pixels, np.load(self.folder / "sizes.npy"), meta["errors"]
+        return self._open
+
     def picture(self, sample: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8, not copied; what is written to it stays in this process.
 
         Raises:
             DataError: the sample could not be decoded when the cache was made.
         """
-        if self._open is None:
-            pixels = np.load(self.folder / "pixels.npy", mmap_mode="c")
-            meta = json.loads((self.folder / "cache.json").read_text())
-            self._open = pixels, np.load(self.folder / "sizes.npy"), meta["errors"]
-        pixels, sizes, errors = self._open
+        pixels, sizes, errors = self._opened()
         if str(sample) in errors:
             raise DataError(errors[str(sample)])
-        row = int(np.searchsorted(self.ids, sample))
+        (row,) = self.rows(np.array([sample]))
         height, width = sizes[row]
         found: NDArray[np.uint8] = pixels[row, :height, :width]
         return found
+
+    def rows(self, ids: Ids) -> list[int]:
+        """Where samples lie in ``tensors``."""
+        found: list[int] = np.searchsorted(self.ids, ids).tolist()
+        return found
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All pictures, (N, H, W, 3) uint8, and their (N, 2) heights and widths; not copied."""
+        pixels, sizes, _ = self._opened()
+        return torch.from_numpy(pixels), torch.from_numpy(sizes)
 
 
 def cache_root(given: str | None) -> Path:
@@ -181,10 +196,14 @@ def _build(
         errors: dict[str, str] = {}
 
         mine = threading.local()  # a reader for each thread: a retry closes its files
+        readers: list[IndexedReader] = []
 
         def decode(row: int) -> None:
             if not hasattr(mine, "reader"):
                 mine.reader = copy.copy(reader)
+                readers.append(mine.reader)
+                mine.reader.expect(ids[row : row + AHEAD])
+            mine.reader.expect(ids[row + AHEAD : row + AHEAD + 1])
             try:
                 picture = np.asarray(mine.reader.image(int(ids[row])))
             except DataError as error:
@@ -201,6 +220,8 @@ def _build(
                 tick()
         finally:
             pool.shutdown(cancel_futures=True)
+            for one in readers:
+                one.close()
         pixels.flush()
         np.save(temporary / "sizes.npy", sizes)
         meta = {

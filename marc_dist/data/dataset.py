@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist.config import DataError
+from marc_dist.config import DataError, user_path
 
 FORMAT = 1
+SCHEMA = {
+    "key": "string", "split": "string", "shard": "string", "offset": "int64", "size": "int64", "crc32": "uint32",
+    "labels": "binary", "scene": "string", "width": "int32", "height": "int32", "ext": "string",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,20 +97,20 @@ def open_dataset(path: str | Path) -> Dataset:
         DataError: missing, another kind of folder, another format version, an index or a shard that is not the one
             that ``dataset.json`` was written with.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     meta = _read_meta(root)
     index = root / "index.parquet"
-    try:
-        data = index.read_bytes()
-    except OSError as error:
-        raise DataError(f"{index}: cannot be read ({error.strerror or error}); pack again with marc-shard") from None
+    data = _content(index)
     if hashlib.sha256(data).hexdigest() != meta["index_sha256"]:
         raise DataError(
             f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force"
         )
     for shard in meta["shards"]:
         file = root / shard["name"]
-        size = file.stat().st_size if file.is_file() else None
+        try:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # a name that the file system refuses
+            size = None
         if size != shard["size"]:
             got = "no such file" if size is None else f"{size} bytes"
             raise DataError(
@@ -124,9 +129,9 @@ def _read_meta(root: Path) -> dict[str, Any]:
             f"{root}: not a shard folder (no dataset.json); make one with marc-shard --dataset NAME --out DIR"
         )
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = json.loads(_content(file))
         version = meta["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: not readable ({error}); pack again with marc-shard --force") from None
     if version != FORMAT:
         raise DataError(
@@ -135,36 +140,74 @@ def _read_meta(root: Path) -> dict[str, Any]:
     missing = {"name", "title", "classes", "fingerprint", "index_sha256", "shards"} - set(meta)
     if missing:
         raise DataError(f"{file}: lacks {', '.join(sorted(missing))}; pack again with marc-shard --force")
-    if not all(map(_is_shard, meta["shards"])):
+    if not isinstance(meta["shards"], list) or not all(map(_is_shard, meta["shards"])):
         raise DataError(f"{file}: its list of shards is not readable; pack again with marc-shard --force")
+    classes = meta["classes"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{file}: its list of classes is not readable; pack again with marc-shard --force")
+    if not re.fullmatch("[0-9a-f]{64}", str(meta["fingerprint"])):  # it becomes part of the name of a folder
+        raise DataError(f"{file}: its fingerprint is not a SHA-256; pack again with marc-shard --force")
     return dict(meta)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; pack again with marc-shard")
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error}); pack again with marc-shard") from None
 
 
 def _is_shard(entry: Any) -> bool:
     """Whether an entry of dataset.json's list has what is needed, and a plain file name."""
-    if not isinstance(entry, dict) or not {"name", "size", "sha256", "num_samples"} <= set(entry):
+    kinds = {"name": str, "size": int, "sha256": str, "num_samples": int}
+    if not isinstance(entry, dict) or not all(type(entry.get(key)) is kind for key, kind in kinds.items()):
         return False
-    return bool(Path(str(entry["name"])).name == entry["name"])
+    return bool(re.fullmatch(r"[A-Za-z0-9_-]+\.tar", entry["name"]))
 
 
-def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
+def _columns(file: Path, data: bytes) -> tuple[dict[str, list[Any]], dict[str, NDArray[Any]]]:
+    """The index's columns, texts and numbers, of the types of ``SCHEMA`` and without gaps."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
-        column = {name: table.column(name).to_pylist() for name in ("key", "split", "shard", "labels", "scene", "ext")}
-        number = {name: table.column(name).to_numpy() for name in ("offset", "size", "crc32", "width", "height")}
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{root / 'index.parquet'}: not a shard index ({error}); pack again with marc-shard") from None
-    names = tuple(shard["name"] for shard in meta["shards"])
-    if not set(column["shard"]) <= set(names):
-        raise DataError(
-            f"{root / 'index.parquet'}: names shards that dataset.json does not; pack again with marc-shard"
+        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in SCHEMA.items()])
+        table = pq.read_table(pa.BufferReader(data)).select(schema.names).cast(schema)
+        table.validate(full=True)
+        empty = [name for name in schema.names if table.column(name).null_count]
+        if empty:
+            raise ValueError(f"column {empty[0]} has empty cells")
+        texts = [name for name, kind in SCHEMA.items() if kind in ("string", "binary")]
+        numbers = [name for name in SCHEMA if name not in texts]
+        return (
+            {name: table.column(name).to_pylist() for name in texts},
+            {name: table.column(name).to_numpy() for name in numbers},
         )
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{file}: not a shard index ({first}); pack again with marc-shard") from None
+
+
+def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
+    column, number = _columns(root / "index.parquet", data)
+    names = tuple(shard["name"] for shard in meta["shards"])
     position = {name: i for i, name in enumerate(names)}
     classes = tuple(meta["classes"])
-    packed = np.frombuffer(b"".join(column["labels"]), dtype=np.uint8).reshape(len(table), -1)
+    width = -(-len(classes) // 8)
+
+    def refuse(rows: Iterable[bool], what: str) -> None:
+        if any(rows):
+            raise DataError(f"{root / 'index.parquet'}: {what}; pack again with marc-shard --force")
+
+    refuse([not set(column["shard"]) <= set(names)], "names shards that dataset.json does not")
+    refuse((len(bits) != width for bits in column["labels"]), f"expected labels of {len(classes)} bits everywhere")
+    refuse((number["width"] < 1) | (number["height"] < 1), "pictures without pixels")
+    shard = np.array([position[name] for name in column["shard"]], dtype=np.int32)
+    room = np.array([entry["size"] for entry in meta["shards"]], dtype=np.int64)[shard] - number["offset"]
+    refuse((number["offset"] < 0) | (number["size"] < 1) | (number["size"] > room), "pictures outside of their shard")
+    packed = np.frombuffer(b"".join(column["labels"]), dtype=np.uint8).reshape(-1, width)
     bits = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(classes)].astype(bool)
     return Dataset(
         root=root,
@@ -176,13 +219,13 @@ def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
         shards=names,
         keys=np.array(column["key"], dtype=object),
         split=np.array(column["split"], dtype=object),
-        shard=np.array([position[name] for name in column["shard"]], dtype=np.int32),
-        offset=number["offset"].astype(np.int64),
-        size=number["size"].astype(np.int64),
-        crc32=number["crc32"].astype(np.uint32),
+        shard=shard,
+        offset=number["offset"],
+        size=number["size"],
+        crc32=number["crc32"],
         labels=bits,
         scene=np.array(column["scene"], dtype=object),
-        width=number["width"].astype(np.int32),
-        height=number["height"].astype(np.int32),
+        width=number["width"],
+        height=number["height"],
         ext=np.array(column["ext"], dtype=object),
     )

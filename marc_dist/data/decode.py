@@ -11,6 +11,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from marc_dist.config import DataError
 
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # of a JPEG that large; a smaller one may have more: each one costs time for every pixel
+KINDS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow knows more: EPS, for one, runs Ghostscript
 ACCEPTED = ("RGB", "L", "P", "LA", "RGBA", "1")
 
 
@@ -55,12 +57,15 @@ def examine(data: bytes, place: str, max_pixels: int = MAX_PIXELS, *, reduced: b
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on metadata; sizes are checked below
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=KINDS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise DataError(
                         f"{place}: {width}x{height} pixels, expected at most {max_pixels}; cut it into tiles"
                     )
+                scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+                if scans * width * height > MAX_SCANS * MAX_PIXELS:
+                    raise DataError(f"{place}: a JPEG of too many scans to decode in reasonable time; save it anew")
                 if image.mode not in ACCEPTED or _is_deep(image):
                     got = f"16 bits a channel ({image.mode})" if _is_deep(image) else f"mode {image.mode}"
                     raise DataError(

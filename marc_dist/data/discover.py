@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from marc_dist.config import DataError
 from marc_dist.data.masks import MaskRule, is_mask
 from marc_dist.data.recipes import Recipe
 
@@ -76,6 +77,9 @@ def discover(recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None
         recipe: of the data set.
         roots: folders, searched to any depth.
         rule: how masks are read, for sets that have some.
+
+    Raises:
+        DataError: a name that is not UTF-8; shards could not tell it.
     """
     found = Found()
     tables = [name.lower() for name in recipe.tables]
@@ -88,6 +92,8 @@ def discover(recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None
             name = file.parts[-1]
             if not path.is_file() or set(file.parts[:-1]) & set(JUNK_FOLDERS):
                 continue
+            if not file.origin.isascii() and file.origin != file.origin.encode(errors="replace").decode():
+                raise DataError(f"{root}: {ascii(file.origin)}: a name that is not UTF-8; rename it, as with convmv")
             if name in tables:
                 found.tables.append(file)
             elif JUNK_FILES.fullmatch(name) or name in recipe.ignore:

@@ -6,13 +6,17 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.data.recipes import Recipe
+from marc_dist.data.tar import BLOCK, members
+
+BOMB_BYTES = 1 << 30  # what unpacks to more than this, and to ...
+BOMB_RATIO = 200  # ... more than so many times its own size, is no archive of pictures
+MAX_DEPTH = 100  # folders in a folder
 
 
 def where_to_get(recipe: Recipe) -> str:
@@ -77,23 +81,55 @@ def _temporary(beside: Path) -> Iterator[Path]:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar; members that would leave the folder are refused by the libraries or kept inside."""
     try:
-        if zipfile.is_zipfile(archive):
+        if archive.is_file() and zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened_zip:
-                _fits(archive, sum(info.file_size for info in opened_zip.infolist()), folder)
+                _check(archive, ((info.filename, info.file_size) for info in opened_zip.infolist()), folder)
                 opened_zip.extractall(folder)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened_tar:
-                _fits(archive, sum(member.size for member in opened_tar), folder)
-                opened_tar.extractall(folder, filter="data")
+        elif archive.is_file() and _is_tar(archive):
+            _check(archive, _plain_members(archive), folder)
+            for tar, member in members(archive, "r:*"):
+                tar.extract(member, folder, filter="data")
         else:
             raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive}: damaged archive ({error}); fetch it again") from None
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{archive}: cannot be unpacked beside the target ({error.strerror or error})") from None
+    except Exception as error:  # the libraries raise whatever comes up: BadZipFile, LZMAError, OverflowError, ...
+        raise DataError(f"{archive}: damaged archive ({error or type(error).__name__}); fetch it again") from None
 
 
-def _fits(archive: Path, size: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise DataError(f"{archive}: needs {size / 1e6:.1f} MB unpacked, the disk has {free / 1e6:.1f} MB free")
+def _is_tar(archive: Path) -> bool:
+    try:
+        next(members(archive, "r:*"), None)
+    except tarfile.ReadError:
+        return False
+    return True
+
+
+def _plain_members(archive: Path) -> Iterator[tuple[str, int]]:
+    """Name and size of each file of a tar.
+
+    Raises:
+        DataError: a link, which could lead out of the folder.
+    """
+    for _, member in members(archive, "r:*"):
+        if not (member.isreg() or member.isdir()):
+            raise DataError(f"{archive}: {member.name} is a link or a device; unpack it yourself, pass the folder")
+        yield member.name, member.size
+
+
+def _check(archive: Path, files: Iterable[tuple[str, int]], folder: Path) -> None:
+    """Refuse what would fill the disk, before the first byte is written."""
+    free, total, most = shutil.disk_usage(folder).free, 0, max(BOMB_BYTES, BOMB_RATIO * archive.stat().st_size)
+    for name, size in files:
+        total += BLOCK + size
+        if name.count("/") > MAX_DEPTH:
+            raise DataError(f"{archive}: {name[:50]}... lies more than {MAX_DEPTH} folders deep")
+        if total > most:
+            raise DataError(
+                f"{archive}: unpacks to more than {most / 1e6:.0f} MB, {BOMB_RATIO} times its own size; if it is "
+                "no decompression bomb, unpack it yourself and pass the folder"
+            )
+    if total > free:
+        raise DataError(f"{archive}: needs {total / 1e6:.1f} MB unpacked, the disk has {free / 1e6:.1f} MB free")

@@ -25,6 +25,7 @@ from marc_dist.data.tar import Entry, Part, Row, Shard, join_parts, read
 
 FOLDER = ".finished"  # inside the folder that is being written
 FORMAT = 1
+KINDS = {"plan": str, "sources": list, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 
 @functools.cache
@@ -66,10 +67,17 @@ def _load(folder: Path, name: str) -> dict[str, Any] | None:
         if hashlib.sha256(body).hexdigest().encode() != check:
             return None
         noted: dict[str, Any] = json.loads(body)
+        if {key: type(noted[key]) for key in KINDS} != KINDS or not all(map(_is_row, noted["rows"])):
+            return None
         path = folder / name
-        return noted if not path.is_symlink() and path.stat().st_size == noted["size"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return noted if path.is_file() and not path.is_symlink() and path.stat().st_size == noted["size"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_row(row: Any) -> bool:
+    kinds = [type(value) for value in row] if isinstance(row, list) else []
+    return kinds == [str, int, int, int, int, int, str]
 
 
 def take_over(path: Path, entries: Sequence[Entry], plan: str) -> Shard | None:
@@ -89,8 +97,7 @@ def take_over(path: Path, entries: Sequence[Entry], plan: str) -> Shard | None:
     if noted is not None and noted["plan"] == plan and noted["name"] == path.name:
         with path.open("rb") as file:
             sound = hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
-        pairs = zip(entries, noted["sources"], strict=True)
-        if sound and all(hashlib.sha256(read(entry.file)).hexdigest() == source for entry, source in pairs):
+        if sound and [hashlib.sha256(read(entry.file)).hexdigest() for entry in entries] == noted["sources"]:
             return Shard(path.name, [Row(*row) for row in noted["rows"]], noted["size"], noted["sha256"])
     forget(path.parent, path.name)
     return None
@@ -121,6 +128,8 @@ def left_over(folder: Path) -> dict[str, int]:
 
 def sweep(folder: Path) -> None:
     """Remove everything but finished shards and their records."""
+    if (folder / FOLDER).is_symlink():
+        remove(folder / FOLDER)
     names = left_over(folder)
     kept = {folder / name for name in names} | {folder / FOLDER / f"{name}.json" for name in names}
     for path in [*folder.iterdir(), *(folder / FOLDER).glob("*")]:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from marc_dist.config import DataError
+from marc_dist.data.decode import MAX_PIXELS
 
 Colour = tuple[int, int, int]
 
@@ -47,13 +48,16 @@ def is_mask(path: Path, rule: MaskRule | None = None) -> bool:
         rule: how this set's masks are read; without it only a palette tells.
     """
     try:
-        with Image.open(path) as image:
-            if image.format != "PNG" or image.mode == "P":
-                return image.format == "PNG"
-            if rule is None or image.mode not in ("L", "RGB"):
-                return False
-            found = image.getcolors(len(rule.colours) + len(rule.ignore_colours) + 1 if image.mode == "RGB" else 256)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when the file is read in earnest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode == "P":
+                    return True
+                if rule is None or image.mode not in ("L", "RGB") or image.width * image.height > MAX_PIXELS:
+                    return False
+                colours = len(rule.colours) + len(rule.ignore_colours)
+                found = image.getcolors(colours + 1 if image.mode == "RGB" else 256)
+    except Exception:  # whatever comes up in Pillow's decoders; told when the file is read in earnest
         return False
     known = {*rule.colours, *rule.ignore_colours} if image.mode == "RGB" else {*rule.indices, *rule.ignore_indices}
     return bool(found) and {colour for _, colour in found or []} <= known
@@ -68,13 +72,19 @@ def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: a mask of {image.width}x{image.height} pixels, expected at most {MAX_PIXELS}"
+                    )
                 image.load()
                 mode = image.mode
                 pixels = np.asarray(image.convert("RGB") if mode == "RGBA" else image)
                 palette = image.getpalette("RGB") if mode == "P" else None
+    except DataError:
+        raise
     except Exception as error:  # as in decode_rgb: whatever comes up in Pillow's decoders
-        raise DataError(f"{path}: damaged mask ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged mask ({error or type(error).__name__}); fetch it again") from None
     if mode in ("RGB", "RGBA"):
         flat = pixels.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1])
         values, areas = np.unique(flat, return_counts=True)

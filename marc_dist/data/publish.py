@@ -32,11 +32,13 @@ def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = N
     Raises:
         DataError: something else is in the way, another process writes there, the disk is full or fails.
     """
+    if out.name in ("", ".."):
+        raise DataError(f"{out}: expected a folder to make, this one is there; choose another --out")
     partial_dir, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial_dir.mkdir(exist_ok=True)
-        lock = os.open(partial_dir, os.O_RDONLY)
+        lock = os.open(partial_dir, os.O_RDONLY | os.O_NOFOLLOW)  # a link: what lies elsewhere is not ours to remove
     except OSError as error:
         raise DataError(f"{out.parent}: cannot write there ({error.strerror})") from None
     try:

@@ -5,6 +5,9 @@ faster than iterating over the tar.
 
 Storage that fails for a moment (a network file system, a stale handle) gets a finite number of further tries, each with
 the file opened anew; what fails every time is damage, and is told as such.
+
+Reads in random order defeat the system's own read-ahead, so whoever knows what comes next says so with ``expect``: on a
+cold page cache the disk then serves many requests at once, where a reader alone waits for one after the other.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from marc_dist.config import DataError
@@ -52,6 +58,16 @@ class IndexedReader:
             except OSError as error:
                 raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
         return self._files[shard]
+
+    def expect(self, samples: Iterable[int]) -> None:
+        """Tell the system that these are read soon; only a hint, never an error: what is wrong, ``read`` tells."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        data, rows = self.dataset, np.fromiter(samples, dtype=np.int64)
+        places = (column[rows].tolist() for column in (data.shard, data.offset, data.size))
+        with suppress(OSError, DataError):
+            for shard, offset, size in zip(*places, strict=True):
+                os.posix_fadvise(self._file(shard), offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, sample: int) -> bytes:
         """The image file's bytes.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from marc_dist.config import ConfigError, build, find_preset, load_yaml
 from marc_dist.config.schema import Section
@@ -62,6 +63,15 @@ class Expectation(Section):
     labels_per_image: tuple[int, int] = Field((1, 10_000), description="smallest and largest number of labels")
     stem: str | None = Field(None, description="regular expression of the pictures' names, lower case, no extension")
 
+    @field_validator("stem")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        return value
+
 
 class Policies(Section):
     """What happens when a check fails: stop (unless --allow names it) or warn."""
@@ -104,6 +114,15 @@ class Recipe(Section):
     splits: SplitEntry
     expect: Expectation = Expectation()
     policies: Policies = Policies()
+
+    @model_validator(mode="after")
+    def _one_count_a_class(self) -> Recipe:
+        for split, counts in self.expect.label_counts.items():
+            if len(counts) != len(self.classes):
+                raise ValueError(
+                    f"expect.label_counts.{split}: expected {len(self.classes)} numbers, one a class, got {len(counts)}"
+                )
+        return self
 
     @property
     def class_names(self) -> tuple[str, ...]:

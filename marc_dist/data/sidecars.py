@@ -14,14 +14,10 @@ import numpy as np
 
 from marc_dist import __version__
 from marc_dist.data.checks import Sample, Source
-from marc_dist.data.dataset import FORMAT, content_fingerprint
+from marc_dist.data.dataset import FORMAT, SCHEMA, content_fingerprint
 from marc_dist.data.tar import Entry, Shard
 
 Plan = Mapping[str, Sequence[tuple[Sample, Entry]]]
-SCHEMA = {
-    "key": "string", "split": "string", "shard": "string", "offset": "int64", "size": "int64", "crc32": "uint32",
-    "labels": "binary", "scene": "string", "width": "int32", "height": "int32", "ext": "string",
-}  # fmt: skip
 
 
 def describe(source: Source, plan: Plan, shards: Mapping[str, Sequence[Shard]], folder: Path) -> None:

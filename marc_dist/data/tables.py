@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
 
 DELIMITERS = (",", ";", "\t")
+MAX_ROWS = 1 << 20  # of a sheet, as Excel has it
+MAX_SHEET_BYTES = 1 << 29  # of an unpacked .xlsx file
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,31 @@ def _read_text(path: Path) -> list[_Row]:
 def _read_xlsx(path: Path) -> list[_Row]:
     import openpyxl
 
+    rows: list[_Row] = []
     try:
-        with warnings.catch_warnings():
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        if size > MAX_SHEET_BYTES:
+            raise DataError(f"{path}: {size / 1e6:.0f} MB unpacked, too large for a label table; save it as .csv")
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # remarks on styles and extensions
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            rows = [
-                _Row(line, ["" if cell is None else str(cell).strip() for cell in row])
-                for line, row in enumerate(book.active.iter_rows(values_only=True), 1)
-            ]
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+            sheet = book.active
+            sheet.reset_dimensions()  # some programs claim all of the million rows and 16,384 columns
+            for line, row in enumerate(sheet.iter_rows(values_only=True), 1):
+                if line > MAX_ROWS:
+                    raise DataError(f"{path}: expected at most {MAX_ROWS} rows; save it as .csv")
+                cells = ["" if cell is None else str(cell).strip() for cell in row]
+                while cells and not cells[-1]:
+                    cells.pop()
+                if cells:
+                    rows.append(_Row(line, cells + [""] * (len(rows[0].cells) - len(cells) if rows else 0)))
             book.close()
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
-        raise DataError(f"{path}: not a readable .xlsx file ({error})") from None
-    return [row for row in rows if any(row.cells)]
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # openpyxl, its zip and its XML raise whatever comes up
+        raise DataError(f"{path}: not a readable .xlsx file ({error or type(error).__name__})") from None
+    return rows
 
 
 def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | None) -> Table:
@@ -137,20 +152,22 @@ def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | 
 
     if not classes or not stems:
         raise DataError(f"{path}: a .mat table has no names; expected pictures and class names beside it")
+    shapes = {(len(classes), len(stems)), (len(stems), len(classes))}
     try:
-        content: dict[str, Any] = scipy.io.loadmat(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            listed = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+            name = "labels" if "labels" in listed else next(iter(listed), "")
+            fits = listed.get(name) in shapes  # another one, of any size, is not read
+            matrix = scipy.io.loadmat(path, variable_names=[name])[name] if fits else None
     except Exception as error:  # scipy raises errors of its own kind on damaged files
-        raise DataError(f"{path}: not a readable .mat file ({error})") from None
-    matrices = {name: value for name, value in content.items() if not name.startswith("__")}
-    matrix = matrices.get("labels", next(iter(matrices.values()), None))
-    shape = getattr(matrix, "shape", ())
-    if shape == (len(classes), len(stems)):
-        matrix = np.asarray(matrix).T
-    elif shape != (len(stems), len(classes)):
-        raise DataError(
-            f"{path}: expected `labels` of {len(classes)} x {len(stems)}, got {' x '.join(map(str, shape))}"
-        )
-    assert matrix is not None
+        raise DataError(f"{path}: not a readable .mat file ({error or type(error).__name__})") from None
+    if not isinstance(matrix, np.ndarray) or matrix.shape not in shapes or matrix.dtype.kind not in "buif":
+        got = " x ".join(map(str, listed.get(name, ()))) or "none"
+        got += " of no numbers" if fits else ""
+        raise DataError(f"{path}: expected `labels` of {len(classes)} x {len(stems)}, got {got}")
+    if matrix.shape == (len(classes), len(stems)):
+        matrix = matrix.T
     if not np.isin(matrix, (0, 1)).all():
         raise DataError(f"{path}: expected 0 and 1 in `labels`, got {np.setdiff1d(matrix, (0, 1))[0]}")
     ordered = sorted(stems, key=natural_key)

@@ -12,9 +12,9 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from PIL import Image
 
@@ -26,6 +26,39 @@ RECORD = tarfile.RECORDSIZE
 FORMATS = {"jpg": ("JPEG", "MPO"), "png": ("PNG",), "tif": ("TIFF",)}
 BUFFER = 1 << 20
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
+
+
+class _Member(tarfile.TarInfo):
+    """A member of somebody's tar, whose extra headers (long names and the like) are not read when they are huge."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and not 0 <= self.size <= BUFFER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+
+
+def members(source: Path | BinaryIO, mode: Literal["r:", "r:*"]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members of a tar that anybody may have made, each with the opened tar; the walk always comes to an end.
+
+    Args:
+        source: the file, or its path.
+        mode: ``r:*`` for a tar that may be compressed.
+
+    Raises:
+        Exception: of any kind, as ``tarfile`` has it, for a damaged one.
+    """
+    path, file = (source, None) if isinstance(source, Path) else (None, source)
+    with tarfile.open(path, mode, fileobj=file, tarinfo=_Member) as tar:
+        end = 0
+        for member in tar:
+            if member.size < 0 or tar.offset <= end:
+                raise tarfile.ReadError("its members do not follow one another")
+            end = tar.offset
+            yield tar, member
+        assert tar.fileobj is not None
+        tar.fileobj.seek(end)
+        if tar.fileobj.read(BLOCK).strip(b"\0"):  # else taken for the end
+            raise tarfile.ReadError(f"a header is damaged, at byte {end}")
 
 
 class Entry(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
+from marc_dist.data.tar import members
 
 
 class ShardReport(NamedTuple):
@@ -85,18 +85,17 @@ def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
             faults.append("SHA-256 differs from dataset.json")
         try:
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                members = {member.name: (member.offset_data, member.size) for member in tar}
-        except tarfile.TarError as error:
-            return [*faults, f"not a readable tar ({error})"]
+            found = {member.name: (member.offset_data, member.size) for _, member in members(file, "r:")}
+        except Exception as error:  # tarfile raises whatever comes up: TarError, ValueError, OverflowError, ...
+            return [*faults, f"not a readable tar ({error or type(error).__name__})"]
         for row in rows:
             name = f"{dataset.keys[row]}.{dataset.ext[row]}"
-            if members.get(name) != (int(dataset.offset[row]), int(dataset.size[row])):
+            if found.get(name) != (int(dataset.offset[row]), int(dataset.size[row])):
                 faults.append(f"{name}: not where the index says")
                 continue
-            faults += _sample_faults(dataset, row, file.fileno(), members.get(f"{dataset.keys[row]}.json"))
+            faults += _sample_faults(dataset, row, file.fileno(), found.get(f"{dataset.keys[row]}.json"))
         expected = {f"{dataset.keys[row]}.{end}" for row in rows for end in (dataset.ext[row], "json")}
-        faults += [f"{name}: not in the index" for name in sorted(set(members) - expected)]
+        faults += [f"{name}: not in the index" for name in sorted(set(found) - expected)]
     return faults
 
 
@@ -106,12 +105,15 @@ def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] 
     if zlib.crc32(data) != int(dataset.crc32[row]):
         return [f"{key}: CRC-32 differs from the index"]
     try:
-        decode_rgb(data, key)
+        width, height = decode_rgb(data, key).size
     except DataError as error:
         return [str(error)]
+    if (width, height) != (dataset.width[row], dataset.height[row]):
+        expected_size = f"{dataset.width[row]}x{dataset.height[row]}"
+        return [f"{key}: {width}x{height} pixels, the index says {expected_size}"]
     try:
         labels = json.loads(os.pread(file, *reversed(meta)))["labels"] if meta else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError, OverflowError):
         labels = None
     if labels is None:
         return [f"{key}: no readable JSON beside the picture"]

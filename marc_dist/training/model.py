@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from marc_dist.config import ConfigError, ModelConfig
+from marc_dist.config import ConfigError, ModelConfig, user_path
 from marc_dist.config.suggest import suggestion
 from marc_dist.training.norm import SyncBatchNorm, batch_norms, synchronise
 
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.num_features = num_features
-        self.head = _head(num_features, config.head_hidden, config.head_dim)
+        self.head = make_head(num_features, config.head_hidden, config.head_dim)
         self.frozen = config.batch_norm == "frozen"
         self.create = create  # what timm.create_model was given, for encoder.json
 
@@ -87,7 +87,8 @@ class Learner(nn.Module):
         return projection, None if self.prototypes is None else self.prototypes.clone()
 
 
-def _head(width: int, hidden: int, dim: int) -> nn.Module:
+def make_head(width: int, hidden: int, dim: int) -> nn.Module:
+    """The projection head: one linear layer, or two with ``hidden`` units between them."""
     if hidden == 0:
         return nn.Sequential(nn.Linear(width, dim))
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
@@ -156,7 +157,7 @@ def build_encoder(config: ModelConfig, seed: int, image_size: int | None = None)
         width = int(getattr(backbone, "head_hidden_size", None) or cast(int, backbone.num_features))
         encoder = Encoder(backbone, width, config, create)
     if config.weights is not None:
-        load_backbone(backbone, Path(config.weights).expanduser())
+        load_backbone(backbone, user_path(config.weights))
     if config.batch_norm == "sync":
         synchronise(encoder)
     return encoder.train()
@@ -168,14 +169,13 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     Raises:
         ConfigError: no such file, not safetensors, or tensors that do not fit; names the first of them.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ConfigError(f"model.weights: {path}: no such file")
     try:
         state = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors raises whatever comes up
         raise ConfigError(f"model.weights: {path}: not a readable .safetensors file ({error})") from None
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}

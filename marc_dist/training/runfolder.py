@@ -76,12 +76,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one, such as one with a NUL
+        with suppress(OSError, ValueError):
             temporary.unlink()
-        raise LaunchError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise LaunchError(f"{path}: cannot be written ({reason}); free space or choose another folder") from None
 
 
 def plain_settings(config: Config) -> dict[str, Any]:

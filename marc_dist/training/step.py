@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from marc_dist import comm
 from marc_dist.config import Config, LossConfig
-from marc_dist.data.loader import Batch
+from marc_dist.data.batches import Batch
 from marc_dist.objective import LabelStatistics, LossParts, ObjectiveSettings, objective
 from marc_dist.training.device import Arithmetic
 from marc_dist.training.memory import Memory, canonical_order
@@ -113,6 +113,7 @@ class Stepper:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         flags = torch.stack([torch.isfinite(loss) & torch.isfinite(norm), norm.new_tensor(not stop).bool()])
         finite, go_on = (bool(flag) for flag in comm.min_(flags.to(torch.int32)).tolist())
+        self._at(step + 1, "updating")
         if finite:
             self._apply(norm, lr)
             self.memory.add(*rows)
@@ -126,7 +127,7 @@ class Stepper:
         torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
         projection, prototypes = self._encode(self._module, batch.images)
         self._at(step + 1, "gathering")
-        return self._backward(projection, prototypes, batch)
+        return self._backward(projection, prototypes, batch, step)
 
     def _in_chunks(self, batch: Batch, step: int) -> Outcome:
         """The same gradient with the activations of one chunk at a time (GradCache, Gao et al. 2021).
@@ -147,7 +148,7 @@ class Stepper:
         if prototypes is not None:
             prototypes.requires_grad_()
         self._at(step + 1, "gathering")
-        outcome = self._backward(leaf, prototypes, batch)
+        outcome = self._backward(leaf, prototypes, batch, step)
         assert leaf.grad is not None, "the loss reaches every projection"
         slopes = torch.split(leaf.grad, [len(part) for part in parts])
         for number, (part, seed, slope) in enumerate(zip(parts, seeds, slopes, strict=True)):
@@ -169,7 +170,7 @@ class Stepper:
             found: tuple[Tensor, Tensor | None] = module(images)
         return found
 
-    def _backward(self, projection: Tensor, prototypes: Tensor | None, batch: Batch) -> Outcome:
+    def _backward(self, projection: Tensor, prototypes: Tensor | None, batch: Batch, step: int) -> Outcome:
         """Loss of the global batch and its backward pass, down to ``projection`` and ``prototypes``."""
         views = self.config.data.num_views
         labels = batch.labels.to(self._device).repeat(views, 1)
@@ -180,6 +181,7 @@ class Stepper:
             gathered, first = comm.gather_rows(anchors, counts)
             all_labels = comm.gather_rows_plain(labels, counts)
             all_ids = comm.gather_rows_plain(ids, counts)
+            self._at(step + 1, "contrasting")
             units = None if prototypes is None else F.normalize(prototypes.to(self.arithmetic.loss), dim=1)
             parts = objective(
                 anchors,
@@ -194,6 +196,7 @@ class Stepper:
             )
         totals = self._totals(parts, len(batch.bad))
         loss = comm.world() * parts.sum / (totals["count"] or 1.0)
+        self._at(step + 1, "backpropagating")
         reached = gathered[:0].sum()  # a rank without anchors, too, meets the others in backward
         torch.autograd.backward(loss + reached + (0.0 if units is None else units[:0].sum()))
         order = canonical_order([num // views if self.memory.size else 0 for num in counts], views).to(self._device)
@@ -227,7 +230,7 @@ class Stepper:
 
     def suspects(self, batch: Batch) -> list[dict[str, Any]]:
         """Per rank: the sample ids of a skipped step, and those whose images are not finite. Collective."""
-        views = torch.isfinite(batch.images).flatten(1).all(dim=1)
+        views = torch.isfinite(batch.images).flatten(1).all(dim=1).cpu()
         bad = ~views.reshape(self.config.data.num_views, len(batch.ids)).all(dim=0)
         own = {"rank": comm.rank(), "ids": batch.ids.tolist(), "nonfinite_images": batch.ids[bad].tolist()}
         return comm.gather_object(own)

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TypeVar
 
 from marc_dist import comm
-from marc_dist.config import Config, ConfigError, DataError, LaunchError, MarcError
-from marc_dist.data.dataset import open_dataset
-from marc_dist.data.loader import Batch, TrainLoader
-from marc_dist.objective import LabelStatistics, choose_implementation
-from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from marc_dist.training.device import resolve_arithmetic, resolve_device
+from marc_dist.config import Config, DataError, LaunchError, MarcError
+from marc_dist.data.batches import Batch
+from marc_dist.training.checkpoint import save_checkpoint
+from marc_dist.training.device import resolve_device
 from marc_dist.training.export import save_encoder
 from marc_dist.training.figures import Window, describe
 from marc_dist.training.log import BAD, SKIPPED, RunLog
-from marc_dist.training.memory import Memory
-from marc_dist.training.model import Encoder, Learner, build_encoder
-from marc_dist.training.norm import batch_norms
 from marc_dist.training.remarks import remarks
-from marc_dist.training.runfolder import checkpoints, plain_settings, refuse_changes, write_config
-from marc_dist.training.schedule import build_optimiser, learning_rate
+from marc_dist.training.runfolder import plain_settings, write_config
+from marc_dist.training.schedule import learning_rate
+from marc_dist.training.setup import Setup, agree
 from marc_dist.training.signals import StopFlag
-from marc_dist.training.step import Stepper, StepResult, loss_settings
+from marc_dist.training.step import StepResult
 from marc_dist.training.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -106,14 +99,6 @@ def train(
     return _Run(config, resume, StopFlag() if stop is None else stop, watchdog).go()
 
 
-def _agree(value: T, error: MarcError | None) -> T:
-    """Rank 0's value everywhere, or rank 0's error everywhere: nobody waits for a rank that has given up."""
-    agreed: tuple[T, MarcError | None] = comm.broadcast_object((value, error))
-    if agreed[1] is not None:
-        raise agreed[1]
-    return agreed[0]
-
-
 class _Run:
     def __init__(self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None = None) -> None:
         self.config = config
@@ -121,47 +106,19 @@ class _Run:
         self.run_dir = Path(config.train.run_dir)
         self.stop = stop
         self.main = comm.rank() == 0
-        self.dataset = open_dataset(config.data.dir)
-        self._refuse_several_labels()
-        self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world(), lambda: self.at(1, "start"))
+        setup = self.setup = Setup(config, resume, self.at)
+        self.dataset, self.loader, self.stepper = setup.dataset, setup.loader, setup.stepper
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or self.total_steps)
-        self.device = resolve_device(config.train.device)
-        self.arithmetic = resolve_arithmetic(config.train, self.device)
-        self.notes: list[str] = []
-        self.payload = self._begin(resume)
-        self.first_step = int(self.payload["step"]) if self.payload else 0
-        self.nonfinite = int(self.payload["nonfinite"]) if self.payload else 0
-        self.skipped = int(self.payload["skipped"]) if self.payload else 0
-        self.bad: set[int] = set(self.payload["bad"]) if self.payload else set()
-        self.learner, self.optimiser = self._build()
-        self.memory = self._memory()
-        self.implementation = self._implementation()
+        payload = setup.payload
+        self.first_step = int(payload["step"]) if payload else 0
+        self.nonfinite = int(payload["nonfinite"]) if payload else 0
+        self.skipped = int(payload["skipped"]) if payload else 0
+        self.bad: set[int] = set(payload["bad"]) if payload else set()
         self._describe()
-        self.stepper = Stepper(
-            config, self.learner, self.optimiser, self.arithmetic, self._statistics(), self.memory, self.at
-        )
         self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main)
         self.window = Window(time.monotonic())
         self.loss: float | None = None
-
-    def _begin(self, resume: bool) -> dict[str, Any] | None:
-        """The checkpoint to go on from, chosen and checked by rank 0."""
-        path: Path | None = None
-        payload: dict[str, Any] | None = None
-        error: MarcError | None = None
-        if self.main:
-            try:
-                if not resume and checkpoints(self.run_dir):
-                    raise LaunchError(f"{self.run_dir}: has checkpoints; choose another train.run_dir")
-                path = newest_checkpoint(self.run_dir, self.notes.append)
-                if path is not None:
-                    payload = load_checkpoint(path)
-                    self._check(payload)
-            except MarcError as caught:
-                error = caught
-        chosen = _agree(path, error)
-        return load_checkpoint(chosen) if chosen is not None and payload is None else payload
 
     def _describe(self) -> None:
         """Make the run folder and write its settings, once nothing about them can be wrong any more."""
@@ -171,64 +128,7 @@ class _Run:
                 write_config(self.config)
             except MarcError as caught:
                 error = caught
-        _agree(None, error)
-
-    def _check(self, payload: dict[str, Any]) -> None:
-        """Refuse other data and other settings than those of the run so far."""
-        if payload["fingerprint"] != self.dataset.fingerprint or payload["classes"] != list(self.dataset.classes):
-            raise DataError(
-                f"{self.run_dir}: was trained on {payload['dataset']} (fingerprint {payload['fingerprint'][:12]}), but "
-                f"{self.config.data.dir} holds {self.dataset.name} ({self.dataset.fingerprint[:12]}); "
-                "give the same shards as data.dir, or another train.run_dir"
-            )
-        refuse_changes(payload["settings"], self.config, str(self.run_dir))
-
-    def _build(self) -> tuple[Learner, torch.optim.Optimizer]:
-        model, seed = self.config.model, self.config.train.seed
-        if self.payload is not None:  # every weight comes from the checkpoint
-            model = model.model_copy(update={"weights": None, "pretrained": False})
-        encoder = build_encoder(model, seed, self.config.data.image_size)
-        self._refuse_batch_norm_of_chunks(encoder)
-        num_prototypes = len(self.dataset.classes) if self.config.loss.name == "msc" else 0
-        learner = Learner(encoder, num_prototypes, model.head_dim, seed)
-        learner.to(self.device, self.arithmetic.weights)
-        if self.device.type == "cuda":
-            learner.to(memory_format=torch.channels_last)
-        if model.batch_norm == "plain" and comm.world() > 1 and batch_norms(encoder) and self.main:
-            warnings.warn(
-                "model.batch_norm=plain with several ranks: statistics are those of each rank alone, so the result "
-                "depends on the number of ranks (promise 1 is void); use sync or frozen",
-                stacklevel=2,
-            )
-        optimiser = build_optimiser(self.config.optim, learner)
-        if self.payload is not None:
-            encoder.load_state_dict(self.payload["model"])
-            if learner.prototypes is not None:
-                with torch.no_grad():
-                    learner.prototypes.copy_(self.payload["prototypes"])
-            optimiser.load_state_dict(self.payload["optimiser"])
-        return learner, optimiser
-
-    def _refuse_batch_norm_of_chunks(self, encoder: Encoder) -> None:
-        if self.config.train.chunk is not None and self.config.model.batch_norm != "frozen" and batch_norms(encoder):
-            raise ConfigError(
-                f"train.chunk: {self.config.model.backbone} has batch norm, and a chunk's statistics are not "
-                "those of the batch; set model.batch_norm=frozen (best pretrained), or take a backbone without it"
-            )
-
-    def _memory(self) -> Memory:
-        dim, num_labels = self.config.model.head_dim, len(self.dataset.classes)
-        memory = Memory(self.config.loss.memory, dim, num_labels, self.arithmetic.loss, self.device)
-        if self.payload is not None and memory.size:
-            memory.load(self.payload["memory"])
-        return memory
-
-    def _statistics(self) -> LabelStatistics | None:
-        if self.config.loss.counts == "batch":
-            return None
-        split = self.config.data.train_split
-        counts = torch.from_numpy(self.dataset.label_counts(split)).to(self.device)
-        return LabelStatistics(counts, torch.from_numpy(self.dataset.cooccurrence(split)).to(self.device))
+        agree(None, error)
 
     def go(self) -> TrainResult:
         """Steps until the end, ``train.max_steps`` or a signal; then the encoder."""
@@ -243,39 +143,15 @@ class _Run:
             self.loader.close()
         return TrainResult(self.run_dir, step, self.total_steps, self.first_step, interrupted, self.skipped, self.loss)
 
-    def _refuse_several_labels(self) -> None:
-        """``supcon_single`` wants one label a sample: say so before anything is trained."""
-        rows = self.dataset.rows(self.config.data.train_split)
-        several = rows[self.dataset.labels[rows].sum(axis=1) > 1]
-        if self.config.loss.name == "supcon_single" and len(several):
-            raise ConfigError(
-                f"loss.name=supcon_single: expected one label a sample, but {len(several)} of {len(rows)} have more, "
-                f"the first {self.dataset.place(int(several[0]))}; use supcon_any, supcon_all, mulsupcon or macl"
-            )
-
-    def _implementation(self) -> str:
-        """Which implementation of the loss runs, and why no faster one.
-
-        Raises:
-            ConfigError: the one asked for cannot.
-        """
-        try:
-            chosen, reason = choose_implementation(loss_settings(self.config.loss), self.device)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return f"loss {self.config.loss.name}, {chosen}" + (f" (not triton: {reason})" if reason else "")
-
     def _greet(self) -> None:
-        for note in self.notes:
+        for note in (*self.setup.notes, *self.loader.notes, self.setup.implementation):
             self.log.say(note)
-        self.log.say(self.loader.note)
-        self.log.say(self.implementation)
         for remark in remarks(self.config, len(self.dataset.classes)):
             self.log.say(remark)
         rows = len(self.dataset.rows(self.config.data.train_split))
         self.log.say(
             f"{self.run_dir}: {self.dataset.name}, {rows} samples, {self.total_steps} steps, {comm.world()} rank(s) on "
-            f"{self.device.type}" + (f", going on after step {self.first_step}" if self.first_step else "")
+            f"{self.setup.device.type}" + (f", going on after step {self.first_step}" if self.first_step else "")
         )
 
     def _steps(self) -> tuple[int, bool]:
@@ -366,16 +242,17 @@ class _Run:
         self.at(step, "saving")
         if not self.main:
             return
+        learner = self.setup.learner
         payload = {
             "epoch": step // self.loader.steps_per_epoch,
             "step_in_epoch": step % self.loader.steps_per_epoch,
             "nonfinite": self.nonfinite,
             "skipped": self.skipped,
             "bad": sorted(self.bad),
-            "model": self.learner.encoder.state_dict(),
-            "prototypes": None if self.learner.prototypes is None else self.learner.prototypes.detach(),
-            "memory": self.memory.state(),
-            "optimiser": self.optimiser.state_dict(),
+            "model": learner.encoder.state_dict(),
+            "prototypes": None if learner.prototypes is None else learner.prototypes.detach(),
+            "memory": self.setup.memory.state(),
+            "optimiser": self.setup.optimiser.state_dict(),
             "settings": plain_settings(self.config),
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -393,5 +270,5 @@ class _Run:
             "step": step,
             "total_steps": self.total_steps,
         }
-        path = save_encoder(self.learner.encoder, self.config, facts)
+        path = save_encoder(self.setup.learner.encoder, self.config, facts)
         self.log.say(f"step {step} of {self.total_steps} done; encoder in {path}")

@@ -21,7 +21,18 @@ from typing import NamedTuple
 EXIT_HUNG = 75
 """Exit code of a rank that gave up waiting for another (EX_TEMPFAIL: nothing is wrong with the run, start again)."""
 
-PHASES = ("start", "loading", "encoding", "gathering", "agreeing", "saving", "done")
+PHASES = (
+    "start",
+    "loading",
+    "encoding",
+    "gathering",
+    "contrasting",
+    "backpropagating",
+    "agreeing",
+    "updating",
+    "saving",
+    "done",
+)
 """What a rank does in a step, in order. A rank that is behind in (step, phase) keeps the others waiting."""
 
 SHARES = 20  # beats in a time-out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -23,6 +22,7 @@ from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.loader import TrainLoader
 from marc_dist.data.reader import IndexedReader
+from tests.worlds import fork_server
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,17 @@ def test_it_holds_what_decoding_gives_and_may_be_pickled(dataset: Dataset, tmp_p
             assert np.array_equal(one.picture(sample), np.asarray(reader.image(sample)))
 
 
+def test_making_it_looks_ahead_and_leaves_no_file_open(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: set[int] = set()
+    monkeypatch.setattr(IndexedReader, "expect", lambda _, samples: told.update(samples))
+    before = os.listdir("/proc/self/fd")
+    make(dataset, tmp_path)
+    assert os.listdir("/proc/self/fd") == before
+    assert told == set(dataset.rows("train").tolist())
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_have_the_same_bits_with_and_without(
     dataset: Dataset, sample_dir: Path, tmp_path: Path, workers: int
@@ -52,7 +63,7 @@ def test_batches_have_the_same_bits_with_and_without(
         words |= {"data.image_size": 48, "train.global_batch": 150, "augment.blur": 0.5, "augment.cutout": 0.5}
         loader = TrainLoader(dataset, build(Config, words | {"data.num_workers": workers}), 1, 2)
         batches[mode] = list(loader.epoch(3))
-        assert ("decoded pictures in" in loader.note) == (mode == "auto")
+        assert ("decoded pictures in" in loader.notes[0]) == (mode == "auto")
         loader.close()
     for one, other in zip(batches["none"], batches["auto"], strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.ids, other.ids)
@@ -90,7 +101,7 @@ def _make_slowly(path: str, root: str) -> None:
 
 
 def test_killed_while_it_is_made_leaves_nothing_that_counts(sample_dir: Path, dataset: Dataset, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     process = context.Process(target=_make_slowly, args=(str(sample_dir), str(tmp_path)))
     process.start()
     while not list(tmp_path.glob("*.new-*/pixels.npy")):
@@ -103,7 +114,7 @@ def test_killed_while_it_is_made_leaves_nothing_that_counts(sample_dir: Path, da
 
 
 def test_two_processes_make_one(sample_dir: Path, dataset: Dataset, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     process = context.Process(target=_make_slowly, args=(str(sample_dir), str(tmp_path)))
     process.start()
     while not list(tmp_path.glob("*.new-*")):
@@ -141,7 +152,7 @@ def test_what_does_not_fit_is_decoded_each_time_and_said(
     monkeypatch.setattr(cache, "_free_memory", lambda: 1_000_000)
     words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.num_workers": 0}
     loader = TrainLoader(dataset, build(Config, words), 0, 1)
-    assert "decoded pictures are not kept, they take 0.0 GB, and 50% of the free memory is 0.0 GB" in loader.note
+    assert "decoded pictures are not kept, they take 0.0 GB, and 50% of the free memory is 0.0 GB" in loader.notes[0]
     assert not list(tmp_path.iterdir())
 
 

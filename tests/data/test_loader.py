@@ -11,15 +11,17 @@ import time
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from marc_dist.config import Config, DataError, build
+from marc_dist.data.batches import Batch
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.loader import STOP_SIGNALS, Batch, TrainLoader, _TrainTasks, iter_eval
+from marc_dist.data.loader import TrainLoader, iter_eval
+from marc_dist.data.pool import STOP_SIGNALS
+from tests.worlds import fork_server
 
 SETTINGS = {"data.image_size": 32, "train.global_batch": 150, "train.seed": 5}
 
@@ -91,16 +93,46 @@ def test_workers_do_not_change_a_bit(dataset: Dataset, sample_dir: Path, referen
         assert torch.equal(batch.labels, expected.labels)
 
 
-@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_ranks_join_to_the_same_global_steps(
-    dataset: Dataset, sample_dir: Path, reference: list[Batch], world: int
+    dataset: Dataset, sample_dir: Path, reference: list[Batch], world: int, workers: int
 ) -> None:
-    ranks = [epoch(dataset, config(sample_dir), 1, rank, world) for rank in range(world)]
-    for step, expected in enumerate(reference):
-        ids = torch.cat([batches[step].ids for batches in ranks])
-        assert ids.tolist() == expected.ids.tolist()
-        parts = [batches[step].images.unflatten(0, (2, -1)) for batches in ranks]
-        assert torch.equal(torch.cat(parts, dim=1).flatten(0, 1), expected.images)
+    """Ids and augmented pictures, to the bit; entered late by every other rank, as after a resume."""
+    ranks = [epoch(dataset, config(sample_dir, workers), 1, rank, world, start=rank % 2) for rank in range(world)]
+    for step, expected in enumerate(reference[1:], start=1):
+        parts = [next(batch for batch in batches if batch.step == step) for batches in ranks]
+        assert torch.cat([part.ids for part in parts]).tolist() == expected.ids.tolist()
+        images = [part.images.unflatten(0, (2, -1)) for part in parts]
+        assert torch.equal(torch.cat(images, dim=1).flatten(0, 1), expected.images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_the_device_that_trains_augments_to_the_same_bits(
+    dataset: Dataset, sample_dir: Path, reference: list[Batch], cache: str, workers: int
+) -> None:
+    """Pictures held where they are augmented, or sent there step by step; on a CPU also the bits are the same."""
+    settings = config(sample_dir, workers, **{"data.augment_on": "device", "data.cache": cache})
+    loader = TrainLoader(dataset, settings, 0, 1)
+    assert loader.notes[1].startswith("augmented on cpu, batch by batch")
+    for batch, expected in zip(loader.epoch(1), reference, strict=True):
+        assert torch.equal(batch.images, expected.images) and torch.equal(batch.ids, expected.ids)
+        assert torch.equal(batch.labels, expected.labels) and batch.global_size == expected.global_size
+        assert set(batch.seconds) == {"augment"} if cache == "auto" else {"read", "decode", "augment"}
+    loader.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_a_gpu_augments_what_the_workers_would(
+    dataset: Dataset, sample_dir: Path, reference: list[Batch], cache: str
+) -> None:
+    loader = TrainLoader(dataset, config(sample_dir, 1, **{"data.cache": cache}), 0, 1, device=torch.device("cuda"))
+    for batch, expected in zip(loader.epoch(1), reference, strict=True):
+        assert batch.images.is_cuda and batch.ids.tolist() == expected.ids.tolist()
+        torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=0, atol=1e-4)
+    loader.close()
 
 
 def test_a_rank_without_rows_gets_an_empty_batch(dataset: Dataset, sample_dir: Path) -> None:
@@ -119,21 +151,15 @@ def test_entering_an_epoch_late_gives_its_remaining_batches(
     assert all(torch.equal(a.images, b.images) for a, b in zip(late, reference[1:], strict=True))
 
 
-def test_batches_are_built_on_one_thread_and_the_number_is_put_back(
-    dataset: Dataset, sample_dir: Path, reference: list[Batch], monkeypatch: pytest.MonkeyPatch
+def test_threads_do_not_change_a_bit_and_their_number_is_put_back(
+    dataset: Dataset, sample_dir: Path, reference: list[Batch]
 ) -> None:
-    seen: set[int] = set()
-    views = _TrainTasks.views
-
-    def spied(*args: Any) -> torch.Tensor:
-        seen.add(torch.get_num_threads())
-        return views(*args)
-
-    monkeypatch.setattr(_TrainTasks, "views", spied)
     torch.set_num_threads(3)
     try:
         first = next(TrainLoader(dataset, config(sample_dir), 0, 1).epoch(1))
-        assert torch.get_num_threads() == 3 and seen == {1}
+        assert torch.get_num_threads() == 3
+        next(iter_eval(dataset, dataset.rows("test"), 16, 4, 0))
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(1)
     assert torch.equal(first.images, reference[0].images)
@@ -217,7 +243,7 @@ def running(pid: int) -> bool:
 @pytest.mark.parametrize(("how", "code"), [("killed", -signal.SIGKILL), ("error", 3)])
 def test_a_main_process_that_never_closes_ends_and_leaves_nothing(sample_dir: Path, how: str, code: int) -> None:
     """``kill -9`` orphans no worker; an error's exit does not wait for workers that ignore SIGTERM."""
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     ours, theirs = context.Pipe(duplex=False)
     main = context.Process(target=leave, args=(sample_dir, how, theirs))
     main.start()

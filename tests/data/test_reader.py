@@ -100,3 +100,50 @@ def test_tries_are_finite(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="cannot be opened"):
         IndexedReader(dataset, retries=2).read(0)
     assert waits == [0.1, 0.2]
+
+
+def test_what_is_expected_is_asked_of_the_system(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(copy)
+    reader = IndexedReader(dataset)
+    told: list[tuple[str, int, int, int]] = []
+    real = os.posix_fadvise
+
+    def record(file: int, offset: int, size: int, advice: int) -> None:
+        told.append((os.readlink(f"/proc/self/fd/{file}"), offset, size, advice))
+        real(file, offset, size, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    samples = [len(dataset) - 1, 3, 0]
+    expected = [reader.read(sample) for sample in samples]
+    reader.expect(iter(samples))
+    reader.expect([])
+    assert told == [
+        (
+            str(copy / dataset.shards[dataset.shard[sample]]),
+            dataset.offset[sample],
+            dataset.size[sample],
+            os.POSIX_FADV_WILLNEED,
+        )
+        for sample in samples
+    ]
+    assert [reader.read(sample) for sample in samples] == expected
+    reader.close()
+
+
+def test_expecting_is_never_an_error(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(copy)
+    reader = IndexedReader(dataset, retries=0)
+    (copy / dataset.shards[0]).unlink()
+    reader.expect([0])
+    with pytest.raises(DataError, match="cannot be opened"):
+        reader.read(0)
+
+    def refuse(*_: int) -> None:
+        raise OSError(29, "Illegal seek")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    reader.expect([len(dataset) - 1])
+    monkeypatch.delattr(os, "posix_fadvise")  # macOS
+    reader.expect([len(dataset) - 1])
+    assert reader.read(len(dataset) - 1)
+    reader.close()

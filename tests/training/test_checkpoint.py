@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from marc_dist.config import DataError, LaunchError
 from marc_dist.training import checkpoint as module
 from marc_dist.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
+from tests.worlds import fork_server
 
 
 def _payload(value: float, size: int = 4) -> dict[str, Any]:
@@ -127,8 +127,7 @@ def _killed_at(run: Path, call: int) -> None:
 
 
 def test_killed_at_any_point_of_a_write_something_whole_is_left(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "marc_dist.comm"])
+    context = fork_server()
     steps, ended = [], False
     for call in range(1, 20):
         run = tmp_path / str(call)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from marc_dist import comm
 from marc_dist.config import Config, ConfigError, DataError, LaunchError, build, load_config
 from marc_dist.data.dataset import open_dataset
-from marc_dist.training import trainer
+from marc_dist.training import setup, trainer
 from marc_dist.training.checkpoint import checkpoint_path, load_checkpoint
 from marc_dist.training.export import load_encoder
 from marc_dist.training.signals import StopFlag
@@ -57,7 +57,7 @@ def _words(sample: Path, run: Path, **more: Any) -> dict[str, Any]:
     return words | {key.replace("__", "."): value for key, value in more.items()}
 
 
-class _Recording(trainer.TrainLoader):  # type: ignore[misc]
+class _Recording(setup.TrainLoader):  # type: ignore[misc]
     """The real loader; writes down the ids of this rank, and does harm where a test asks for it."""
 
     seen: list[tuple[int, int, list[int]]] = []
@@ -79,7 +79,7 @@ def _train(
     words: dict[str, Any], nan_at: dict[int, int] | None = None, signal_at: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Train on this rank; what happened, and the ids that it was given."""
-    trainer.TrainLoader = _Recording  # type: ignore[misc]
+    setup.TrainLoader = _Recording  # type: ignore[misc]
     said: list[str] = []
     trainer.RunLog.say = lambda self, message: said.append(message)  # type: ignore[method-assign,assignment]
     _Recording.seen, _Recording.nan_at, _Recording.signal_at = [], nan_at or {}, signal_at
@@ -345,7 +345,7 @@ def test_recompute_replays_dropout(small_dir: Path, tmp_path: Path) -> None:
 
 def _replay(words: dict[str, Any]) -> None:
     config = build(Config, words)
-    run = trainer._Run(config, True, StopFlag())
+    run = setup.Setup(config, True, lambda step, phase: None)
     encoder = run.learner.encoder
     encoder.head = torch.nn.Sequential(torch.nn.Dropout(0.4), *encoder.head).double()
     batch = next(iter(run.loader.epoch(0)))
@@ -357,13 +357,12 @@ def _replay(words: dict[str, Any]) -> None:
     for start in range(0, len(batch.images), 5):  # one graph over all chunks, each drawn with its own seed
         torch.manual_seed(step_seed(config.train.seed, 0, batch.ids, start))
         projections.append(run.stepper._encode(run.learner, batch.images[start : start + 5])[0])
-    run.stepper._backward(torch.cat(projections), None, batch)
+    run.stepper._backward(torch.cat(projections), None, batch, 0)
     want = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
     assert len(got) == len(want) > 10
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     run.loader.close()
-    run.log.close()
 
 
 def test_recompute_refuses_live_batch_norm(small_dir: Path, tmp_path: Path) -> None:
@@ -418,7 +417,7 @@ def test_another_run_in_the_same_folder_is_refused(
     with pytest.raises(LaunchError, match="has checkpoints"):
         trainer.train(build(Config, words), resume=False)
     other = dataclasses.replace(open_dataset(small_dir), fingerprint="f" * 64)
-    monkeypatch.setattr(trainer, "open_dataset", lambda path: other)
+    monkeypatch.setattr(setup, "open_dataset", lambda *_, **__: other)
     with pytest.raises(DataError, match=r"was trained on .* holds .*ffffffffffff"):
         trainer.train(build(Config, words))
     assert (whole[0] / "config.yaml").read_bytes() == before

@@ -1,0 +1,171 @@
+"""A rank's part of a global step: first pictures with the numbers drawn for them, then augmented, wherever that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from marc_dist.config import Config, DataError
+from marc_dist.data.augment import View, draw
+from marc_dist.data.augment_batch import apply_batch
+from marc_dist.data.plan import Ids
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of one global step.
+
+    Attributes:
+        images: (V * B, 3, S, S) float32, normalised; all of view 0, then all of view 1, ...
+        labels: (B, L) bool.
+        ids: (B,) int64 sample ids.
+        step: number of the global step in its epoch.
+        global_size: samples of the global step over all ranks, bad ones included.
+        bad: (id, what is wrong) of this rank's samples that were left out (``data.on_error=skip``).
+        seconds: what the loader took to read, decode and augment it; in another process than the training's, mostly.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    step: int
+    global_size: int
+    bad: tuple[tuple[int, str], ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A batch before its augmentation.
+
+    Attributes:
+        pixels: (N, H, W, 3) uint8, smaller pictures at the top left; None when the training device holds them all.
+        sizes: (N, 2) int32, height and width; None with ``pixels``.
+        rows: of the B good samples, where in ``pixels`` each lies.
+        views: (V * B) what to do, in the order of ``Batch.images``.
+        labels, ids, step, global_size, bad, seconds: as in ``Batch``.
+    """
+
+    pixels: Tensor | None
+    sizes: Tensor | None
+    rows: list[int]
+    views: list[View]
+    labels: Tensor
+    ids: Tensor
+    step: int
+    global_size: int
+    bad: tuple[tuple[int, str], ...]
+    seconds: dict[str, float]
+
+
+class Stopwatch:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Count the time inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+
+def stack(pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+    """Pictures of any sizes as one (N, H, W, 3) tensor, and their (N, 2) sizes."""
+    sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32).reshape(-1, 2)
+    height, width = sizes.amax(0).tolist() if len(pictures) else (1, 1)
+    pixels = _shared((len(pictures), height, width, 3), torch.uint8)
+    rows = pixels.numpy()
+    for row, picture in zip(rows, pictures, strict=True):
+        row[: picture.shape[0], : picture.shape[1]] = picture
+    return pixels, sizes
+
+
+def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[int]) -> list[View]:
+    """The numbers of all views of some samples, in the order of ``Batch.images``.
+
+    A function of (seed, epoch, sample, view). A sample's second visit in an epoch draws as views V to 2 V - 1.
+    """
+    num, seed = config.data.num_views, config.train.seed
+    return [
+        draw(config.augment, seed=seed, epoch=epoch, sample=sample, view=visit * num + view)
+        for view in range(num)
+        for sample, visit in zip(ids, visits, strict=True)
+    ]
+
+
+def try_each(
+    config: Config, ids: Ids, read: Callable[[int], Picture]
+) -> tuple[list[Picture], list[int], tuple[tuple[int, str], ...]]:
+    """Read samples; the good ones' places among ``ids``, and what is wrong with the others.
+
+    Raises:
+        DataError: a bad sample, and ``data.on_error=stop``.
+    """
+    pictures, good, bad = [], [], []
+    for place, sample in enumerate(ids.tolist()):
+        try:
+            pictures.append(read(sample))
+        except DataError as error:
+            if config.data.on_error == "stop":
+                raise
+            bad.append((sample, str(error)))
+        else:
+            good.append(place)
+    return pictures, good, tuple(bad)
+
+
+def augmented(batch: Pictures, image_size: int, pixels: Tensor | None = None, sizes: Tensor | None = None) -> Batch:
+    """Apply what was drawn, where the pixels are.
+
+    Args:
+        batch: its pixels, if it has any, are used.
+        image_size: S.
+        pixels: (N, H, W, 3) uint8 to use otherwise.
+        sizes: (N, 2) of ``pixels``, on the CPU.
+    """
+    pixels = batch.pixels if pixels is None else pixels
+    sizes = batch.sizes if sizes is None else sizes
+    assert pixels is not None and sizes is not None, "pixels come with the batch or beside it"
+    watch = Stopwatch()
+    with watch.on("augment"):
+        shape = (len(batch.views), 3, image_size, image_size)
+        out = _shared(shape, torch.float32) if pixels.device.type == "cpu" else None
+        num_views = len(batch.views) // max(len(batch.rows), 1)
+        images = apply_batch(
+            pixels.permute(0, 3, 1, 2), sizes, batch.views, image_size, rows=batch.rows * num_views, out=out
+        )
+    return Batch(
+        images=images,
+        labels=batch.labels,
+        ids=batch.ids,
+        step=batch.step,
+        global_size=batch.global_size,
+        bad=batch.bad,
+        seconds={**batch.seconds, **watch.seconds},
+    )
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Empty memory. A loader process takes it where the main process will see it, as torch's own collation does: the
+    batch is then sent without being copied.
+    """
+    if get_worker_info() is None or 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    size = dtype.itemsize * int(np.prod(shape))
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

@@ -1,0 +1,65 @@
+"""Folders of decoded pictures that are damaged: made anew, or one clear error."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from marc_dist.data.cache import open_cache
+from marc_dist.data.dataset import open_dataset
+from marc_dist.data.reader import IndexedReader
+from tests.fuzz.damage import damaged, fuzz, in_time, little_memory, told
+from tests.fuzz.test_folders import write
+
+pytestmark = pytest.mark.xfail(run=False, reason="found: cache.py trusts what lies in its folder")
+
+
+@pytest.mark.parametrize("name", ["cache.json", "sizes.npy", "pixels.npy"])
+def test_damaged_caches(name: str, packed: dict[str, bytes], tmp_path: Path) -> None:
+    """Made anew, or one clear error; a missing part too."""
+    dataset = open_dataset(write(tmp_path / "shards", packed))
+    reader = IndexedReader(dataset, retries=0)
+    ids = dataset.rows("train").tolist()
+
+    def pictures() -> list[np.ndarray[Any, Any]]:
+        cache = open_cache(dataset, "train", tmp_path / "cache", reader=reader)
+        return [np.array(cache.picture(sample)) for sample in ids]
+
+    sound = pictures()
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    content = (folder / name).read_bytes()
+
+    @fuzz(25)
+    @given(damaged(content[:2000]))
+    def check(data: bytes) -> None:
+        (folder / name).write_bytes(data + content[2000:])
+        with little_memory(1500):
+            told(pictures)
+
+    check()
+    (folder / name).unlink()
+    found: list[np.ndarray[Any, Any]] = []
+    if told(lambda: found.extend(pictures())) is None:
+        assert all(np.array_equal(one, other) for one, other in zip(found, sound, strict=True))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, "{}", '{"errors": 5}'])
+def test_descriptions_of_caches(text: str, packed: dict[str, bytes], tmp_path: Path) -> None:
+    dataset = open_dataset(write(tmp_path / "shards", packed))
+    reader = IndexedReader(dataset, retries=0)
+    open_cache(dataset, "train", tmp_path / "cache", reader=reader)
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    (folder / "cache.json").write_text(text)
+    assert told(lambda: open_cache(dataset, "train", tmp_path / "cache", reader=reader).picture(3)) is None
+
+
+def test_pictures_larger_than_the_index_says(packed: dict[str, bytes], tmp_path: Path) -> None:
+    dataset = open_dataset(write(tmp_path / "shards", packed))
+    dataset = dataclasses.replace(dataset, width=dataset.width - 1)
+    with in_time():
+        assert told(lambda: open_cache(dataset, "train", tmp_path / "cache", reader=IndexedReader(dataset, retries=0)))
