@@ -44,7 +44,7 @@ import importlib.abc, importlib.util, os, sys
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "marc_dist.training.trainer":
+        if name != "marc_dist.training.setup":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

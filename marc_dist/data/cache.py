@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from marc_dist.config import DataError
+from marc_dist.config import DataError, user_path
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
@@ -91,7 +91,9 @@ def cache_root(given: str | None) -> Path:
     """
     given = given or os.environ.get("MARC_CACHE_DIR")
     if given:
-        return Path(given).expanduser()
+        if "\0" in given:
+            raise DataError(f"data.cache_dir: expected a folder's name, got {given!r}")
+        return user_path(given)
     root = Path(tempfile.gettempdir()) / f"marc-dist-cache-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
@@ -176,11 +178,18 @@ def _alone(path: Path, tick: Callable[[], None]) -> Iterator[None]:
 def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
     try:
         meta = json.loads((folder / "cache.json").read_text())
-        size = (folder / "pixels.npy").stat().st_size
-    except (OSError, ValueError):
+        pixels, sizes = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "sizes.npy")
+    except Exception:  # numpy parses a header as Python: SyntaxError, TokenError, ... of a damaged one
         return False
-    expected = {"format": FORMAT, "fingerprint": dataset.fingerprint, "num": len(ids), "bytes": size}
-    return all(meta.get(key) == value for key, value in expected.items()) and (skip or not meta["errors"])
+    most = (int(dataset.height[ids].max()), int(dataset.width[ids].max()))
+    shapes = {"pixels": (pixels.shape, pixels.dtype), "sizes": (sizes.shape, sizes.dtype)}
+    if shapes != {"pixels": ((len(ids), *most, 3), np.uint8), "sizes": ((len(ids), 2), np.int32)}:
+        return False
+    expected = {"format": FORMAT, "fingerprint": dataset.fingerprint, "num": len(ids)}
+    expected["bytes"] = (folder / "pixels.npy").stat().st_size
+    if not isinstance(meta, dict) or any(meta.get(key) != value for key, value in expected.items()):
+        return False
+    return isinstance(meta.get("errors"), dict) and (skip or not meta["errors"])
 
 
 def _build(
@@ -206,6 +215,10 @@ def _build(
             mine.reader.expect(ids[row + AHEAD : row + AHEAD + 1])
             try:
                 picture = np.asarray(mine.reader.image(int(ids[row])))
+                if picture.shape[0] > shape[1] or picture.shape[1] > shape[2]:
+                    raise DataError(
+                        f"{dataset.place(int(ids[row]))}: larger than the index says; check with marc-shard --verify"
+                    )
             except DataError as error:
                 if not skip:
                     raise

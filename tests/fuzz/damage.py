@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,9 @@ def in_time() -> Iterator[None]:
     """The block ends soon, or the test fails."""
     before = signal.signal(signal.SIGALRM, _stop)
     signal.alarm(LIMIT_S)
-    faulthandler.dump_traceback_later(3 * LIMIT_S, exit=True)  # inside of a library no signal is heard
+    faulthandler.dump_traceback_later(
+        3 * LIMIT_S, exit=True, file=sys.__stderr__
+    )  # inside of a library no signal is heard
     try:
         yield
     finally:
