@@ -105,11 +105,11 @@ def test_tries_are_finite(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_expected_is_asked_of_the_system(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_dataset(copy)
     reader = IndexedReader(dataset)
-    told: list[tuple[str, int, int, int]] = []
+    told: list[tuple[Path, int, int, int]] = []
     real = os.posix_fadvise
 
     def record(file: int, offset: int, size: int, advice: int) -> None:
-        told.append((os.readlink(f"/proc/self/fd/{file}"), offset, size, advice))
+        told.append((Path(f"/proc/self/fd/{file}").readlink(), offset, size, advice))
         real(file, offset, size, advice)
 
     monkeypatch.setattr(os, "posix_fadvise", record)
@@ -117,15 +117,9 @@ def test_what_is_expected_is_asked_of_the_system(copy: Path, monkeypatch: pytest
     expected = [reader.read(sample) for sample in samples]
     reader.expect(iter(samples))
     reader.expect([])
-    assert told == [
-        (
-            str(copy / dataset.shards[dataset.shard[sample]]),
-            dataset.offset[sample],
-            dataset.size[sample],
-            os.POSIX_FADV_WILLNEED,
-        )
-        for sample in samples
-    ]
+    shards = [copy / dataset.shards[dataset.shard[sample]] for sample in samples]
+    places = zip(shards, dataset.offset[samples], dataset.size[samples], strict=True)
+    assert told == [(*place, os.POSIX_FADV_WILLNEED) for place in places]
     assert [reader.read(sample) for sample in samples] == expected
     reader.close()
 
