@@ -22,6 +22,7 @@ PURE = {
 OWNERS = {
     "torch.distributed": ("comm.py",),
     "faiss": ("retrieval/index.py",),
+    "webdataset": ("data/stream.py",),
     "submitit": ("cluster/slurm.py", "cluster/local.py"),
     "ray": ("cluster/ray.py", "tuning/"),
 }

@@ -24,6 +24,14 @@ class DataConfig(Section):
     """Where samples come from and how they reach the encoder."""
 
     dir: str = Field("data/sample", min_length=1, description="shard folder written by marc-shard")
+    reader: Literal["indexed", "streamed"] = Field(
+        "indexed", description="shards on a file system, any sample at once; or tars from anywhere, from end to end"
+    )
+    urls: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="streamed: paths, globs, {000..004}, https://, s3:// or pipe: of the tars; none = those in dir"
+    )
+    lanes: int = Field(8, ge=1, le=4096, description="streamed: shards read side by side, over all ranks")
+    shuffle: int = Field(1000, ge=1, le=10_000_000, description="streamed: samples of a lane's shuffle buffer")
     train_split: Name = Field("train", description="split to train on")
     image_size: int = Field(224, ge=16, le=4096, description="side of the square given to the encoder, pixels")
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
@@ -297,12 +305,18 @@ class Config(Section):
         keys = [f"loss.{name}" for name in self.loss.unread()]
         fields = type(self.data).model_fields
         if self.data.sampler == "uniform":
-            names = ("repeat_threshold", "repeat_max")
+            names: tuple[str, ...] = ("repeat_threshold", "repeat_max")
             keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
+        names = ("urls", "lanes", "shuffle") if self.data.reader == "indexed" else ("cache", "cache_dir")
+        keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
         return keys
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        if self.data.reader == "streamed" and self.data.sampler != "uniform":
+            raise ValueError(
+                "data.sampler=label_aware chooses samples, but data.reader=streamed takes them as they come"
+            )
         if self.loss.name == "ntxent" and self.data.num_views < 2:
             raise ValueError("loss.name=ntxent has other views as positives, but data.num_views is 1; use at least 2")
         return self

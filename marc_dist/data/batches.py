@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import get_worker_info
 from marc_dist.config import Config, DataError
 from marc_dist.data.augment import View, draw
 from marc_dist.data.augment_batch import apply_batch
+from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 
 Picture = NDArray[np.uint8]
@@ -127,6 +129,76 @@ def try_each(
         else:
             good.append(place)
     return pictures, good, tuple(bad)
+
+
+class Where(NamedTuple):
+    """A global step: its epoch, its number there, and its samples over all ranks."""
+
+    epoch: int
+    step: int
+    global_size: int
+
+
+class Placed(NamedTuple):
+    """Pictures to augment: ``Pictures.pixels``, ``sizes`` and ``rows``."""
+
+    pixels: Tensor | None
+    sizes: Tensor | None
+    rows: list[int]
+
+
+def with_views(
+    config: Config,
+    dataset: Dataset,
+    where: Where,
+    ids: Ids,
+    visits: Ids,
+    placed: Placed,
+    bad: tuple[tuple[int, str], ...],
+    watch: Stopwatch,
+) -> Pictures:
+    """Good samples with the numbers of their views.
+
+    Args:
+        config: the run's settings.
+        dataset: for labels.
+        where: the global step.
+        ids: (B,) samples.
+        visits: (B,) see ``draw_views``.
+        placed: their pictures.
+        bad: see ``Batch``.
+        watch: what it took so far.
+    """
+    with watch.on("augment"):
+        views = draw_views(config, where.epoch, ids.tolist(), visits.tolist())
+    return Pictures(
+        pixels=placed.pixels,
+        sizes=placed.sizes,
+        rows=placed.rows,
+        views=views,
+        labels=torch.from_numpy(dataset.labels[ids]),
+        ids=torch.from_numpy(ids),
+        step=where.step,
+        global_size=where.global_size,
+        bad=bad,
+        seconds=watch.seconds,
+    )
+
+
+def merge(parts: Sequence[Batch], num_views: int) -> Batch:
+    """Parts of a rank's part of a global step as one, in order; a single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    images = torch.cat([part.images.view(num_views, len(part.ids), *part.images.shape[1:]) for part in parts], dim=1)
+    return Batch(
+        images=images.flatten(0, 1),
+        labels=torch.cat([part.labels for part in parts]),
+        ids=torch.cat([part.ids for part in parts]),
+        step=parts[0].step,
+        global_size=parts[0].global_size,
+        bad=tuple(found for part in parts for found in part.bad),
+        seconds={key: sum(part.seconds.get(key, 0.0) for part in parts) for key in parts[0].seconds},
+    )
 
 
 def augmented(batch: Pictures, image_size: int, pixels: Tensor | None = None, sizes: Tensor | None = None) -> Batch:

@@ -90,8 +90,12 @@ def content_fingerprint(classes: Sequence[str], rows: Iterable[tuple[str, str, b
     return digest.hexdigest()
 
 
-def open_dataset(path: str | Path) -> Dataset:
+def open_dataset(path: str | Path, *, shards: bool = True) -> Dataset:
     """Open a shard folder and check it against its own ``dataset.json``.
+
+    Args:
+        path: the folder.
+        shards: whether the tars must lie there, too; streamed, they may be elsewhere.
 
     Raises:
         DataError: missing, another kind of folder, another format version, an index or a shard that is not the one
@@ -105,7 +109,7 @@ def open_dataset(path: str | Path) -> Dataset:
         raise DataError(
             f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force"
         )
-    for shard in meta["shards"]:
+    for shard in meta["shards"] if shards else ():
         file = root / shard["name"]
         try:
             size = file.stat().st_size if file.is_file() else None

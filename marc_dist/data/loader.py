@@ -15,7 +15,18 @@ from torch import Tensor
 
 from marc_dist.config import Config
 from marc_dist.data.augment import eval_transform
-from marc_dist.data.batches import Batch, Picture, Pictures, Stopwatch, augmented, draw_views, stack, try_each
+from marc_dist.data.batches import (
+    Batch,
+    Picture,
+    Pictures,
+    Placed,
+    Stopwatch,
+    Where,
+    augmented,
+    stack,
+    try_each,
+    with_views,
+)
 from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decode_rgb
@@ -107,23 +118,12 @@ class _TrainTasks(Tasks):
         ids, visits = ids[good], visits[good]
         if self.cache is None or self.gives == "pixels":
             with watch.on("decode"):
-                (pixels, sizes), rows = stack(pictures), list(range(len(good)))
+                placed = Placed(*stack(pictures), list(range(len(good))))
         else:
-            (pixels, sizes), rows = self.cache.tensors(), self.cache.rows(ids)
-        with watch.on("augment"):
-            views = draw_views(self.config, epoch, ids.tolist(), visits.tolist())
-        batch = Pictures(
-            pixels=None if self.gives == "rows" else pixels,
-            sizes=None if self.gives == "rows" else sizes,
-            rows=rows,
-            views=views,
-            labels=torch.from_numpy(self.dataset.labels[ids]),
-            ids=torch.from_numpy(ids),
-            step=step,
-            global_size=len(every),
-            bad=bad,
-            seconds=watch.seconds,
-        )
+            pixels, sizes = (None, None) if self.gives == "rows" else self.cache.tensors()
+            placed = Placed(pixels, sizes, self.cache.rows(ids))
+        where = Where(epoch, step, len(every))
+        batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch)
         return augmented(batch, self.config.data.image_size) if self.gives == "images" else batch
 
     def _read_with(self, ids: Ids, watch: Stopwatch) -> Callable[[int], Picture]:

@@ -16,6 +16,8 @@ HARMLESS = frozenset(
         "data.dir",  # the fingerprint says whether it is the same data
         "data.num_workers",
         "data.verify_crc",
+        "data.urls",
+        "data.augment_on",
         "data.cache",
         "data.cache_dir",
         "data.retries",

@@ -13,6 +13,7 @@ from marc_dist import comm
 from marc_dist.config import Config, ConfigError, DataError, LaunchError, MarcError
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.loader import TrainLoader
+from marc_dist.data.stream import StreamLoader
 from marc_dist.objective import LabelStatistics, choose_implementation
 from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint
 from marc_dist.training.device import resolve_arithmetic, resolve_device
@@ -55,11 +56,11 @@ class Setup:
     def __init__(self, config: Config, resume: bool, at: Callable[[int, str], None]) -> None:
         self.config = config
         self.run_dir = Path(config.train.run_dir)
-        self.dataset = open_dataset(config.data.dir)
+        self.dataset = open_dataset(config.data.dir, shards=config.data.reader == "indexed")
         self._refuse_several_labels()
         self.device = resolve_device(config.train.device)
         self.arithmetic = resolve_arithmetic(config.train, self.device)
-        self.loader = TrainLoader(self.dataset, config, comm.rank(), comm.world(), lambda: at(1, "start"), self.device)
+        self.loader = self._loader(at)
         self.notes: list[str] = []
         self.payload = self._begin(resume)
         self.learner, self.optimiser = self._build()
@@ -68,6 +69,12 @@ class Setup:
         self.stepper = Stepper(
             config, self.learner, self.optimiser, self.arithmetic, self._statistics(), self.memory, at
         )
+
+    def _loader(self, at: Callable[[int, str], None]) -> TrainLoader | StreamLoader:
+        place = self.dataset, self.config, comm.rank(), comm.world()
+        if self.config.data.reader == "streamed":
+            return StreamLoader(*place, self.device)
+        return TrainLoader(*place, lambda: at(1, "start"), self.device)
 
     def _begin(self, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, chosen and checked by rank 0."""

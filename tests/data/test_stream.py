@@ -1,0 +1,352 @@
+"""Streamed batches: every sample once, the same steps on any number of ranks and workers, nothing missing unsaid."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import itertools
+import random
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from marc_dist.config import Config, ConfigError, DataError, build
+from marc_dist.data.batches import Batch
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.lanes import Lanes, alike, pair_rate
+from marc_dist.data.loader import TrainLoader
+from marc_dist.data.stream import StreamLoader, shard_urls, shuffled
+from marc_dist.training.trainer import train
+from tests.training.test_trainer import _difference, _state
+from tests.worlds import run_in_world
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in sample in twelve training shards."""
+    from marc_dist.cli.shard import main
+
+    out = tmp_path_factory.mktemp("streamed") / "sample"
+    assert main(["--dataset", "sample", "--out", str(out), "--workers", "1", "--samples-per-shard", "40"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def dataset(packed: Path) -> Dataset:
+    return open_dataset(packed)
+
+
+def config(packed: Path, **more: Any) -> Config:
+    words = {"dir": str(packed), "reader": "streamed", "image_size": 16, "num_workers": 0, "lanes": 5, "shuffle": 30}
+    words |= {"retries": 0} | {key: value for key, value in more.items() if "." not in key}
+    rest = {key: value for key, value in more.items() if "." in key}
+    return build(Config, {**{f"data.{key}": value for key, value in words.items()}, "train.global_batch": 64, **rest})
+
+
+def batches(
+    dataset: Dataset, settings: Config, epoch: int, rank: int = 0, world: int = 1, start: int = 0
+) -> list[Batch]:
+    loader = StreamLoader(dataset, settings, rank, world, CPU)
+    try:
+        return list(loader.epoch(epoch, start))
+    finally:
+        loader.close()
+
+
+@pytest.fixture(scope="module")
+def reference(dataset: Dataset, packed: Path) -> list[Batch]:
+    return batches(dataset, config(packed), 1)
+
+
+def test_an_epoch_has_every_sample_once_in_steps_of_one_size(dataset: Dataset, reference: list[Batch]) -> None:
+    ids = torch.cat([batch.ids for batch in reference]).tolist()
+    assert sorted(ids) == dataset.rows("train").tolist() and ids != sorted(ids)
+    assert len(reference) == -(-450 // 64)
+    for batch in reference:
+        assert len(batch.ids) == batch.global_size and abs(batch.global_size - 450 / len(reference)) < 5
+        assert torch.equal(batch.labels, torch.from_numpy(dataset.labels[batch.ids.numpy()]))
+        assert {"read", "decode", "augment"} == set(batch.seconds)
+
+
+def test_epochs_differ(dataset: Dataset, packed: Path, reference: list[Batch]) -> None:
+    assert batches(dataset, config(packed), 0)[0].ids.tolist() != reference[0].ids.tolist()
+
+
+def test_pictures_are_the_indexed_reader_s(dataset: Dataset, packed: Path, reference: list[Batch]) -> None:
+    loader = TrainLoader(dataset, config(packed, reader="indexed", lanes=8, shuffle=1000), 0, 1)
+    views: dict[int, torch.Tensor] = {}
+    for batch in loader.epoch(1):
+        views |= dict(zip(batch.ids.tolist(), batch.images.unflatten(0, (2, -1)).unbind(1), strict=True))
+    for batch in reference:
+        assert torch.equal(batch.images, torch.stack([views[i] for i in batch.ids.tolist()], dim=1).flatten(0, 1))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_ranks_and_workers_do_not_change_a_bit(
+    dataset: Dataset, packed: Path, reference: list[Batch], world: int, workers: int
+) -> None:
+    """Five lanes: of eight ranks, three stay idle. Odd ranks enter the epoch late."""
+    settings = config(packed, num_workers=workers)
+    ranks = [batches(dataset, settings, 1, rank, world, start=rank % 2) for rank in range(world)]
+    for step, expected in enumerate(reference[1:], start=1):
+        parts = [next(batch for batch in found if batch.step == step) for found in ranks]
+        assert torch.cat([part.ids for part in parts]).tolist() == expected.ids.tolist()
+        assert {part.global_size for part in parts} == {expected.global_size}
+        images = torch.cat([part.images.unflatten(0, (2, len(part.ids))) for part in parts if len(part.ids)], dim=1)
+        assert torch.equal(images.flatten(0, 1), expected.images)
+    assert world < 8 or all(len(batch.ids) == 0 and batch.images.shape == (0, 3, 16, 16) for batch in ranks[7])
+
+
+def test_the_device_that_trains_augments_to_the_same_bits(
+    dataset: Dataset, packed: Path, reference: list[Batch]
+) -> None:
+    for batch, expected in zip(batches(dataset, config(packed, augment_on="device"), 1), reference, strict=True):
+        assert torch.equal(batch.images, expected.images)
+
+
+def test_leaving_early_and_coming_back(dataset: Dataset, packed: Path, reference: list[Batch]) -> None:
+    loader = StreamLoader(dataset, config(packed, num_workers=2), 0, 1, CPU)
+    next(iter(loader.epoch(0)))
+    again = list(loader.epoch(1))
+    loader.close()
+    assert all(torch.equal(a.images, b.images) for a, b in zip(again, reference, strict=True))
+
+
+# How good a shuffle is
+
+
+def test_the_rate_of_pairs_counts_pairs() -> None:
+    draw = random.Random(0)
+    groups = np.array([draw.randrange(5) for _ in range(60)])
+    steps = np.array([draw.randrange(4) for _ in range(60)])
+    every = np.concatenate([groups, groups[:13]])
+
+    def same(values: np.ndarray[Any, Any]) -> list[bool]:
+        return [a == b for a, b in itertools.combinations(values.tolist(), 2)]
+
+    within = [pair for step in range(4) for pair in same(groups[steps == step])]
+    expected = np.mean(within) / np.mean(same(every))
+    assert pair_rate(groups, steps, every) == pytest.approx(expected)
+
+
+def test_no_shuffle_is_told_from_a_good_one() -> None:
+    """A sorted archive: 2,000 samples, 40 scenes, 20 shards."""
+    scene = [f"scene {i // 50}" for i in range(2000)]
+    samples = {shard: np.arange(shard * 100, shard * 100 + 100) for shard in range(20)}
+    groups, what = alike(scene, samples)
+    assert what == "same-scene pairs"
+    rates = {}
+    for lanes, buffer in ((1, 1), (8, 100), (20, 2000)):
+        order = Lanes(samples, lanes, 50, seed=0, fingerprint="f")
+        ids, steps = order.order(0, shuffled(buffer))
+        assert sorted(ids.tolist()) == list(range(2000))
+        rates[lanes] = pair_rate(groups[ids], steps, groups)
+    assert rates[1] > 15 and 1.2 < rates[8] < 6 and 0.6 < rates[20] < 1.5
+    assert alike([""] * 2000, samples)[1] == "pairs from the same 64 consecutive samples of a shard"
+
+
+def test_lanes_give_each_step_its_share() -> None:
+    samples = {shard: np.arange(shard * 100, shard * 100 + 7 * shard + 1) for shard in range(9)}
+    lanes = Lanes(samples, 4, 25, seed=3, fingerprint="f")
+    sizes = [lanes.step_size(2, step) for step in range(lanes.steps)]
+    assert sum(sizes) == lanes.num_samples and max(sizes) - min(sizes) < 2 * lanes.num
+    assert sorted(itertools.chain.from_iterable(lanes.deal(2))) == list(range(9)) and lanes.deal(2) != lanes.deal(3)
+    assert Lanes(samples, 99, 25, seed=3, fingerprint="f").num == 9
+
+
+def test_what_a_run_says(dataset: Dataset, packed: Path) -> None:
+    loader = StreamLoader(dataset, config(packed), 0, 9, CPU)
+    assert "12 shards in 5 lanes" in loader.notes[0]
+    assert "as often as after an exact shuffle (data.lanes=5, data.shuffle=30)" in loader.notes[1]
+    assert "4 of 9 ranks have no lane" in loader.notes[2]
+
+
+# Where tars come from
+
+
+@pytest.fixture(scope="module")
+def away(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a person copies of a data set whose tars are elsewhere."""
+    out = tmp_path_factory.mktemp("away") / "sample"
+    out.mkdir()
+    for name in ("dataset.json", "index.parquet"):
+        shutil.copy(packed / name, out / name)
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(packed: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(packed))) as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ["glob", "braces", "pipe", "http"])
+def test_tars_from_elsewhere(packed: Path, away: Path, reference: list[Batch], server: str, kind: str) -> None:
+    urls = {
+        "glob": [f"{packed}/*.tar"],  # the test split's, too
+        "braces": [f"{packed}/train-{{000000..000011}}.tar"],
+        "pipe": [f"pipe:cat {packed}/train-{{000000..000011}}.tar | cat"],
+        "http": [f"{server}/train-{{000000..000011}}.tar"],
+    }[kind]
+    with pytest.raises(DataError, match="no such file"):
+        open_dataset(away)
+    found = batches(open_dataset(away, shards=False), config(away, urls=urls), 1)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, reference, strict=True))
+
+
+def test_s3_goes_through_the_aws_command(dataset: Dataset, packed: Path) -> None:
+    settings = config(packed, urls=["s3://bucket/a b/train-{000000..000011}.tar"])
+    assert shard_urls(settings, dataset, [0, 1])[0].startswith("pipe:aws s3 cp 's3://bucket/a b/t")
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        (["{}/nothing-*.tar"], "nothing-.*: no such file"),
+        (["{}/train-000000.tar"], "expected one for each of 12 shards of train, got none for 11 of them"),
+        (["{}/train-*.tar", "pipe:cat {}/train-000003.tar"], r"train-000003.tar has two, .* and pipe:cat"),
+        (
+            ["https://host/other.tar"],
+            "https://host/other.tar: expected the name of one shard of sample in it, got none",
+        ),
+        (["pipe:cat {0}/train-000003.tar {0}/train-000004.tar"], "got train-000003.tar and train-000004.tar"),
+    ],
+)
+def test_urls_that_do_not_fit(packed: Path, dataset: Dataset, urls: list[str], message: str) -> None:
+    settings = config(packed, urls=[url.format(packed) for url in urls])
+    with pytest.raises(ConfigError, match=message):
+        StreamLoader(dataset, settings, 0, 1, CPU)
+
+
+def test_settings_that_do_not_go_together(packed: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"label_aware chooses samples, but data.reader=streamed takes them as they come"
+    ):
+        config(packed, sampler="label_aware")
+    assert config(packed, cache="none").unread() == ["data.cache"]
+    assert config(packed, reader="indexed", urls=["a"]).unread() == ["data.urls", "data.lanes", "data.shuffle"]
+
+
+# What breaks
+
+
+def _pipes() -> set[int]:
+    """Processes of ``cat`` that tests have started."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"slowly-streamed" in stat.read_bytes():
+                found.add(int(stat.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_command_is_left_behind(packed: Path, dataset: Dataset, workers: int) -> None:
+    command = f"pipe:cat {packed}/train-{{000000..000011}}.tar; : slowly-streamed; sleep 0.2"
+    loader = StreamLoader(dataset, config(packed, num_workers=workers, urls=[command], shuffle=1), 0, 1, CPU)
+    next(iter(loader.epoch(0)))
+    assert _pipes()
+    loader.close()
+    for _ in range(100):
+        if not _pipes():
+            break
+        threading.Event().wait(0.05)
+    assert not _pipes()
+
+
+def broken(packed: Path, tmp_path: Path, harm: str) -> tuple[list[str], str]:
+    """URLs of which one breaks, and the shard's name."""
+    name = "train-000004.tar"
+    content = (packed / name).read_bytes()
+    place = content.index(b"\xff\xd8") if b"\xff\xd8" in content else content.index(b"PNG")
+    bad = {
+        "cut": content[: len(content) // 2],
+        "cut at a member": content[: 512 * 40],
+        "flipped": content[: place + 300] + bytes(64) + content[place + 364 :],
+        "empty": b"",
+        "other": (packed / "train-000005.tar").read_bytes(),
+    }.get(harm, content)
+    (tmp_path / name).write_bytes(bad)
+    others = [f"{packed}/train-{number:06d}.tar" for number in range(12) if number != 4]
+    command = f"pipe:cat {tmp_path}/{name}; exit 3" if harm == "status" else f"{tmp_path}/{name}"
+    return [*others, f"{server_gone()}/{name}" if harm == "refused" else command], name
+
+
+def server_gone() -> str:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as made:
+        port = made.server_port
+    return f"pipe:curl -sf http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("harm", ["cut", "cut at a member", "flipped", "empty", "refused"])
+def test_what_does_not_arrive_is_named_or_left_out(packed: Path, dataset: Dataset, tmp_path: Path, harm: str) -> None:
+    urls, name = broken(packed, tmp_path, harm)
+    with pytest.raises(DataError, match=rf"{name}: \w+.*(did not arrive|expected CRC-32)"):
+        batches(dataset, config(packed, urls=urls), 0)
+    found = batches(dataset, config(packed, urls=urls, on_error="skip"), 0)
+    good = torch.cat([batch.ids for batch in found]).tolist()
+    bad = [sample for batch in found for sample, _ in batch.bad]
+    inside = np.flatnonzero((dataset.shard == dataset.shards.index(name)) & (dataset.split == "train")).tolist()
+    assert Counter(good + bad) == Counter(dataset.rows("train").tolist())
+    assert set(bad) <= set(inside) and len(bad) == {"flipped": 1, "empty": 40, "refused": 40}.get(harm, len(bad)) > 0
+    assert sum(batch.global_size for batch in found) == 450
+
+
+def test_another_tar_of_that_name(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
+    urls, name = broken(packed, tmp_path, "other")
+    with pytest.raises(DataError, match=rf"{name}: \w+ did not arrive: ended too early"):
+        batches(dataset, config(packed, urls=urls), 0)
+
+
+def test_a_stream_that_breaks_once_is_read_again(
+    packed: Path, dataset: Dataset, reference: list[Batch], tmp_path: Path
+) -> None:
+    """Half of a shard, then an end: the second try goes on behind what was given."""
+    whole = packed / "train-000004.tar"
+    mark = tmp_path / "tried"
+    size = whole.stat().st_size // 2
+    command = f"pipe:if [ -e {mark} ]; then cat {whole}; else touch {mark}; head -c {size} {whole}; fi"
+    urls = [*(f"{packed}/train-{number:06d}.tar" for number in range(12) if number != 4), command]
+    found = batches(dataset, config(packed, urls=urls, retries=1), 1)
+    assert mark.exists()
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, reference, strict=True))
+
+
+# A whole run
+
+
+def _run(words: dict[str, Any]) -> int:
+    return train(build(Config, words)).step
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_run_has_the_same_weights_at_any_size_and_after_a_stop(packed: Path, tmp_path: Path, world: int) -> None:
+    words: dict[str, Any] = {"data.dir": str(packed), "data.reader": "streamed", "data.lanes": 5, "data.shuffle": 30}
+    words |= {"data.image_size": 32, "data.num_workers": 0, "model.backbone": "test_resnet", "model.head_hidden": 16}
+    words |= {"model.head_dim": 8, "optim.name": "sgd", "optim.lr": 0.05, "train.epochs": 2, "train.global_batch": 64}
+    words |= {"train.device": "cpu", "train.precision": "float64", "train.max_steps": 11}
+    run_in_world(_run, 1, words | {"train.run_dir": str(tmp_path / "one")})
+    other = words | {"train.run_dir": str(tmp_path / "other")}
+    run_in_world(_run, world, other | {"train.max_steps": 9})  # in the middle of the second epoch
+    assert run_in_world(_run, 1 + world % 2, other) == [11] * (1 + world % 2)
+    assert _difference(_state(tmp_path / "one", 11), _state(tmp_path / "other", 11)) < 1e-9
