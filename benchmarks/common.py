@@ -80,9 +80,9 @@ def side_by_side(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def write(name: str, figures: dict[str, Any]) -> None:
+def write(name: str, figures: dict[str, Any], folder: Path = OUT) -> None:
     """Leave the figures, and what they were taken on, in ``benchmarks/out/NAME.json``."""
-    OUT.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     machine = {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -90,7 +90,7 @@ def write(name: str, figures: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    path = OUT / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
     print(f"figures in {path}")
 

@@ -1,6 +1,6 @@
 """Faults thrown at real training jobs, one after the other; every run must end with the weights of an undisturbed one.
 
-    python benchmarks/faults.py [--seed 0] [--count 200] [--kinds kill-rank,...] [--per-run 5]
+    python benchmarks/faults.py [--seed 0] [--count 200] [--kinds kill-rank,...] [--per-run 5] [--out DIR]
 
 A run of the built-in sample is started with ``marc-launch local`` on one to three processes (drawn at every start),
 hit by a fault, and started again, several times, until it is left alone to the end. After every fault the job must end
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common import OUT, write
 
 LIMIT_S = 60.0
 TOLERANCE = 1e-9
@@ -387,6 +387,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="faults")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--per-run", type=int, default=5, help="faults that one run gets before it is left alone")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of faults.json")
     args = parser.parse_args()
     kinds = args.kinds.split(",")
     strange = set(kinds) - set(KINDS)
@@ -411,7 +412,7 @@ def main() -> int:
         print(f"{times:4d}  {name}")
     print(f"{total} faults, {len(failures)} cost a run, {minutes:.1f} min")
     figures: dict[str, Any] = {"seed": args.seed, "faults": total, "outcomes": outcomes, "failures": failures}
-    write("faults", {**figures, "minutes": minutes})
+    write("faults", {**figures, "minutes": minutes}, args.out)
     return 1 if failures else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,20 @@ def test_seeded_bugs_fit_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ROOT / mutation.tests).is_file()
 
 
-@pytest.mark.parametrize("script", ["loss_speed.py", "loss_memory.py", "loss_precision.py"])
-def test_the_loss_scripts_run(script: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["loss_speed.py", "loss_memory.py", "loss_precision.py", "shuffle_quality.py"])
+def test_quick_scripts_run(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "figures in" in run.stdout
+
+
+@pytest.mark.slow
+def test_a_few_faults_cost_no_run(tmp_path: Path) -> None:
+    """The campaign's own script, real jobs and real signals; 200 of them are thrown by ``make campaign``."""
+    kinds = "kill-rank,checkpoint,signal,shard,nonfinite"
+    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--seed", "7", "--count", "5", "--kinds", kinds]
+    run = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout
+    figures = json.loads((tmp_path / "faults.json").read_text())
+    assert figures["faults"] == 5 and not figures["failures"]
