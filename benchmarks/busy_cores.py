@@ -60,10 +60,11 @@ def main() -> int:
     if args.quick:
         return 0
     shared, alone = figures["shared"], figures["alone"]
+    gain, cost = (state["library's default"] / state["PASSIVE"] for state in (shared, alone))
     held = [
-        verdict("shared cores: default / PASSIVE", shared["library's default"] / shared["PASSIVE"], 1.5, "x", at_least=True),
-        verdict("idle cores: PASSIVE / library's default", alone["PASSIVE"] / alone["library's default"], 1.2, "x"),
-    ]  # fmt: skip
+        verdict("shared cores: library's default / PASSIVE", gain, 1.5, "x", at_least=True),
+        verdict("idle cores: PASSIVE / library's default", 1 / cost, 1.2, "x"),
+    ]
     return 0 if all(held) else 1
 
 

@@ -21,7 +21,7 @@ def run_command(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[
         argv: the arguments, or None for those of the process.
     """
     # Threads that wait for each other sleep, read when torch is loaded: where loader processes or other ranks share the
-    # cores, spinning ones made a step nine times as slow, and on idle cores sleeping costs a few per cent.
+    # cores, spinning ones made a step two to seven times as slow (benchmarks/busy_cores.py); on idle cores it is the same.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return body(sys.argv[1:] if argv is None else argv)
