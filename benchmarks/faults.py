@@ -1,11 +1,11 @@
 """Faults thrown at real training jobs, one after the other; every run must end with the weights of an undisturbed one.
 
-    python benchmarks/faults.py [--seed 0] [--count 200] [--kinds kill-rank,...] [--per-run 5] [--out DIR]
+    python benchmarks/faults.py [--seed 0] [--count 200] [--kinds kill-rank,...] [--per-run 5] [--data DIR]
 
-A run of the built-in sample is started with ``marc-launch local`` on one to three processes (drawn at every start),
-hit by a fault, and started again, several times, until it is left alone to the end. After every fault the job must end
-or go on by itself within ``LIMIT_S``, and what it says must name the cause. The draws come from the seed; the moments
-are shares of an undisturbed run's time, so they differ a little from machine to machine.
+A run of the built-in sample, or of any shards, is started with ``marc-launch local`` on one to three processes (drawn
+at every start), hit by a fault, and started again, several times, until it is left alone to the end. After every fault
+the job must end or go on by itself within ``LIMIT_S``, and what it says must name the cause. The draws come from the
+seed; the moments are shares of an undisturbed run's time, so they differ a little from machine to machine.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import OUT, write
 
 LIMIT_S = 60.0
 TOLERANCE = 1e-9
-WORDS = [
+WORDS = [  # of a data.dir and a train.global_batch
     "data.image_size=32", "data.num_workers=1", "data.retries=0", "data.cache=none", "model.backbone=test_resnet",
     "model.head_hidden=16",
-    "model.head_dim=8", "optim.name=sgd", "optim.lr=0.02", "train.epochs=5", "train.global_batch=40",
+    "model.head_dim=8", "optim.name=sgd", "optim.lr=0.02", "train.epochs=5",
     "train.device=cpu", "train.precision=float64", "train.checkpoint_every=3", "train.keep_checkpoints=3",
     "train.log_every=1", "train.timeout_s=10",
 ]  # fmt: skip
@@ -72,6 +72,13 @@ class Unexpected(Exception):
     """A fault that cost more than it may."""
 
 
+class Data(NamedTuple):
+    """Shards, and the global batch that trains on them."""
+
+    folder: Path
+    batch: int
+
+
 @dataclass
 class Ended:
     """How a start of a job ended."""
@@ -90,10 +97,10 @@ class Job:
     began: float
 
     @classmethod
-    def start(cls, run: Path, data: Path, world: int, env: dict[str, str] | None = None) -> Job:
+    def start(cls, run: Path, data: Data, world: int, env: dict[str, str] | None = None) -> Job:
         """``marc-launch local`` on ``world`` processes, in the background."""
         command = [sys.executable, "-m", "marc_dist.cli.launch", "--procs-per-node", str(world), "local", "train"]
-        words = [f"data.dir={data}", f"train.run_dir={run}", *WORDS]
+        words = [f"data.dir={data.folder}", f"train.global_batch={data.batch}", f"train.run_dir={run}", *WORDS]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         out = subprocess.PIPE
         process = subprocess.Popen([*command, *words], stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -161,15 +168,16 @@ class Campaign:
     draw: random.Random
     seconds: float = 0.0  # of an undisturbed run on two processes
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    data: Path = Path()
+    data: Data = Data(Path(), 40)
     small: Path | None = None  # a file system of its own
     nonfinite: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Pack the sample, train it undisturbed, mount a small file system where that is allowed."""
-        self.data = self.folder / "data"
-        pack = [sys.executable, "-m", "marc_dist.cli.shard", "--dataset", "sample", "--out", str(self.data)]
-        subprocess.run([*pack, "--workers", "2"], check=True, capture_output=True)
+        """Pack the sample if no shards were given, train undisturbed, mount a small file system where it is allowed."""
+        if self.data.folder == Path():
+            self.data = Data(self.folder / "data", self.data.batch)
+            pack = [sys.executable, "-m", "marc_dist.cli.shard", "--dataset", "sample", "--out", str(self.data.folder)]
+            subprocess.run([*pack, "--workers", "2"], check=True, capture_output=True)
         (self.folder / "inject").mkdir()
         (self.folder / "inject" / "sitecustomize.py").write_text(INJECT)
         ended = Job.start(self.folder / "whole", self.data, 2).end()
@@ -273,11 +281,11 @@ def damage_checkpoint(c: Campaign, run: Path) -> str:
 
 def _damage_data(c: Campaign, run: Path, name: str, *words: str) -> str:
     copy = run.with_name(f"{run.name}-data")
-    shutil.copytree(c.data, copy)
+    shutil.copytree(c.data.folder, copy)
     paths = sorted(copy.glob(name))
     path = c.draw.choice(paths)
     damage(c, path)
-    ended = Job.start(run, copy, c.world()).end()
+    ended = Job.start(run, Data(copy, c.data.batch), c.world()).end()
     shutil.rmtree(copy)
     if ended.code == 0:
         return "not met"  # padding of the tar, or samples of another split
@@ -387,6 +395,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="faults")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--per-run", type=int, default=5, help="faults that one run gets before it is left alone")
+    parser.add_argument("--data", type=Path, default=Path(), help="a shard folder; the built-in sample by default")
+    parser.add_argument("--batch", type=int, default=40, help="samples of a global batch")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of faults.json")
     args = parser.parse_args()
     kinds = args.kinds.split(",")
@@ -397,7 +407,7 @@ def main() -> int:
     failures: list[str] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="marc-faults-") as folder:
-        campaign = Campaign(Path(folder), random.Random(args.seed))
+        campaign = Campaign(Path(folder), random.Random(args.seed), data=Data(args.data, args.batch))
         try:
             campaign.prepare()
             print(f"undisturbed: {campaign.seconds:.1f} s", flush=True)

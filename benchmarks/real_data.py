@@ -1,6 +1,6 @@
 """Real files end to end: ML-AID packed, trained for a short time and scored; GID masks; the three UCM tables.
 
-    python benchmarks/real_data.py [--data ../shared/data] [--epochs 6] [--out benchmarks/out]
+    python benchmarks/real_data.py [--data ../shared/data] [--epochs 6] [--faults 10] [--out benchmarks/out]
 
 Prints what was found beside what the data's own documentation says, and writes ``real_data.json``. A part whose files
 are absent is skipped with a clear word. The training is short (96 px, ResNet-18, two CPU processes): it shows that real
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from marc_dist.config import Config, build
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.loader import TrainLoader
 from marc_dist.data.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +43,8 @@ def labels_of(dataset: Dataset, stem: str) -> list[str]:
     return [name for name, on in zip(dataset.classes, dataset.labels[row], strict=True) if on]
 
 
-def ml_aid(data: Path, work: Path, epochs: int) -> dict[str, Any]:
-    """Pack, check against the published counts, train, evaluate."""
+def ml_aid(data: Path, work: Path, epochs: int, num_faults: int) -> dict[str, Any]:
+    """Pack, check against the published counts, train, evaluate, throw faults."""
     shards = work / "ml-aid"
     seconds = command("shard", "--dataset", "ml-aid", "--source", str(data), "--out", str(shards), "--force")
     dataset = open_dataset(shards)
@@ -71,9 +75,36 @@ def ml_aid(data: Path, work: Path, epochs: int) -> dict[str, Any]:
     found["train_s"] = command(
         "launch", "--procs-per-node", "2", "local", "train", *words, f"train.run_dir={run}", "eval.ks=[10,100]"
     )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["train_views_per_s"] = statistics.median(line["images_per_s"] for line in lines[1:])
+    found["loader"] = loader(shards)
     found["eval_s"] = command("evaluate", str(run))
+    if num_faults:
+        found["faults"] = faults(shards, work, num_faults)
     found["metrics"] = json.loads((run / "eval" / "metrics.json").read_text())
     return found
+
+
+def loader(shards: Path) -> dict[str, float]:
+    """Views/s of an epoch in this process at the training's size: decoded each time, making the cache, from it."""
+    dataset, figures = open_dataset(shards), {}
+    with tempfile.TemporaryDirectory(prefix="real-data-") as folder:
+        for name, cache in (("decoded each time", "none"), ("making the cache", "auto"), ("from the cache", "auto")):
+            words = {"data.dir": str(shards), "data.cache": cache, "data.cache_dir": folder, "data.image_size": 96}
+            start = time.perf_counter()
+            made = TrainLoader(dataset, build(Config, words | {"data.num_workers": 0, "train.global_batch": 240}), 0, 1)
+            views = sum(len(batch.images) for batch in made.epoch(0))
+            made.close()
+            figures[name] = views / (time.perf_counter() - start)
+    return figures
+
+
+def faults(shards: Path, out: Path, count: int) -> dict[str, Any]:
+    """The fault campaign on these shards."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--data", str(shards), "--batch", "240"]
+    done = subprocess.run([*script, "--count", str(count), "--out", str(out / "real-faults")], check=False, cwd=ROOT)
+    figures: dict[str, Any] = json.loads((out / "real-faults" / "faults.json").read_text())
+    return {"exit": done.returncode, "faults": figures["faults"], "failures": figures["failures"]}
 
 
 def gid(data: Path, work: Path) -> dict[str, Any]:
@@ -105,11 +136,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real files")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="where JSON and work files go")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of the short ML-AID training")
+    parser.add_argument("--faults", type=int, default=10, help="faults thrown at trainings on ML-AID")
     parser.add_argument("--only", choices=["ml-aid", "gid", "ucm"], help="one part")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     parts = {
-        "ml-aid": ("ml-aid-150px", lambda folder: ml_aid(folder, options.out, options.epochs)),
+        "ml-aid": ("ml-aid-150px", lambda folder: ml_aid(folder, options.out, options.epochs, options.faults)),
         "gid": ("gid-mtl5", lambda folder: gid(folder, options.out)),
         "ucm": ("ucm-multilabel-labels", ucm),
     }

@@ -20,8 +20,8 @@ def run_command(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[
         body: takes the arguments, returns the exit code.
         argv: the arguments, or None for those of the process.
     """
-    # Threads that wait for each other sleep, read when torch is loaded: where loader processes or other ranks share the
-    # cores, spinning ones made a step two to seven times as slow (benchmarks/busy_cores.py); on idle cores it is the same.
+    # Threads that wait for each other sleep (read when torch is loaded): where loader processes or other ranks share
+    # the cores, spinning made a step 2 to 7 times as slow; on idle cores it is the same (benchmarks/busy_cores.py).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return body(sys.argv[1:] if argv is None else argv)
