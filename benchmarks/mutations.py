@@ -24,6 +24,7 @@ COPIED = ("marc_dist", "tests", "launchers", "shards", "benchmarks", "pyproject.
 LOSSES = "tests/objective/test_losses.py"
 IMPLEMENTATIONS = "tests/objective/test_implementations.py"
 TRAINER = "tests/training/test_trainer.py"
+STREAM = "tests/data/test_stream.py"
 TRIPLET = "tests/objective/test_triplet.py"
 
 
@@ -200,6 +201,27 @@ MUTATIONS = (
         'memory.load(self.payload["memory"])',
         "pass",
         TRAINER,
+    ),
+    Mutation(
+        "a hole in a streamed shard is passed over",
+        "marc_dist/data/stream.py",
+        "for gap in range(done, place))",
+        "for gap in range(0))",
+        STREAM,
+    ),
+    Mutation(
+        "a worker that is asked for an earlier step goes on where it was",
+        "marc_dist/data/stream.py",
+        "opened.epoch != epoch or opened.at > start:",
+        "opened.at > start:",
+        STREAM,
+    ),
+    Mutation(
+        "a shard that is opened again gives its samples twice",
+        "marc_dist/data/stream.py",
+        "if place < done:",
+        "if place < 0:",
+        STREAM,
     ),
 )
 

@@ -24,7 +24,6 @@ from marc_dist.data.pack import pack
 from marc_dist.data.plan import Ids
 from marc_dist.data.recipes import load_recipe
 from marc_dist.data.sources import read_source
-from marc_dist.data.stream import shuffled
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ((1, 1), (1, 1000), (4, 50), (8, 50), (8, 300), (16, 300), (48, 50))
@@ -53,8 +52,8 @@ def rates(scene: list[str], samples: dict[int, Ids], batch: int) -> dict[tuple[i
     every = groups[np.concatenate(list(samples.values()))]
     found = {}
     for lanes, buffer in SETTINGS:
-        order = Lanes(samples, lanes, batch, seed=0, fingerprint="f")
-        epochs = [order.order(epoch, shuffled(buffer)) for epoch in range(3)]
+        order = Lanes(samples, lanes, buffer, batch, seed=0, fingerprint="f")
+        epochs = [order.order(epoch) for epoch in range(3)]
         found[lanes, buffer] = float(np.mean([pair_rate(groups[ids], steps, every) for ids, steps in epochs]))
     return found
 

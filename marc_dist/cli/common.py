@@ -27,16 +27,27 @@ def run_command(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[
         return body(sys.argv[1:] if argv is None else argv)
     except MarcError as error:
         return _told(name, str(error))
-    except BrokenPipeError:  # the reader of our output (head, less) has left; nothing to tell anybody
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
         return 0
     except OSError as error:
         if error.filename is None:  # not about a path that somebody gave
             raise
-        return _told(name, f"{error.filename}: {error.strerror}")
+        return _told(name, f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads our output any more (head, less); then it goes nowhere from now on."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _told(name: str, text: str) -> int:

@@ -68,7 +68,8 @@ def _check_data(config: Config) -> None:
     """Shards and split exist; told now, not by every rank after seconds of imports."""
     from marc_dist.data.dataset import open_dataset
 
-    open_dataset(config.data.dir).rows(config.data.train_split)
+    here = config.data.reader == "indexed"
+    open_dataset(config.data.dir, shards=here).rows(config.data.train_split)
 
 
 def _dry_run(command: Sequence[str], preset: LocalPreset, world: int, run_dir: Path) -> None:

@@ -65,7 +65,10 @@ def _body(options: argparse.Namespace) -> int:
     with StopFlag().installed() as stop, failure_told():
         from marc_dist.training.trainer import run_rank  # torch; after the handlers, so that no signal is lost
 
-        result = run_rank(config, stop=stop, give_up=_give_up)
+        try:
+            result = run_rank(config, stop=stop, give_up=_give_up)
+        except OSError as error:  # what people cause comes as ours; this one needs its traceback
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return EXIT_REQUEUE if result.interrupted else 0
 
 

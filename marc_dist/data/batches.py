@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -214,7 +214,7 @@ def augmented(batch: Pictures, image_size: int, pixels: Tensor | None = None, si
     sizes = batch.sizes if sizes is None else sizes
     assert pixels is not None and sizes is not None, "pixels come with the batch or beside it"
     watch = Stopwatch()
-    with watch.on("augment"):
+    with watch.on("augment") if pixels.device.type == "cpu" else nullcontext():  # a GPU has only been told to
         shape = (len(batch.views), 3, image_size, image_size)
         out = _shared(shape, torch.float32) if pixels.device.type == "cpu" else None
         num_views = len(batch.views) // max(len(batch.rows), 1)

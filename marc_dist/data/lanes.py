@@ -1,7 +1,7 @@
 """Which sample a streamed epoch gives when: pure arithmetic on the index, the same on every rank, worker and machine.
 
 shards of an epoch = in an order that is a function of (seed, epoch, fingerprint), each to the lane with fewest samples
-lane l             = its shards one after another, shuffled through a buffer seeded by (seed, epoch, l)
+lane l             = its shards one after another, shuffled through a buffer that draws from (seed, epoch, l)
 global step s      = of S, of every lane l of n_l samples those from given(s) to given(s + 1) - 1, lane after lane;
                      given(s) = floor(n_l s / S + l / L)
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain, islice
 from typing import TypeVar
@@ -23,7 +23,6 @@ import numpy as np
 from marc_dist.data.plan import Ids, epoch_order, num_steps
 
 T = TypeVar("T")
-Shuffle = Callable[[Iterator[int], random.Random], Iterator[int]]
 NEIGHBOURS = 64
 
 
@@ -32,7 +31,8 @@ class Lanes:
 
     Args:
         samples: shard -> its sample ids in the order of the tar.
-        lanes: at most so many; every lane has a shard.
+        lanes: at most so many; every lane has a shard, and on average at least a sample in every step.
+        buffer: samples that a lane's buffer holds.
         global_batch: the most samples of a step, on average.
         seed: of the run.
         fingerprint: of the data set.
@@ -44,23 +44,24 @@ class Lanes:
     """
 
     def __init__(
-        self, samples: Mapping[int, Ids], lanes: int, global_batch: int, *, seed: int, fingerprint: str
+        self, samples: Mapping[int, Ids], lanes: int, buffer: int, global_batch: int, *, seed: int, fingerprint: str
     ) -> None:
         self.samples = dict(sorted(samples.items()))
-        self.num = min(lanes, len(self.samples))
+        self.num = min(lanes, len(self.samples), global_batch)
+        self.buffer = buffer
         self.num_samples = sum(map(len, self.samples.values()))
         self.steps = num_steps(self.num_samples, global_batch)
         self.seed, self.fingerprint = seed, fingerprint
-        self.deal = lru_cache(maxsize=2)(self._deal)
+        self._dealt = lru_cache(maxsize=2)(self._deal)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "deal"}
+        return {name: value for name, value in self.__dict__.items() if name != "_dealt"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self.deal = lru_cache(maxsize=2)(self._deal)
+        self._dealt = lru_cache(maxsize=2)(self._deal)
 
-    def _deal(self, epoch: int) -> tuple[tuple[int, ...], ...]:
+    def _deal(self, epoch: int) -> tuple[list[list[int]], list[int]]:
         order = epoch_order(
             np.array(list(self.samples)), seed=self.seed, epoch=epoch, fingerprint=f"shards of {self.fingerprint}"
         )
@@ -70,41 +71,50 @@ class Lanes:
             lane = sizes.index(min(sizes))
             shards[lane].append(shard)
             sizes[lane] += len(self.samples[shard])
-        return tuple(map(tuple, shards))
+        return shards, sizes
 
-    def sizes(self, epoch: int) -> list[int]:
-        """(L,) samples of each lane."""
-        return [sum(len(self.samples[shard]) for shard in shards) for shards in self.deal(epoch)]
+    def deal(self, epoch: int) -> list[list[int]]:
+        """The shards of each lane, in order."""
+        return self._dealt(epoch)[0]
 
     def given(self, epoch: int, lane: int, step: int) -> int:
         """Samples that a lane has given before global step ``step``."""
-        size = self.sizes(epoch)[lane]
+        size = self._dealt(epoch)[1][lane]
         return (size * step * self.num + lane * self.steps) // (self.steps * self.num)
 
     def step_size(self, epoch: int, step: int) -> int:
         """Samples of a global step over all lanes."""
         return sum(self.given(epoch, lane, step + 1) - self.given(epoch, lane, step) for lane in range(self.num))
 
-    def generator(self, epoch: int, lane: int) -> random.Random:
-        """What a lane's buffer draws from."""
+    def shuffled(self, items: Iterator[T], epoch: int, lane: int) -> Iterator[T]:
+        """A lane's items through its buffer, which never sees what they are."""
         digest = hashlib.sha256(f"lane/{self.seed}/{epoch}/{lane}".encode()).digest()
-        return random.Random(int.from_bytes(digest[:8], "little"))
+        generator = random.Random(int.from_bytes(digest[:8], "little"))
 
-    def arriving(self, epoch: int, lane: int) -> Iterator[int]:
-        """The ids of a lane as they come from its shards."""
-        return chain.from_iterable(self.samples[shard].tolist() for shard in self.deal(epoch)[lane])
+        def drawn() -> int:  # of all that Python's generator offers, only random() is the same in every version
+            return int(generator.random() * len(held))
 
-    def leaving(self, epoch: int, lane: int, shuffle: Shuffle) -> Iterator[int]:
-        """The ids of a lane as its buffer gives them out."""
-        return shuffle(self.arriving(epoch, lane), self.generator(epoch, lane))
+        held: list[T] = []
+        for item in items:
+            if len(held) < self.buffer:
+                held.append(item)
+                continue
+            place = drawn()
+            yield held[place]
+            held[place] = item
+        while held:
+            place = drawn()
+            held[place], held[-1] = held[-1], held[place]
+            yield held.pop()
 
-    def order(self, epoch: int, shuffle: Shuffle, steps: int | None = None) -> tuple[Ids, Ids]:
+    def order(self, epoch: int, steps: int | None = None) -> tuple[Ids, Ids]:
         """The ids of an epoch's first ``steps`` steps (all by default), lane by lane, and the step of each."""
         steps = self.steps if steps is None else steps
         ids, numbers = [], []
         for lane in range(self.num):
             given = [self.given(epoch, lane, step) for step in range(steps + 1)]
-            ids.append(np.fromiter(islice(self.leaving(epoch, lane, shuffle), given[-1]), dtype=np.int64))
+            arriving = chain.from_iterable(self.samples[shard].tolist() for shard in self.deal(epoch)[lane])
+            ids.append(np.fromiter(islice(self.shuffled(arriving, epoch, lane), given[-1]), dtype=np.int64))
             numbers.append(np.repeat(np.arange(steps), np.diff(given)))
         return np.concatenate(ids), np.concatenate(numbers)
 

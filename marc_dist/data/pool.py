@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 from marc_dist.config import DataError, MarcError
 
 T = TypeVar("T")
+END_PRIORITY = 20
+"""Of a ``multiprocessing.util.Finalize`` that must run however a worker ends, short of ``kill -9``."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -55,6 +57,7 @@ def start_worker(_: int) -> None:
     """
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, lambda *_: _leave())
     threading.Thread(target=_end_with_main, daemon=True).start()
 
 
@@ -62,12 +65,22 @@ def _end_with_main() -> None:
     main = multiprocessing.parent_process()
     assert main is not None, "only workers watch"
     main.join()
+    _leave()
+
+
+def _leave() -> None:
+    """End a worker in the middle of whatever it does, and what it has started with it."""
+    util._run_finalizers(END_PRIORITY)  # type: ignore[attr-defined]
     os._exit(1)
 
 
 def _kill(workers: list[Any]) -> None:
     """For workers that nobody closed: they ignore the SIGTERM that multiprocessing sends (and then waits for ever)."""
     for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGHUP)
+    for worker in workers:
+        worker.join(1.0)
         worker.kill()
 
 

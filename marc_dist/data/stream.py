@@ -1,4 +1,4 @@
-"""Batches from tars that are read from end to end, wherever they are: the ``webdataset`` library opens and takes apart.
+"""Batches from tars that are read from end to end, wherever they are; the ``webdataset`` library takes them apart.
 
 ``data.dir`` holds the two small files that say what there is, ``dataset.json`` and ``index.parquet``; the tars may be
 elsewhere. So ids, labels, checksums and augmentation are those of the indexed reader, and all that arrives is checked
@@ -11,21 +11,15 @@ passes over what was given before, so that its answer never depends on what it d
 
 from __future__ import annotations
 
-import glob
-import re
-import shlex
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import PurePosixPath
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
-from marc_dist.config import Config, ConfigError, DataError, user_path
+from marc_dist.config import Config, DataError
 from marc_dist.data.batches import (
     Batch,
     Picture,
@@ -46,6 +40,7 @@ from marc_dist.data.lanes import Lanes, alike, pair_rate
 from marc_dist.data.plan import Ids, rank_part
 from marc_dist.data.pool import Pool, Tasks
 from marc_dist.data.reader import FIRST_WAIT_S
+from marc_dist.data.remote import TarStream, shard_urls, told
 
 MEASURED = 200_000  # samples of the epoch whose shuffle is measured
 
@@ -62,74 +57,12 @@ class Shard(NamedTuple):
     """A tar to stream.
 
     Attributes:
-        url: as ``webdataset.gopen`` takes it.
+        url: see ``shard_urls``.
         ids: of the split's samples, in the order of the tar.
     """
 
     url: str
     ids: Ids
-
-
-def shuffled(size: int) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
-    """Webdataset's buffer of ``size`` items, full before it gives the first; it never sees what the items are."""
-    import webdataset
-
-    def through(items: Iterator[Any], generator: Any) -> Iterator[Any]:
-        found: Iterator[Any] = webdataset.shuffle(size, initial=size, rng=generator)(items)
-        return found
-
-    return through
-
-
-def shard_urls(config: Config, dataset: Dataset, shards: Sequence[int]) -> dict[int, str]:
-    """Where each of some shards is to be had.
-
-    Raises:
-        ConfigError: a pattern that matches no file, an entry of no shard of the data set, a shard with none or several.
-    """
-    if not config.data.urls:
-        return {shard: str(dataset.root / dataset.shards[shard]) for shard in shards}
-    found: dict[int, str] = {}
-    for url in _expanded(config.data.urls):
-        shard = _shard_of(url, dataset)
-        if found.setdefault(shard, url) != url:
-            raise ConfigError(f"data.urls: {dataset.shards[shard]} has two, {found[shard]} and {url}; give one")
-    missing = [dataset.shards[shard] for shard in shards if shard not in found]
-    if missing:
-        raise ConfigError(
-            f"data.urls: expected one for each of {len(shards)} shards of {config.data.train_split}, got none for "
-            f"{len(missing)} of them, the first {missing[0]}"
-        )
-    return {shard: found[shard] for shard in shards}
-
-
-def _expanded(urls: Sequence[str]) -> Iterator[str]:
-    import braceexpand
-
-    for pattern in urls:
-        for url in braceexpand.braceexpand(pattern):
-            if url.startswith("s3://"):
-                yield f"pipe:aws s3 cp {shlex.quote(url)} -"
-            elif re.match("[a-z]+:", url):
-                yield url
-            else:
-                paths = sorted(glob.glob(str(user_path(url))))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-                if not paths:
-                    raise ConfigError(f"data.urls: {url}: no such file")
-                yield from paths
-
-
-def _shard_of(url: str, dataset: Dataset) -> int:
-    """The one shard whose file name a URL ends with, or a command contains."""
-    if url.startswith("pipe:"):
-        named = [i for i, name in enumerate(dataset.shards) if re.search(rf"(?<![\w.-]){re.escape(name)}(?!\w)", url)]
-    else:
-        last = PurePosixPath(urlparse(url).path).name
-        named = [i for i, name in enumerate(dataset.shards) if name == last]
-    if len(named) != 1:
-        got = "none" if not named else " and ".join(dataset.shards[i] for i in named)
-        raise ConfigError(f"data.urls: {url}: expected the name of one shard of {dataset.name} in it, got {got}")
-    return named[0]
 
 
 class Stream:
@@ -142,83 +75,86 @@ class Stream:
     """
 
     def __init__(self, dataset: Dataset, config: Config, shards: Mapping[int, Shard]) -> None:
-        self.dataset, self.shards = dataset, shards
-        self.retries, self.verify_crc = config.data.retries, config.data.verify_crc
-        self._ids: dict[str, int] = {}
+        self.dataset, self.shards, self.data = dataset, shards, config.data
+        # all tries together end before the watchdog would end the run, which knows ranks and no URLs
+        self.stall_s = config.train.timeout_s / (2 * (config.data.retries + 1))
 
     def arriving(self, shards: Sequence[int]) -> Generator[Arrived, None, None]:
-        """Every sample of ``shards`` once, in the index's order; what does not come carries its fault."""
-        for shard in shards:
-            yield from self._shard(self.shards[shard])
+        """Every sample of ``shards`` once, in the index's order; what does not come carries its fault.
 
-    def _shard(self, shard: Shard) -> Generator[Arrived, None, None]:
-        numbers = {sample: number for number, sample in enumerate(shard.ids.tolist())}
+        Raises:
+            DataError: something does not come, and ``data.on_error=stop``.
+        """
+        for shard in shards:
+            yield from self._shard(shard, self.shards[shard])
+
+    def _shard(self, number: int, shard: Shard) -> Generator[Arrived, None, None]:
+        places = {sample: place for place, sample in enumerate(shard.ids.tolist())}
         done, fault = 0, ""
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.data.retries + 1):
             if attempt:
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-            opened = self._open(shard)
+            opened = self._open(number, shard.url)
             try:
                 for sample, data in opened:
-                    number = numbers.get(sample, -1)
-                    if number < done:  # of another split, or given before the stream broke
+                    place = places.get(sample, -1)
+                    if place < done:  # of another split, or given before the stream broke
                         continue
-                    yield from (self._missing(shard, gap, "it is not in the tar") for gap in range(done, number))
-                    done = number + 1
+                    yield from (self._missing(shard, gap, "not where the index has it") for gap in range(done, place))
+                    done = place + 1
                     yield Arrived(sample, data, self._damage(shard, sample, data))
-                fault = "ended too early"
-            except Exception as error:  # webdataset's and tarfile's own, and those of whatever opens the URL
-                fault = " ".join(str(error).split())[:300] or type(error).__name__
+                fault = "the tar ended too early"
+            except Missing:
+                raise
+            except Exception as error:  # webdataset's and tarfile's own
+                text = str(error.args[0] if error.args else error).split(" @ <")[0]  # webdataset adds the stream's repr
+                fault = " ".join(text.split())[:200] or type(error).__name__
             finally:
                 opened.close()
             if done == len(shard.ids):
                 return
-        yield from (self._missing(shard, gap, fault) for gap in range(done, len(shard.ids)))
+        tries = f" ({self.data.retries + 1} tries)" if self.data.retries else ""
+        yield from (self._missing(shard, gap, f"{fault}{tries}") for gap in range(done, len(shard.ids)))
 
-    def _open(self, shard: Shard) -> Generator[tuple[int, bytes], None, None]:
+    def _open(self, number: int, url: str) -> Generator[tuple[int, bytes], None, None]:
         """Id and picture of what the tar holds."""
-        import webdataset
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
-        if not self._ids:
-            self._ids = {key: sample for sample, key in enumerate(self.dataset.keys.tolist())}
-        stream = webdataset.gopen(shard.url)
+        inside = np.flatnonzero(self.dataset.shard == number)
+        ids = dict(zip(self.dataset.keys[inside].tolist(), inside.tolist(), strict=True))
+        stream = TarStream(url, self.dataset.meta["shards"][number]["size"], self.stall_s)
         try:
-            for sample in group_by_keys(tar_file_expander([{"url": shard.url, "stream": stream}])):
-                found = self._ids.get(sample["__key__"])
+            for sample in group_by_keys(tar_file_expander([{"url": "", "stream": stream}])):
+                found = ids.get(sample["__key__"])
                 if found is None:
                     raise DataError(f"{sample['__key__']} is not in the index of {self.dataset.root}")
                 yield found, sample.get(self.dataset.ext[found], b"")
         finally:
-            _close(stream)
+            stream.close()
 
     def _damage(self, shard: Shard, sample: int, data: bytes) -> str | None:
-        expected, got = int(self.dataset.crc32[sample]), zlib.crc32(data)
-        if not self.verify_crc or got == expected:
+        if not self.data.verify_crc:
             return None
-        return f"{shard.url}: {self.dataset.keys[sample]}: expected CRC-32 {expected:08x}, got {got:08x}"
+        expected, got = int(self.dataset.crc32[sample]), zlib.crc32(data)
+        if got == expected:
+            return None
+        return f"{self._name(shard, sample)}: expected CRC-32 {expected:08x}, got {got:08x}"
 
-    def _missing(self, shard: Shard, number: int, fault: str) -> Arrived:
-        sample = int(shard.ids[number])
-        tries = f" ({self.retries + 1} tries)" if self.retries else ""
-        return Arrived(
-            sample,
-            b"",
-            f"{shard.url}: {self.dataset.keys[sample]} did not arrive{tries}: {fault}; check the URL and the shard, "
-            "or leave such samples out with data.on_error=skip",
-        )
+    def _missing(self, shard: Shard, place: int, fault: str) -> Arrived:
+        sample = int(shard.ids[place])
+        text = f"{self._name(shard, sample)}: did not arrive: {fault}; check data.urls and the shard"
+        if self.data.on_error == "stop":
+            raise Missing(f"{text}, or leave such samples out with data.on_error=skip")
+        return Arrived(sample, b"", text)
+
+    def _name(self, shard: Shard, sample: int) -> str:
+        name = self.dataset.shards[self.dataset.shard[sample]]
+        place = told(shard.url)
+        return f"{place if place.endswith(name) else f'{place} for {name}'}: {self.dataset.keys[sample]}"
 
 
-def _close(stream: Any) -> None:
-    """End a stream that may be left in its middle; a command behind it ends, too."""
-    process = getattr(stream, "proc", None)
-    with suppress(Exception):
-        if process is None:
-            stream.close()
-            return
-        stream.stream.close()
-        process.kill()
-        process.wait()
+class Missing(DataError):
+    """A sample that did not arrive ends the run."""
 
 
 class _Lane:
@@ -227,7 +163,7 @@ class _Lane:
     def __init__(self, tasks: StreamTasks, epoch: int, lane: int) -> None:
         self.epoch, self.at = epoch, 0
         self._arriving = tasks.stream.arriving(tasks.lanes.deal(epoch)[lane])
-        self._leaving = tasks.shuffle(self._arriving, tasks.lanes.generator(epoch, lane))
+        self._leaving = tasks.lanes.shuffled(self._arriving, epoch, lane)
 
     def take(self, start: int, stop: int) -> list[Arrived]:
         """Items ``start`` to ``stop`` - 1."""
@@ -263,10 +199,6 @@ class StreamTasks(Tasks):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
-
-    def shuffle(self, items: Iterator[Any], generator: Any) -> Iterator[Any]:
-        """A lane's buffer."""
-        return shuffled(self.config.data.shuffle)(items, generator)
 
     def build(self, *task: int) -> Batch | Pictures:
         """The lanes of a part, in (epoch, step, part)."""
@@ -316,8 +248,7 @@ class StreamLoader:
 
     Args:
         dataset: opened with ``shards=False``.
-        config: the run's settings. ``pipe:`` entries of ``data.urls`` run as shell commands: they come from the user's
-            own settings, never from a file of the data set.
+        config: the run's settings.
         rank: of this process.
         world: number of processes.
         device: where the encoder runs.
@@ -335,9 +266,14 @@ class StreamLoader:
         data = config.data
         rows = dataset.rows(data.train_split)
         rows = rows[np.lexsort((dataset.offset[rows], dataset.shard[rows]))]
-        samples = {int(shard): rows[dataset.shard[rows] == shard] for shard in np.unique(dataset.shard[rows])}
+        parts = np.split(rows, np.flatnonzero(np.diff(dataset.shard[rows])) + 1)
         lanes = Lanes(
-            samples, data.lanes, config.train.global_batch, seed=config.train.seed, fingerprint=dataset.fingerprint
+            {int(dataset.shard[part[0]]): part for part in parts},
+            data.lanes,
+            data.shuffle,
+            config.train.global_batch,
+            seed=config.train.seed,
+            fingerprint=dataset.fingerprint,
         )
         own = rank_part(np.arange(lanes.num), rank, world)
         self._parts = max(1, min(data.num_workers, len(own)))
@@ -347,7 +283,7 @@ class StreamLoader:
         self._num_views = data.num_views
         self.steps_per_epoch = lanes.steps
         self.notes = [
-            f"streamed, {len(samples)} shards in {lanes.num} lanes: every sample once an epoch, the same batches on "
+            f"streamed, {len(parts)} shards in {lanes.num} lanes: every sample once an epoch, the same batches on "
             "any number of ranks and workers; they are not the indexed reader's, and are shuffled in blocks",
             "not kept when streamed: a run that goes on reads the start of its epoch again"
             + (f"; {world - lanes.num} of {world} ranks have no lane and stay idle" * (world > lanes.num)),
@@ -355,6 +291,10 @@ class StreamLoader:
         ]
         if rank == 0:
             self.notes.insert(1, self._quality(lanes))
+        if data.num_workers > self._parts:
+            self.notes.append(
+                f"{self._parts} of data.num_workers={data.num_workers} processes have a lane to read; raise data.lanes"
+            )
         self._pool: Pool[Batch | Pictures] = Pool(self._tasks, min(data.num_workers, self._parts))
         self._batches: Iterator[Batch] = iter(())
 
@@ -362,7 +302,7 @@ class StreamLoader:
         data, dataset = self._tasks.config.data, self._tasks.dataset
         groups, what = alike(dataset.scene.tolist(), lanes.samples)
         steps = max(1, min(lanes.steps, MEASURED * lanes.steps // lanes.num_samples))
-        ids, numbers = lanes.order(0, shuffled(data.shuffle), steps)
+        ids, numbers = lanes.order(0, steps)
         rate = pair_rate(groups[ids], numbers, groups[np.concatenate(list(lanes.samples.values()))])
         return (
             f"{what} in a batch: {rate:.2f} times as often as after an exact shuffle (data.lanes={lanes.num}, "

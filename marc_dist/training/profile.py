@@ -33,7 +33,7 @@ STEP = {
 }
 """What the training process does one after the other, by phase (``watchdog.PHASES``)."""
 LOADER = ("read", "decode", "augment")
-"""What the loader does beside it, in processes of its own or on the GPU."""
+"""What the loader does beside it, in processes of its own; on a GPU, see the trace."""
 
 
 class _Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def test_dry_run_shows_every_process_and_starts_none(
     assert launch.main(["--dry-run", "local", "eval", "train.run_dir=runs/a", "eval.batch=3"]) == 0
     assert "-m marc_dist.cli.evaluate train.run_dir=runs/a eval.batch=3" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_streamed_tars_need_not_be_in_the_folder(sample_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "meta").mkdir()
+    for name in ("dataset.json", "index.parquet"):
+        shutil.copy(sample_dir / name, tmp_path / "meta" / name)
+    words = ["--dry-run", "local", f"data.dir={tmp_path}/meta", f"train.run_dir={tmp_path}/run"]
+    assert launch.main(words) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert launch.main([*words, "data.reader=streamed", f"data.urls=[{sample_dir}/*.tar]"]) == 0
 
 
 def test_a_dead_place_for_the_run_is_told_before_anything_starts(sample_dir: Path, tmp_path: Path, capsys: Any) -> None:
