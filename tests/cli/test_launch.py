@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from marc_dist.cli import launch
+from marc_dist.config import Config, DataError, build
 from marc_dist.training.runfolder import checkpoints
 from tests.cli.test_train import SMALL
 
@@ -75,14 +76,14 @@ def test_dry_run_shows_every_process_and_starts_none(
     assert not list(tmp_path.iterdir())
 
 
-def test_streamed_tars_need_not_be_in_the_folder(sample_dir: Path, tmp_path: Path, capsys: Any) -> None:
+def test_streamed_tars_need_not_be_in_the_folder(sample_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     for name in ("dataset.json", "index.parquet"):
         shutil.copy(sample_dir / name, tmp_path / "meta" / name)
-    words = ["--dry-run", "local", f"data.dir={tmp_path}/meta", f"train.run_dir={tmp_path}/run"]
-    assert launch.main(words) == 2
-    assert "no such file" in capsys.readouterr().err
-    assert launch.main([*words, "data.reader=streamed", f"data.urls=[{sample_dir}/*.tar]"]) == 0
+    indexed = {"data.dir": str(tmp_path / "meta")}
+    with pytest.raises(DataError, match="no such file"):
+        launch._check_data(build(Config, indexed))
+    launch._check_data(build(Config, indexed | {"data.reader": "streamed"}))
 
 
 def test_a_dead_place_for_the_run_is_told_before_anything_starts(sample_dir: Path, tmp_path: Path, capsys: Any) -> None:
