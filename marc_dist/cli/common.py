@@ -45,15 +45,25 @@ def _reader_has_left() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
         return True
     return False
+
+
+def _say_no_more() -> None:
+    """Send all output nowhere, or Python would try again at its end, and fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _told(name: str, text: str) -> int:
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # names of files may steer a terminal
-    print(f"{name}: error: {line}", file=sys.stderr)
+    try:
+        print(f"{name}: error: {line}", file=sys.stderr, flush=True)
+    except OSError:  # what is full may be the disk of the log, too: the exit code still says what happened
+        _say_no_more()
     return EXIT_USER
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _body(options: argparse.Namespace) -> int:
     from marc_dist.cli.common import run_config
-    from marc_dist.config import Config, dump_yaml
+    from marc_dist.config import Config, LaunchError, dump_yaml
 
     if options.schema:
         print(json.dumps(Config.model_json_schema(), indent=2))
@@ -67,7 +68,12 @@ def _body(options: argparse.Namespace) -> int:
 
         try:
             result = run_rank(config, stop=stop, give_up=_give_up)
-        except OSError as error:  # what people cause comes as ours; this one needs its traceback
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise LaunchError(
+                    f"{config.train.run_dir}: cannot be written ({error.strerror}); free space and start again"
+                ) from None
+            # what people cause comes as ours; this one needs its traceback
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return EXIT_REQUEUE if result.interrupted else 0
 

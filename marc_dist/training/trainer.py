@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,13 +67,17 @@ def run_rank(
         give_up: must end the process; called from another thread, with the reason, when ``train.timeout_s`` have
             passed without progress. Nobody looks on when None.
     """
-    # the process group's own limit is longer: it knows no names, so the watchdog speaks first
-    comm.join(resolve_device(config.train.device).type, timeout_s=2 * config.train.timeout_s + 30)
+    here, device, timeout_s = (
+        comm.world_from_env(os.environ),
+        resolve_device(config.train.device),
+        config.train.timeout_s,
+    )
     watchdog = None
-    if give_up is not None and comm.world() > 1:
-        run_dir, timeout_s = Path(config.train.run_dir), config.train.timeout_s
-        watchdog = Watchdog(run_dir, comm.rank(), comm.world(), timeout_s, give_up)
+    if give_up is not None and here.world > 1:  # before the ranks meet: one may be late for that, too
+        watchdog = Watchdog(Path(config.train.run_dir), here.rank, here.world, timeout_s, give_up)
         watchdog.start()
+    # the process group's own limit is longer: it knows no names, so the watchdog speaks first
+    comm.join(device.type, timeout_s=2 * timeout_s + 30)
     result = train(config, resume=resume, stop=stop, watchdog=watchdog)
     if watchdog is not None:
         watchdog.stop()

@@ -163,3 +163,12 @@ def test_a_run_stops_at_a_signal_and_goes_on_from_its_folder(
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, step + 3))
     assert (run / "encoder.safetensors").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("out", ["stderr", "both"])
+def test_a_full_disk_of_the_log_keeps_the_exit_code(out: str) -> None:
+    command = [sys.executable, "-m", "marc_dist.cli.train", "loss.tua=1"]
+    with Path("/dev/full").open("w") as full:
+        streams = {"stderr": full} | ({"stdout": full} if out == "both" else {})
+        assert subprocess.run(command, check=False, timeout=60, **streams).returncode == 2  # type: ignore[call-overload]

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -102,3 +104,17 @@ def test_a_stopped_rank_is_named_and_the_job_ends(stopped: int, sample_dir: Path
     assert f"rank {1 - stopped} of 2 failed first (exit code 75)" in err
     assert f"rank {stopped} (" in err and f"process {ranks[stopped]}) stopped answering" in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stops a rank")
+def test_a_rank_that_never_comes_is_named(sample_dir: Path, tmp_path: Path) -> None:
+    """Frozen while it starts: the others have not even met it."""
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [f"data.dir={sample_dir}", f"train.run_dir={run}", "train.timeout_s=3", *SMALL]
+    command = [sys.executable, "-m", "marc_dist.cli.train", *words]
+    done = subprocess.run(command, env=os.environ | world, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "rank 0 waited" in done.stderr and "rank 1 never started" in done.stderr
