@@ -2,20 +2,22 @@
 
 Without a process group each function is the identity, so one process needs no special case anywhere.
 
-Environment: torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). ``marc-launch`` adds MARC_MASTER_FD, a
-listening socket on loopback that rank 0 inherits: no port can be taken between choosing and using it.
+Environment: torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) or that of an srun step, see
+``marc_dist.place``. ``marc-launch local`` adds MARC_MASTER_FD, a listening socket on loopback that rank 0 inherits: no
+port can be taken between choosing and using it.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,91 +25,103 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from marc_dist.config import LaunchError
+from marc_dist.place import Meeting, World, interface_of, meet, place_from_env
 
 TIMEOUT_S = 600.0
 # torch 2.14 renamed both and warns about the old names; 2.11 to 2.13 know no others
 _gather_equal: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_equal: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-
-class World(NamedTuple):
-    """Where this process stands among the others."""
-
-    rank: int
-    world: int
-    local_rank: int
+world_from_env = place_from_env
+"""Where this process stands, before it joins anything: see ``marc_dist.place``."""
+_TOKEN, _REACHED = "marc/token", "marc/reached"
 
 
-def _number(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except ValueError:
-        raise LaunchError(
-            f"{name}: expected an integer, got {env[name]!r}; unset it or start with marc-launch"
-        ) from None
-
-
-def world_from_env(env: Mapping[str, str]) -> World:
-    """Rank and world size of torchrun's variables; one process when there are none.
-
-    Raises:
-        LaunchError: half of the variables are set, or they contradict each other.
-    """
-    given = [name for name in ("RANK", "WORLD_SIZE") if name in env]
-    if not given:
-        return World(0, 1, 0)
-    if len(given) == 1:
-        missing = "WORLD_SIZE" if given == ["RANK"] else "RANK"
-        raise LaunchError(f"environment: {given[0]} is set but {missing} is not; set both, or neither for one process")
-    rank, world = _number(env, "RANK"), _number(env, "WORLD_SIZE")
-    local = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank
-    if world < 1:
-        raise LaunchError(f"WORLD_SIZE: expected at least 1 process, got {world}")
-    if not 0 <= rank < world:
-        raise LaunchError(f"RANK: expected 0 to {world - 1} (WORLD_SIZE is {world}), got {rank}")
-    if local < 0:
-        raise LaunchError(f"LOCAL_RANK: expected 0 or more, got {local}")
-    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
-    if world > 1 and absent:
-        raise LaunchError(f"environment: WORLD_SIZE is {world} but {' and '.join(absent)} not set; use marc-launch")
-    return World(rank, world, local)
-
-
-def join(device: str, *, timeout_s: float = TIMEOUT_S) -> World:
+def join(device: str, *, timeout_s: float = TIMEOUT_S, folder: Path | None = None) -> World:
     """Join the process group of the environment: gloo for ``cpu``, NCCL for ``cuda``. One process joins nothing.
 
     Args:
         device: ``cpu`` or ``cuda``; with ``cuda`` the process is bound to GPU local_rank (or the only visible one).
-        timeout_s: seconds after which a collective that a rank does not reach fails.
+        timeout_s: seconds after which ranks that do not meet, and a collective that a rank does not reach, fail.
+        folder: directory that all ranks see, where they meet under srun when MASTER_ADDR is not set.
 
     Raises:
-        LaunchError: see ``world_from_env``; also when rank 0 cannot be reached.
+        LaunchError: see ``place_from_env`` and ``meet``; also when the processes of a node outnumber its GPUs.
     """
-    here = world_from_env(os.environ)
+    here = place_from_env(os.environ)
     if device == "cuda":
-        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(choose_gpu(here.local_rank, torch.cuda.device_count()))
     if here.world == 1:
         return here
+    meeting = meet(here, os.environ, folder, timeout_s)
+    os.environ.pop("MARC_MASTER_FD", None)
     timeout = timedelta(seconds=timeout_s)
-    address, port = os.environ["MASTER_ADDR"], _number(os.environ, "MASTER_PORT")
-    listen_fd = os.environ.pop("MARC_MASTER_FD", None) if here.rank == 0 else None
     try:
-        if listen_fd is not None:
-            os.set_inheritable(int(listen_fd), False)  # a loader worker must not keep the socket open
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address,
-            port,
-            here.world,
-            here.rank == 0,
-            timeout,
-            wait_for_workers=False,
-            master_listen_fd=None if listen_fd is None else int(listen_fd),
-        )
+        store = _open_store(here, meeting, timeout)
+        if device == "cpu" and meeting.file is not None:
+            _name_interface(store, here, meeting)
     except (RuntimeError, OSError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise LaunchError(f"rank {here.rank}: cannot meet the other ranks at {address}:{port} ({first})") from None
+        where = f"{meeting.address}:{meeting.port}"
+        raise LaunchError(f"rank {here.rank}: cannot meet the other ranks at {where} ({first})") from None
     _start(device, here, timeout, store=store)
+    if here.rank == 0 and meeting.file is not None:  # everyone is here, so everyone has read it
+        meeting.file.unlink(missing_ok=True)
     return here
+
+
+def choose_gpu(local_rank: int, visible: int) -> int:
+    """The GPU of a process: its own number among those visible, or the only one (``--gpus-per-task=1``).
+
+    Raises:
+        LaunchError: more processes than GPUs: NCCL refuses two ranks on one.
+    """
+    if visible == 1:
+        return 0
+    if local_rank < visible:
+        return local_rank
+    raise LaunchError(
+        f"GPUs: local rank {local_rank} needs {local_rank + 1} visible GPUs, got {visible}; "
+        "start one process per GPU, or give each process its own (--gpus-per-task=1)"
+    )
+
+
+def _open_store(here: World, meeting: Meeting, timeout: timedelta) -> Any:
+    """Rank 0's store. Its client makes sure that a store answers; the token makes sure that it is ours."""
+    if meeting.listen_fd is not None:
+        os.set_inheritable(meeting.listen_fd, False)  # a loader worker must not keep the socket open
+    # torchrun's agent may serve a store at this address already
+    served = meeting.file is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        meeting.address,
+        meeting.port,
+        here.world,
+        here.rank == 0 and (meeting.listen_fd is not None or not served),
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=meeting.listen_fd,
+    )
+    if meeting.token is not None:
+        if here.rank == 0:
+            store.set(_TOKEN, meeting.token)
+        if store.get(_TOKEN).decode() != meeting.token:
+            raise OSError("another job answers there")
+    return store
+
+
+def _name_interface(store: Any, here: World, meeting: Meeting) -> None:
+    """Tell gloo, when nobody did, which interface leads to the other nodes.
+
+    By itself it takes what the host name resolves to, else loopback: wrong where a host name means 127.0.1.1 or
+    nothing. A node cannot know by which of its addresses it is reached, so another node tells the node of rank 0.
+    NCCL needs no help: it looks at the interfaces themselves and avoids loopback.
+    """
+    if meeting.own is not None and here.rank > 0:
+        store.set(_REACHED, meeting.address)
+    if not os.environ.get("GLOO_SOCKET_IFNAME"):
+        name = interface_of(meeting.own or store.get(_REACHED).decode())
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def join_file(rank: int, world: int, path: Path | str, *, timeout_s: float = 60.0) -> World:
@@ -296,3 +310,63 @@ def data_parallel(module: nn.Module) -> nn.Module:
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
+
+
+def meeting_store() -> Any:
+    """The key-value store in which the ranks met, None without a group; it needs no network between GPUs."""
+    return dist.distributed_c10d._get_default_store() if _active() else None
+
+
+def _timed(start: Callable[[], Sequence[Any]], device: torch.device, limit_s: float) -> float:
+    """Seconds until what ``start`` begins has ended."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for work in start():
+        _wait(work, began + limit_s, limit_s)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _wait(work: Any, deadline: float, limit_s: float) -> None:
+    late = TimeoutError(f"not done within {limit_s:g} s")
+    if dist.get_backend() == "gloo":  # whose sends and receives end in wait only
+        try:
+            work.wait(timedelta(seconds=max(0.001, deadline - time.perf_counter())))
+        except RuntimeError:
+            if time.perf_counter() > deadline - 0.1:  # it rounds, and ends a little early
+                raise late from None
+            raise
+        return
+    while not work.is_completed():  # NCCL's wait has no limit of its own
+        if time.perf_counter() > deadline:
+            raise late
+        time.sleep(0)
+    work.wait()
+
+
+def timed_sum(x: Tensor, limit_s: float) -> float:
+    """Sum over ranks, in place; the seconds it took.
+
+    Raises:
+        RuntimeError, TimeoutError: it failed, or took longer than ``limit_s``; the group is of no use after that.
+    """
+    return _timed(lambda: [dist.all_reduce(x, async_op=True)] if _active() else [], x.device, limit_s)
+
+
+def timed_copy(x: Tensor, source: int, limit_s: float) -> float:
+    """Rank ``source``'s tensor into every rank's ``x``; seconds and errors as ``timed_sum``."""
+    return _timed(lambda: [dist.broadcast(x, source, async_op=True)] if _active() else [], x.device, limit_s)
+
+
+def timed_swap(mine: Tensor, theirs: Tensor, peer: int, limit_s: float) -> float:
+    """Send ``mine`` to rank ``peer`` while its tensor comes into ``theirs``; seconds and errors as ``timed_sum``.
+
+    With NCCL all ranks must have met in some collective before.
+    """
+
+    def start() -> Sequence[Any]:
+        return dist.batch_isend_irecv([dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)])
+
+    return _timed(start, mine.device, limit_s)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from marc_dist import comm
 from marc_dist.config import LaunchError
@@ -124,6 +131,43 @@ def test_environment_is_read() -> None:
 def test_half_set_environment_is_one_line(env: dict[str, str], words: str) -> None:
     with pytest.raises(LaunchError, match=words):
         comm.world_from_env(env)
+
+
+def test_a_process_takes_a_gpu_of_its_own() -> None:
+    assert [comm.choose_gpu(local, 4) for local in range(4)] == [0, 1, 2, 3]
+    assert [comm.choose_gpu(local, 1) for local in range(4)] == [0, 0, 0, 0]  # --gpus-per-task=1
+    with pytest.raises(LaunchError, match="local rank 2 needs 3 visible GPUs, got 2; start one process per GPU"):
+        comm.choose_gpu(2, 2)
+    with pytest.raises(LaunchError, match="local rank 0 needs 1 visible GPUs, got 0"):
+        comm.choose_gpu(0, 0)
+
+
+def test_a_stranger_on_rank_zeros_port_is_told_from_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = dist.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    other.set("marc/token", "of another job")
+    told = {"addresses": ["127.0.0.1"], "port": other.port, "token": "ours", "node": "n1"}
+    (tmp_path / ".meet-7.0-0.json").write_text(json.dumps(told))
+    step = {"JOB_ID": 7, "STEP_ID": 0, "PROCID": 1, "LOCALID": 0, "STEP_NUM_TASKS": 2, "STEP_NUM_NODES": 2}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    with pytest.raises(LaunchError, match=rf"rank 1: .*127\.0\.0\.1:{other.port} \(another job answers there\)"):
+        comm.join("cpu", timeout_s=20, folder=tmp_path)
+    assert not dist.is_initialized()
+
+
+def test_ranks_of_torchrun_meet_at_its_agents_store(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import torch\nfrom marc_dist import comm\nhere = comm.join('cpu', timeout_s=60)\n"
+        "print(*here, comm.sum_(torch.tensor([10.0**here.rank])).item())\ncomm.leave()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    # inside a batch script, whose own variables must not count
+    env = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(torchrun, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "0 2 0 11.0", "1 2 1 11.0"]
+    assert "failed to bind" not in done.stderr
 
 
 def _fail_on_one() -> None:

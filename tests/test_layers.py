@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "marc_dist"
 
 # Imports point downwards only. Retrieval stands on training because it embeds with the encoder that training made.
-LEVELS = {"config": 0, "objective": 1, "comm": 2, "data": 2, "training": 3, "retrieval": 4, "cluster": 5, "cli": 7}
+LEVELS = {
+    "config": 0,
+    "objective": 1,
+    "place": 1,
+    "comm": 2,
+    "data": 2,
+    "training": 3,
+    "retrieval": 4,
+    "cluster": 5,
+    "cli": 7,
+}
 PURE = {
     "objective": {"torch", "numpy", "triton"},
     "data/plan.py": {"numpy"},
@@ -26,7 +36,7 @@ OWNERS = {
     "submitit": ("cluster/slurm.py", "cluster/local.py"),
     "ray": ("cluster/ray.py", "tuning/"),
 }
-TORCH_FREE = ("cli", "config", "cluster")
+TORCH_FREE = ("cli", "config", "cluster", "place")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -105,7 +115,7 @@ def test_login_nodes_import_no_torch_by_name(path: Path) -> None:
     assert not heavy & {name.split(".")[0] for name in imports(path, top_level_only=True)}
 
 
-@pytest.mark.parametrize("command", ["shard", "train", "launch", "evaluate"])
+@pytest.mark.parametrize("command", ["shard", "train", "launch", "evaluate", "jobs"])
 def test_commands_answer_help_without_torch(command: str) -> None:
     code = f"""
 import sys

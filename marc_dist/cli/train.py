@@ -46,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure N steps from fresh weights, print where their time goes and write a trace (RUN/profile)",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look at all nodes (shards, run folder, versions, clocks, disk, GPUs, network), print a table and stop",
+    )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of all settings and stop")
     return parser
 
@@ -61,6 +66,8 @@ def _body(options: argparse.Namespace) -> int:
     if options.show:
         sys.stdout.write(dump_yaml(config, comments=True))
         return 0
+    if options.check:
+        return _check(config)
     if options.profile is not None:
         return _profile(config, options.profile)
     with StopFlag().installed() as stop, failure_told():
@@ -76,6 +83,17 @@ def _body(options: argparse.Namespace) -> int:
             # what people cause comes as ours; this one needs its traceback
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return EXIT_REQUEUE if result.interrupted else 0
+
+
+def _check(config: Config) -> int:
+    with failure_told():
+        from marc_dist.training.preflight import check_rank, show
+
+        here, report = check_rank(config)
+        if here.rank == 0:
+            show(report)
+        report.require()
+    return 0
 
 
 def _profile(config: Config, num_steps: int) -> int:

@@ -9,36 +9,36 @@ Each rank writes to ``RUN/logs/rank-K.log``; rank 0's file is also copied to the
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from marc_dist.cluster.failure import FAILURE_FILE, ROOM
+from marc_dist.cluster.failure import how_it_ended
+from marc_dist.cluster.job import Attempt, Job, State, attempts, newest_step
 from marc_dist.cluster.preset import LocalPreset
+from marc_dist.cluster.rank import (
+    FORWARDED,
+    RANK_VARIABLES,
+    SETTLE_S,
+    RankProcess,
+    tail,
+    what_ranks_understand,
+)
 from marc_dist.config import LaunchError
 from marc_dist.training.signals import EXIT_REQUEUE
 
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 POLL_S = 0.1
-SETTLE_S = 1.0
-"""After the first failure, wait this long for others, to tell which failed first."""
-TAIL_LINES = 20
-PR_SET_PDEATHSIG = 1
 
 
 def visible_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> int:
@@ -82,22 +82,9 @@ def rank_environment(preset: LocalPreset, rank: int, world: int, port: int) -> d
     }
 
 
-@dataclass
-class _Rank:
-    rank: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    failure: Path
-    ended: float | None = None
-    ended_by_us: bool = False
-
-    def failed_at(self) -> tuple[float, str | None]:
-        """When and with what the rank failed; a rank that had no time to say so failed when it was seen dead."""
-        try:
-            told = json.loads(self.failure.read_text())
-            return float(told["time"]), str(told["error"])
-        except (OSError, ValueError, KeyError, TypeError):  # killed, or broken before it could tell
-            return (self.ended or time.time()) - SETTLE_S / 2, None
+def command(job: Job) -> list[str]:
+    """What every rank of a job runs on this machine."""
+    return [sys.executable, *job.arguments]
 
 
 @dataclass
@@ -117,7 +104,7 @@ class LocalJob:
     preset: LocalPreset
     world: int
     out: BinaryIO
-    ranks: list[_Rank] = field(default_factory=list)
+    ranks: list[RankProcess] = field(default_factory=list)
     _asked: float | None = None
     _copied: int = 0
     _overdue: bool = False
@@ -136,7 +123,7 @@ class LocalJob:
                 self._start()
                 if self._asked is not None:  # while the ranks were being started
                     for rank in self.ranks:
-                        _send(rank.process.pid, signal.SIGTERM, group=False)
+                        rank.send(signal.SIGTERM)
                 return self._watch()
             finally:
                 self._kill_all()
@@ -151,26 +138,10 @@ class LocalJob:
             for rank in range(self.world):
                 self.ranks.append(self._start_rank(rank, port, listener.fileno()))
 
-    def _start_rank(self, rank: int, port: int, listen_fd: int) -> _Rank:
-        log, failure = self.log_dir / f"rank-{rank}.log", self.log_dir / f".failure-{rank}.json"
-        with suppress(OSError):
-            failure.write_bytes(b" " * ROOM)
-        env = rank_environment(self.preset, rank, self.world, port) | {FAILURE_FILE: str(failure)}
-        passed = (listen_fd,) if rank == 0 and self.world > 1 else ()
-        if passed:
-            env["MARC_MASTER_FD"] = str(listen_fd)
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                self.command,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=passed,
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - no threads here
-            )
-        return _Rank(rank, process, log, failure)
+    def _start_rank(self, rank: int, port: int, listen_fd: int) -> RankProcess:
+        env = rank_environment(self.preset, rank, self.world, port)
+        passed = listen_fd if rank == 0 and self.world > 1 else None
+        return RankProcess(rank, self.command, self.log_dir, env, listen_fd=passed)
 
     def _watch(self) -> int:
         first_failure: float | None = None
@@ -178,7 +149,7 @@ class LocalJob:
             alive = self._poll()
             self._copy()
             now = time.time()
-            failed = [r for r in self.ranks if r.process.returncode not in (None, 0, EXIT_REQUEUE)]
+            failed = [r for r in self.ranks if r.code not in (None, 0, EXIT_REQUEUE)]
             if failed and first_failure is None:
                 first_failure = now
             if not alive:
@@ -193,27 +164,22 @@ class LocalJob:
             time.sleep(POLL_S)
         return self._verdict()
 
-    def _poll(self) -> list[_Rank]:
-        for rank in self.ranks:
-            if rank.ended is None and _has_ended(rank.process):
-                rank.ended = time.time()
-                _send(rank.process.pid, signal.SIGKILL, group=True)  # loader workers that would outlive it
-                rank.process.wait()
-        return [rank for rank in self.ranks if rank.ended is None]
+    def _poll(self) -> list[RankProcess]:
+        return [rank for rank in self.ranks if not rank.poll()]
 
-    def _end(self, ranks: Sequence[_Rank], number: signal.Signals) -> None:
+    def _end(self, ranks: Sequence[RankProcess], number: signal.Signals) -> None:
         for rank in ranks:
-            if number == signal.SIGKILL or not rank.ended_by_us:
-                rank.ended_by_us = True
-                _send(rank.process.pid, number, group=number == signal.SIGKILL)
+            if number == signal.SIGKILL:
+                rank.asked = True
+                rank.send(number, group=True)
+            elif not rank.asked:
+                rank.ask(number)
 
     def _kill_all(self) -> None:
         """End what is left, processes and loader workers, whatever made us leave."""
         for rank in self.ranks:
-            if rank.ended is None:
-                _send(rank.process.pid, signal.SIGKILL, group=True)
-                rank.process.wait()
-            rank.failure.unlink(missing_ok=True)
+            rank.kill()
+            rank.end_file.unlink(missing_ok=True)
 
     def _copy(self) -> None:
         """Bring what rank 0 has written since the last call to the terminal."""
@@ -237,27 +203,27 @@ class LocalJob:
             return EXIT_INTERRUPTED
         failed = [rank for rank in self.ranks if self._failed(rank)]
         if failed:
-            return self._tell(min(failed, key=lambda rank: rank.failed_at()[0]))
-        return 0 if all(rank.process.returncode == 0 for rank in self.ranks) else EXIT_REQUEUE
+            return self._tell(min(failed, key=lambda rank: rank.end().time))
+        return 0 if all(rank.code == 0 for rank in self.ranks) else EXIT_REQUEUE
 
-    def _failed(self, rank: _Rank) -> bool:
+    def _failed(self, rank: RankProcess) -> bool:
         """Whether a rank failed by itself: neither ended by us nor stopped, as asked, before it could listen."""
-        code = rank.process.returncode
+        code = rank.code
         if self._asked is not None and code in [-number for number in FORWARDED]:
             return False
-        return code not in (0, EXIT_REQUEUE) and not rank.ended_by_us
+        return code not in (0, EXIT_REQUEUE) and not rank.asked
 
-    def _tell(self, first: _Rank) -> int:
+    def _tell(self, first: RankProcess) -> int:
         """Show why the job failed: a person's mistake in one line, anything else with the end of that rank's log."""
         self._copy()
-        error, code = first.failed_at()[1], first.process.returncode
+        error, code = first.end().error, first.process.returncode
         if code == EXIT_USER and error is not None:
             raise LaunchError(error)
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        print(f"--- last lines of {first.log}", *_tail(first.log), sep="\n", file=sys.stderr)
+        print(f"--- last lines of {first.log}", *tail(first.log), sep="\n", file=sys.stderr)
         what = f": {error}" if error else ""
         print(
-            f"marc-launch: error: rank {first.rank} of {self.world} failed first ({how}){what}; log: {first.log}",
+            f"marc-launch: error: rank {first.rank} of {self.world} failed first ({how_it_ended(code)}){what}; "
+            f"log: {first.log}",
             file=sys.stderr,
         )
         return EXIT_USER if code == EXIT_USER else 1
@@ -272,8 +238,8 @@ class LocalJob:
             self._hurried |= again
             for rank in self.ranks:
                 if rank.ended is None:
-                    rank.ended_by_us |= again
-                    _send(rank.process.pid, signal.SIGKILL if again else _asking(number), group=again)
+                    rank.asked |= again
+                    rank.send(signal.SIGKILL if again else what_ranks_understand(number), group=again)
 
         before = {number: signal.signal(number, forward) for number in FORWARDED}
         try:
@@ -283,38 +249,92 @@ class LocalJob:
                 signal.signal(number, handler)
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a child has ended; it is not reaped yet, so that nobody else can get its number before its group is."""
-    if not hasattr(os, "waitid"):
-        return process.poll() is not None
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def local_id() -> str:
+    """This process's name as a job: ``HOST:PID:START_TICKS``, which no other process ever has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_start_ticks(os.getpid()) or 0}"
 
 
-def _asking(number: int) -> int:
-    """What a rank understands as "save and go"."""
-    return signal.SIGTERM if number in (signal.SIGINT, signal.SIGHUP) else number
+def state(job: Job, run_dir: Path) -> State:
+    """How a local job stands, from the run folder and the table of processes.
+
+    Args:
+        job: of kind local.
+        run_dir: its folder.
+
+    Returns:
+        ``unknown`` for a job without an end on another machine; ``failed`` when its launcher has gone without a word.
+    """
+    tries = attempts(run_dir, job.submitted_at)
+    if tries and tries[-1].ended_at is not None:
+        return _ended(tries[-1])
+    host, pid, ticks = _parse_id(job, run_dir)
+    if host != socket.gethostname():
+        return State("unknown", f"runs on {host}, whose processes cannot be seen from {socket.gethostname()}")
+    if _is_alive(pid, ticks):
+        return State("running" if tries else "pending", f"process {pid} on {host}")
+    step = newest_step(run_dir)
+    return State("failed", f"its launcher, process {pid} on {host}, has gone without a word; newest step saved: {step}")
 
 
-def _send(pid: int, number: int, *, group: bool) -> None:
-    try:
-        (os.killpg if group else os.kill)(pid, number)
-    except (ProcessLookupError, PermissionError):  # gone already
+def cancel(job: Job, run_dir: Path) -> None:
+    """Ask a local job to save and stop, when it still runs.
+
+    Args:
+        job: of kind local.
+        run_dir: its folder.
+
+    Raises:
+        LaunchError: it runs on another machine, or belongs to another user.
+    """
+    word, _ = state(job, run_dir)
+    if word not in ("pending", "running", "unknown"):
         return
+    host, pid, _ = _parse_id(job, run_dir)
+    if word == "unknown":
+        raise LaunchError(f"{run_dir}: runs on {host}; there, use marc-jobs cancel {run_dir}")
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:  # it ended by itself meanwhile
+        return
+    except PermissionError:
+        raise LaunchError(f"{run_dir}: process {pid} is not yours to end; ask {job.user}") from None
 
 
-def _tail(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+def _parse_id(job: Job, run_dir: Path) -> tuple[str, int, int]:
+    host, _, rest = (job.id or "").partition(":")
+    pid, _, ticks = rest.partition(":")
+    if not (host and pid.isdigit() and int(pid) > 1 and ticks.isdigit()):
+        raise LaunchError(f"{run_dir}: job.json: id: expected HOST:PID:START_TICKS, got {job.id!r}; start it again")
+    return host, int(pid), int(ticks)
 
 
-def _die_with_parent(launcher: int) -> Callable[[], None] | None:
-    """What a Linux child calls before it becomes a rank: be killed when the launcher goes, however it goes."""
-    if sys.platform != "linux":
+def _ended(last: Attempt) -> State:
+    saved = f"newest step saved: {last.last_step}"
+    if last.code == 0:
+        return State("done", saved)
+    if last.code == EXIT_REQUEUE:
+        return State("stopped", f"asked to stop, and saved; {saved}")
+    if last.code == EXIT_INTERRUPTED:
+        return State("stopped", f"interrupted before it could save; {saved}")
+    return State("failed", last.error or last.why or f"exit code {last.code}")
+
+
+def _is_alive(pid: int, ticks: int) -> bool:
+    if ticks:
+        return _start_ticks(pid) == ticks
+    try:  # a system without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None for none, or a dead one that nobody has fetched."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
+    except (OSError, IndexError, ValueError):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != launcher:  # it went while we were being born
-            os._exit(1)
-
-    return bind

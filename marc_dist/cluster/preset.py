@@ -1,30 +1,29 @@
-"""The schema of a launcher preset, ``launchers/*.yaml``; a ``cluster.KEY=value`` word overrides a key."""
+"""The schemas of launcher presets, ``launchers/*.yaml``; a ``cluster.KEY=value`` word overrides a key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from marc_dist.config import ConfigError, build, find_preset, load_yaml, parse_words
 from marc_dist.config.schema import Section
+from marc_dist.config.suggest import suggestion
 
 PREFIX = "cluster."
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+OneLine = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
+NAME = r"^[^\s\x00]+$"
 
 
-class LocalPreset(Section):
-    """Where and how the processes of a job run: all on this machine."""
+class Preset(Section):
+    """What every launcher knows."""
 
-    kind: Literal["local"] = Field("local", description="what starts the processes")
     procs_per_node: int | None = Field(None, ge=1, le=1024, description="processes; null = one per GPU, or one")
-    threads_per_proc: int | None = Field(None, ge=1, le=1024, description="CPU threads each; null = cores / processes")
-    env: dict[EnvName, str] = Field(default_factory=dict, description="more environment variables, as text")
-    peer_grace_s: float = Field(10.0, ge=0.0, le=25.0, description="time to end for the others when one fails, seconds")
-    stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after Ctrl-C or SIGTERM, seconds")
+    env: dict[EnvName, OneLine] = Field(default_factory=dict, description="more environment variables, as text")
 
     @field_validator("env", mode="before")
     @classmethod
@@ -37,8 +36,122 @@ class LocalPreset(Section):
         return value
 
 
-def load_preset(name: str, words: Iterable[str] = (), procs_per_node: int | None = None) -> LocalPreset:
+class LocalPreset(Preset):
+    """Where and how the processes of a job run: all on this machine."""
+
+    kind: Literal["local"] = Field("local", description="what starts the processes")
+    threads_per_proc: int | None = Field(None, ge=1, le=1024, description="CPU threads each; null = cores / processes")
+    peer_grace_s: float = Field(10.0, ge=0.0, le=25.0, description="time to end for the others when one fails, seconds")
+    stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after Ctrl-C or SIGTERM, seconds")
+
+
+class ContainerPreset(Section):
+    """The image that ranks run in; the batch script itself stays outside, where Slurm's commands are."""
+
+    runtime: Literal["none", "pyxis", "apptainer"] = Field("none", description="what starts containers here")
+    image: OneLine | None = Field(None, description="pyxis: registry reference or .sqsh file; apptainer: .sif file")
+    mounts: list[OneLine] = Field(default_factory=list, description="HOST:CONTAINER[:ro], beside the run folder")
+    python: OneLine = Field("python3", description="the interpreter inside, which must have marc-dist")
+
+    @model_validator(mode="after")
+    def _complete(self) -> ContainerPreset:
+        if self.runtime != "none" and not self.image:
+            raise ValueError(f"container.image: expected an image for container.runtime={self.runtime}, got none")
+        return self
+
+
+class ArrayPreset(Section):
+    """Several runs as one Slurm array, each with its own folder, restarts and logs."""
+
+    seeds: list[int] = Field(default_factory=list, description="train.seed of each run")
+    overrides: list[list[OneLine]] = Field(default_factory=list, description="key=value words of each run")
+    parallel: int | None = Field(None, ge=1, description="runs at once; null = all that fit")
+
+
+class RestartPreset(Preset):
+    """What launchers share whose jobs start again by themselves."""
+
+    nodes: int = Field(1, ge=1, le=65536, description="machines; --nodes is stronger")
+    cpus_per_proc: int | None = Field(None, ge=1, le=4096, description="CPUs of a process; null = the default")
+    gpus_per_node: int | str | None = Field(None, description="number, or TYPE:NUMBER as Slurm writes it; null = none")
+    interface: OneLine | None = Field(None, pattern=NAME, description="network interface between nodes, e.g. ib0")
+    preflight: bool = Field(True, description="look for sick nodes before training starts")
+    min_gbps: float | None = Field(None, gt=0, description="slowest allowed node pair, GB/s; null = only shown")
+    max_restarts: int = Field(100, ge=0, le=100_000, description="starts after the first, for whatever reason")
+    max_stalls: int = Field(2, ge=0, le=1000, description="starts in a row that may bring no newer checkpoint")
+    peer_grace_s: float = Field(10.0, ge=0.0, le=25.0, description="time to end for the others when one fails, seconds")
+
+    @field_validator("gpus_per_node")
+    @classmethod
+    def _gpus(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str):
+            kind, _, number = value.rpartition(":")
+            if not kind or not number.isdigit() or not 1 <= int(number) <= 1024:
+                raise ValueError(f"gpus_per_node: expected a number or TYPE:NUMBER such as h100:4, got {value!r}")
+        elif value is not None and not 0 <= value <= 1024:
+            raise ValueError(f"gpus_per_node: expected 0 to 1024, got {value}")
+        return value
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of a node."""
+        value = self.gpus_per_node
+        return int(value.rpartition(":")[2]) if isinstance(value, str) else value or 0
+
+    @property
+    def num_procs(self) -> int:
+        """Ranks of a node: as asked, else one per GPU, else one."""
+        return self.procs_per_node or max(1, self.num_gpus)
+
+
+class SlurmPreset(RestartPreset):
+    """A Slurm cluster: what a job asks for, and what happens when it is interrupted."""
+
+    kind: Literal["slurm"] = Field("slurm", description="what starts the processes")
+    partition: OneLine | None = Field(None, pattern=NAME, description="null = the cluster's default")
+    account: OneLine | None = Field(None, pattern=NAME, description="who pays")
+    qos: OneLine | None = Field(None, pattern=NAME, description="quality of service")
+    constraint: OneLine | None = Field(None, description="features that nodes must have")
+    exclude: OneLine | None = Field(None, pattern=NAME, description="nodes to keep away from, e.g. n[3,7]")
+    nodelist: OneLine | None = Field(None, pattern=NAME, description="nodes to use")
+    time_min: int = Field(60, ge=1, le=525_600, description="time limit of one start, minutes")
+    mem: OneLine | None = Field(None, pattern=r"^[0-9]+[KMGT]?B?$", description="memory a node, e.g. 64G")
+    exclusive: bool = Field(False, description="whole nodes")
+    signal_delay_s: int = Field(120, ge=1, le=65_535, description="told to save so long before the limit, seconds")
+    setup: list[OneLine] = Field(default_factory=list, description="shell lines before the run, e.g. module load cuda")
+    sbatch: dict[OneLine, OneLine | int | bool] = Field(default_factory=dict, description="more sbatch options")
+    srun_args: list[OneLine] = Field(default_factory=list, description="more options of srun")
+    container: ContainerPreset = ContainerPreset()
+    array: ArrayPreset = ArrayPreset()
+
+
+class RayPreset(RestartPreset):
+    """An existing Ray cluster: rank actors in one placement group."""
+
+    kind: Literal["ray"] = Field("ray", description="what starts the processes")
+    address: OneLine = Field("auto", description="of the cluster: auto, or HOST:PORT of its head")
+    connect_timeout_s: float = Field(30.0, gt=0, le=3600, description="longest wait for the cluster, seconds")
+    place_timeout_s: float = Field(300.0, gt=0, le=604_800, description="longest wait for free nodes, seconds")
+    stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after a cancel, seconds")
+
+
+KINDS: dict[str, type[LocalPreset] | type[SlurmPreset] | type[RayPreset]] = {
+    "local": LocalPreset,
+    "slurm": SlurmPreset,
+    "ray": RayPreset,
+}
+
+
+def load_preset(
+    name: str, words: Iterable[str] = (), *, nodes: int | None = None, procs_per_node: int | None = None
+) -> LocalPreset | SlurmPreset | RayPreset:
     """The preset ``name`` (a bare name or a file), with ``cluster.key=value`` words and the command's own options.
+
+    Args:
+        name: ``slurm``, or a file.
+        words: ``cluster.key=value``.
+        nodes: of ``--nodes``, stronger than all.
+        procs_per_node: of ``--procs-per-node``, stronger than all.
 
     Raises:
         ConfigError: no such preset, an unknown key, a value outside its range.
@@ -46,9 +159,14 @@ def load_preset(name: str, words: Iterable[str] = (), procs_per_node: int | None
     path = find_preset("launchers", name)
     values = load_yaml(Path(path))
     kind = values.get("kind", "local")
-    if kind != "local":
-        raise ConfigError(f"{path}: kind: expected 'local', the only one that this version knows, got {kind!r}")
-    build(LocalPreset, values, place=f"{path}: ")
-    stronger = {} if procs_per_node is None else {"procs_per_node": procs_per_node}
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(
+            f"{path}: kind: expected {', '.join(KINDS)}, got {kind!r}{suggestion(str(kind), list(KINDS))}"
+        )
+    model = KINDS[kind]
+    build(model, values, place=f"{path}: ")
+    stronger: dict[str, Any] = {} if procs_per_node is None else {"procs_per_node": procs_per_node}
+    if nodes is not None and "nodes" in model.model_fields:
+        stronger["nodes"] = nodes
     given = {key.removeprefix(PREFIX): value for key, value in parse_words(words).items()}
-    return build(LocalPreset, values, given, stronger, place=PREFIX)
+    return build(model, values, given, stronger, place=PREFIX)

@@ -44,7 +44,7 @@ def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> t
     Returns:
         The summary, and whether this is the rank that speaks.
     """
-    here = comm.join(resolve_device(config.train.device).type)
+    here = comm.join(resolve_device(config.train.device).type, folder=folder / "logs")
     summary = evaluate(config, folder, say)
     comm.leave()
     return summary, here.rank == 0

@@ -42,7 +42,7 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.device: torch.device | None = None
-        self._phase, self._since = "start", time.perf_counter()
+        self._phase, self._since = "starting", time.perf_counter()
         self._region: Any = None
 
     def at(self, step: int, phase: str) -> None:
@@ -93,7 +93,7 @@ def profile_rank(config: Config, num_steps: int) -> Profile:
     """
     out = Path(config.train.run_dir) / "profile"
     config = config.model_copy(update={"train": config.train.model_copy(update={"run_dir": str(out)})})
-    comm.join(resolve_device(config.train.device).type, timeout_s=config.train.timeout_s)
+    comm.join(resolve_device(config.train.device).type, timeout_s=config.train.timeout_s, folder=out)
     clock = _Clock()
     setup = Setup(config, False, clock.at)
     clock.device = setup.device

@@ -74,7 +74,7 @@ class Setup:
         place = self.dataset, self.config, comm.rank(), comm.world()
         if self.config.data.reader == "streamed":
             return StreamLoader(*place, self.device)
-        return TrainLoader(*place, lambda: at(1, "start"), self.device)
+        return TrainLoader(*place, lambda: at(1, "starting"), self.device)
 
     def _begin(self, resume: bool) -> dict[str, Any] | None:
         """The checkpoint to go on from, chosen and checked by rank 0."""

@@ -17,6 +17,7 @@ from marc_dist.training.device import resolve_device
 from marc_dist.training.export import save_encoder
 from marc_dist.training.figures import Window, describe
 from marc_dist.training.log import BAD, SKIPPED, RunLog
+from marc_dist.training.preflight import PREFLIGHT, preflight_of_run
 from marc_dist.training.remarks import remarks
 from marc_dist.training.runfolder import plain_settings, write_config
 from marc_dist.training.schedule import learning_rate
@@ -77,7 +78,9 @@ def run_rank(
         watchdog = Watchdog(Path(config.train.run_dir), here.rank, here.world, timeout_s, give_up)
         watchdog.start()
     # the process group's own limit is longer: it knows no names, so the watchdog speaks first
-    comm.join(device.type, timeout_s=2 * timeout_s + 30)
+    comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
+    if os.environ.get(PREFLIGHT) == "1":
+        preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
     result = train(config, resume=resume, stop=stop, watchdog=watchdog)
     if watchdog is not None:
         watchdog.stop()

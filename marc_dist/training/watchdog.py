@@ -22,7 +22,8 @@ EXIT_HUNG = 75
 """Exit code of a rank that gave up waiting for another (EX_TEMPFAIL: nothing is wrong with the run, start again)."""
 
 PHASES = (
-    "start",
+    "starting",
+    "checking",
     "loading",
     "encoding",
     "gathering",

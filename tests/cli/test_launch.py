@@ -70,7 +70,8 @@ def test_dry_run_shows_every_process_and_starts_none(
     for rank, line in enumerate(lines):
         assert line.startswith(f"RANK={rank} WORLD_SIZE=2 LOCAL_RANK={rank} MASTER_ADDR=127.0.0.1 ")
         assert "NAME='a b'" in line
-        assert line.endswith(f"-m marc_dist.cli.train runs/a >> runs/a/logs/rank-{rank}.log")
+        run = f"{tmp_path}/runs/a"
+        assert line.endswith(f"-m marc_dist.cli.train {run} >> {run}/logs/rank-{rank}.log")
     assert launch.main(["--dry-run", "local", "eval", "train.run_dir=runs/a", "eval.batch=3"]) == 0
     assert "-m marc_dist.cli.evaluate train.run_dir=runs/a eval.batch=3" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

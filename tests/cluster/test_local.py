@@ -72,7 +72,7 @@ def test_ranks_get_torchruns_variables_on_loopback(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "logs/rank-0.log").read_text() == "0 2 0 127.0.0.1 3 yes True\n"
     assert (tmp_path / "logs/rank-1.log").read_text() == "1 2 1 127.0.0.1 3 yes False\n"
     assert _shown(job) == "0 2 0 127.0.0.1 3 yes True\n"  # rank 0, and only rank 0
-    assert job.run.__self__ is job and not list((tmp_path / "logs").glob(".failure*"))
+    assert job.run.__self__ is job and not list((tmp_path / "logs").glob(".end*"))
 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def beat(rank: int, step: int, phase: str, age_s: float = 0.5) -> Beat:
             [beat(0, 7, "gathering"), beat(1, 7, "gathering", 70.0)],
             "rank 1 (node1, process 1001) stopped answering 70 s ago, gathering in step 7",
         ),
-        ([beat(0, 1, "start"), None], "rank 1 never started"),
+        ([beat(0, 1, "starting"), None], "rank 1 never started"),
         (
             [beat(0, 3, "gathering"), beat(1, 3, "gathering")],
             "all ranks are gathering in step 3; the network between them, or their storage, does not answer",

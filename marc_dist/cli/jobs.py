@@ -1,0 +1,368 @@
+"""``marc-jobs``: what runs, where, how far; its logs, its end, and how it goes on. From the run folders alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marc_dist.cluster.job import Job, State
+    from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset
+
+COMMANDS = ("list", "status", "logs", "cancel", "resume")
+EPILOG = """\
+commands (marc-jobs COMMAND --help says more):
+  list [DIR ...]        every job in these folders (default: runs), two levels deep
+  status RUN            all that is known of one job, and what to do next
+  logs RUN              the last lines of rank 0; -f follows until the job is over
+  cancel RUN [RUN ...]  save and stop
+  resume RUN            go on from the newest checkpoint, on as many nodes as you like
+
+examples:
+  marc-jobs
+  marc-jobs status runs/a
+  marc-jobs logs -f --rank all runs/a
+  marc-jobs resume --nodes 2 runs/a cluster.partition=gpu
+  marc-jobs list --json runs | jq '.[] | select(.state == "failed") | .run'
+
+States: pending, running, done, stopped (asked to, and saved), failed, cancelled, unknown (with the reason).
+Exit codes: 0 told or done, 2 a mistake in the command or its files, 1 not over in time (cancel), or as the job's
+(resume of a local job), 130 Ctrl-C; the job goes on then.
+"""
+LOGS = """\
+With --rank all each line begins with its [rank]. Logs carry no times: what is there already comes rank after rank,
+what follows comes as it is written. On a terminal, control characters other than colours are left out; a file or a pipe
+gets the log as it is.
+"""
+WAIT_S = 150.0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The options of one command."""
+    about = {
+        "list": "Every job in these folders, two levels deep, newest first; elements of an array under their parent.",
+        "status": "All that is known of a job, and what to do next.",
+        "logs": "What ranks print.",
+        "cancel": "Ask jobs to save and stop, and wait until they have.",
+        "resume": "Go on with a run from its newest checkpoint, with the preset of its last job.",
+    }
+    parser = argparse.ArgumentParser(
+        prog=f"marc-jobs {command}",
+        description=about[command],
+        epilog=LOGS if command == "logs" else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if command == "list":
+        parser.add_argument("dirs", nargs="*", metavar="DIR", help="where to look (default: runs)")
+    elif command == "cancel":
+        parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+        parser.add_argument("--no-wait", action="store_true", help="return as soon as they are asked")
+        parser.add_argument("--timeout", type=float, default=WAIT_S, metavar="S", help="longest wait, seconds (150)")
+    else:
+        parser.add_argument("run", metavar="RUN", help="run folder")
+    if command in ("list", "status"):
+        parser.add_argument("--json", action="store_true", help="for scripts: JSON with the same keys every time")
+    if command == "logs":
+        parser.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
+        parser.add_argument("--rank", default="0", metavar="R", help="whose log: a number, or all (default 0)")
+        parser.add_argument("--lines", type=int, default=50, metavar="N", help="last lines of each log (50)")
+    if command == "resume":
+        parser.add_argument("words", nargs="*", metavar="cluster.key=value", help="changes to the preset")
+        parser.add_argument("--nodes", type=int, help="machines (default: as before)")
+        parser.add_argument("--procs-per-node", type=int, help="processes on each (default: as before)")
+        parser.add_argument("--force", action="store_true", help="although nobody knows whether it still runs")
+    return parser
+
+
+def _run_dir(text: str) -> Path:
+    """A run folder that somebody named.
+
+    Raises:
+        LaunchError: no such folder.
+    """
+    from marc_dist.config import LaunchError, user_path
+
+    path = user_path(text)
+    if not path.is_dir():
+        raise LaunchError(f"{path}: no such run folder; marc-jobs list DIR shows those below DIR")
+    return path
+
+
+def _state(job: Job, run_dir: Path) -> State:
+    """How a job stands; ``unknown`` with the reason when whoever runs it cannot be asked from here."""
+    from marc_dist.cluster.job import State
+    from marc_dist.cluster.submit import state
+    from marc_dist.config import MarcError
+
+    try:
+        return state(job, run_dir)
+    except (MarcError, ImportError) as error:
+        return State("unknown", str(error))
+
+
+def _list(options: argparse.Namespace) -> int:
+    from marc_dist.cli.jobs_report import print_table, rows
+    from marc_dist.config import LaunchError
+    from marc_dist.config.suggest import suggestion
+
+    places = [Path(place).expanduser() for place in options.dirs or ["runs"]]
+    for place in places:
+        if options.dirs and not place.is_dir():
+            raise LaunchError(f"{place}: no such folder{suggestion(str(place), COMMANDS)}")
+    found = rows(places, _state)
+    if options.json:
+        _print_json(found)
+    elif found:
+        print_table(found)
+    else:
+        where = ", ".join(str(place.absolute()) for place in places)
+        print(
+            f"no job in {where}; start one with marc-launch local run.yaml, or look elsewhere with marc-jobs list DIR"
+        )
+    return 0
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=1))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from marc_dist.cli.jobs_report import facts, print_facts
+    from marc_dist.cluster.job import read_job
+
+    run_dir = _run_dir(options.run)
+    job = read_job(run_dir)
+    told = facts(run_dir, job, _state(job, run_dir))
+    if options.json:
+        _print_json(told)
+    else:
+        print_facts(told)
+    return 0
+
+
+def _ranks(text: str, job: Job, run_dir: Path) -> list[int] | None:
+    from marc_dist.config import LaunchError
+
+    if job.run_dirs:
+        raise LaunchError(f"{run_dir}: an array of {len(job.run_dirs)} runs; name one, such as {job.run_dirs[0]}")
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) >= job.world:
+        raise LaunchError(f"--rank: expected 0 to {job.world - 1}, or all, got {text}")
+    return [int(text)]
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from marc_dist.cluster.follow import follow, follow_job, told
+    from marc_dist.cluster.job import read_job
+    from marc_dist.config import LaunchError
+
+    if options.lines < 0:
+        raise LaunchError(f"--lines: expected 0 or more, got {options.lines}")
+    run_dir = _run_dir(options.run)
+    job = read_job(run_dir)
+    ranks, out = _ranks(options.rank, job, run_dir), sys.stdout.buffer
+    missing = not _has_log(run_dir, ranks)
+    if not options.follow:
+        if missing:
+            _tell_missing(run_dir, options.rank, _state(job, run_dir), options.lines)
+        follow(run_dir, out, ranks=ranks, over=lambda: True, lines=options.lines)
+        return 0
+    try:
+        state = follow_job(run_dir, job, out, lambda: _state(job, run_dir), ranks=ranks, lines=options.lines)
+    except KeyboardInterrupt:
+        return 130
+    if missing and not _has_log(run_dir, ranks):
+        _tell_missing(run_dir, options.rank, state, options.lines)
+    else:
+        print(f"{run_dir}: {told(state)}", file=sys.stderr)
+    return 0
+
+
+def _has_log(run_dir: Path, ranks: Sequence[int] | None) -> bool:
+    from marc_dist.training.runfolder import log_path
+
+    if ranks is None:
+        return any((run_dir / "logs").glob("rank-*.log"))
+    return any(log_path(run_dir, rank).exists() for rank in ranks)
+
+
+def _tell_missing(run_dir: Path, rank: str, state: State, lines: int) -> None:
+    """Why there is no log yet, and what the batch script said so far."""
+    from marc_dist.cluster.follow import last_lines, told
+
+    who = "no rank" if rank == "all" else f"rank {rank}"
+    print(f"{run_dir}: {who} has {'' if rank == 'all' else 'not '}started: {told(state)}", file=sys.stderr, flush=True)
+    batch = sorted((run_dir / "slurm").glob("*.out"), key=lambda path: path.stat().st_mtime)
+    if batch:
+        print(f"--- {batch[-1]}", file=sys.stderr, flush=True)
+        with batch[-1].open("rb") as file:
+            file.seek(last_lines(file, lines))
+            sys.stdout.buffer.write(file.read())
+            sys.stdout.buffer.flush()
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from marc_dist.cluster.follow import OVER, told
+    from marc_dist.cluster.job import read_job
+    from marc_dist.cluster.submit import cancel
+    from marc_dist.config import LaunchError, MarcError
+
+    if options.timeout < 0:
+        raise LaunchError(f"--timeout: expected seconds, 0 or more, got {options.timeout:g}")
+    errors: list[str] = []
+    asked: list[tuple[Path, Job]] = []
+    for text in options.runs:
+        try:
+            run_dir = _run_dir(text)
+            job = read_job(run_dir)
+            state = _state(job, run_dir)
+            if state.word in OVER:
+                print(f"{run_dir}: already over: {told(state)}")
+                continue
+            cancel(job, run_dir)
+            print(f"{run_dir}: {job.kind} job {job.id} is asked to save and stop", flush=True)
+            asked.append((run_dir, job))
+        except MarcError as error:  # the others are asked all the same
+            errors.append(str(error))
+    late = [] if options.no_wait else _wait(asked, options.timeout)
+    if errors:
+        raise LaunchError("; ".join(errors))
+    return 1 if late else 0
+
+
+def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
+    """Wait for the end of jobs; those that are not over in time."""
+    import time
+
+    from marc_dist.cluster.follow import OVER, told
+
+    deadline = time.monotonic() + limit_s
+    late = []
+    for run_dir, job in asked:
+        state = _state(job, run_dir)
+        while state.word not in OVER and time.monotonic() < deadline:
+            time.sleep(0.3 if job.kind == "local" else 2.0)
+            state = _state(job, run_dir)
+        if state.word in OVER:
+            print(f"{run_dir}: {told(state)}", flush=True)
+        else:
+            late.append(run_dir)
+            print(f"{run_dir}: still {told(state)} after {limit_s:g} s; look again with marc-jobs status {run_dir}")
+    return late
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from marc_dist.cluster.follow import told
+    from marc_dist.cluster.job import read_job
+    from marc_dist.cluster.submit import run_local, submit
+    from marc_dist.config import LaunchError
+
+    run_dir = _run_dir(options.run).absolute()
+    before = read_job(run_dir)
+    state = _state(before, run_dir)
+    if state.word == "done":
+        print(f"{options.run}: already {told(state)}; nothing to go on with")
+        return 0
+    if state.word in ("pending", "running"):
+        raise LaunchError(
+            f"{options.run}: {told(state)}; watch it with marc-jobs logs -f {options.run}, or end it first with "
+            f"marc-jobs cancel {options.run}"
+        )
+    if state.word == "unknown" and before.id is not None and not options.force:
+        raise LaunchError(f"{options.run}: {told(state)}; when it has surely ended, use --force")
+    job = _again(before, run_dir, options)
+    if job.kind == "local":
+        if Path(job.cwd).is_dir():  # where relative paths of its settings begin
+            os.chdir(job.cwd)
+        return run_local(job, run_dir, sys.stdout.buffer)
+    job = submit(job, run_dir)
+    size = f"{job.nodes} x {job.procs_per_node} processes"
+    print(f"{options.run}: {job.kind} job {job.id}, {size}; watch it with marc-jobs logs -f {options.run}")
+    return 0
+
+
+def _again(before: Job, run_dir: Path, options: argparse.Namespace) -> Job:
+    """The next job of a run: the same work, with the preset as it was but for what the command line says.
+
+    Raises:
+        ConfigError: a word that is not of the preset, or a value outside its range.
+        LaunchError: several nodes for a local job.
+    """
+    from marc_dist.cluster.job import new_job
+    from marc_dist.cluster.preset import KINDS, PREFIX
+    from marc_dist.config import ConfigError, LaunchError, build, parse_words
+
+    strange = [word for word in options.words if not word.startswith(PREFIX)]
+    if strange:
+        raise ConfigError(f"{strange[0]}: a run goes on with its own settings; expected cluster.key=value words")
+    if before.kind == "local" and options.nodes not in (None, 1):
+        raise LaunchError(f"--nodes: a local job is this one machine, got {options.nodes}; use --procs-per-node")
+    given = {key.removeprefix(PREFIX): value for key, value in parse_words(options.words).items()}
+    stronger: dict[str, Any] = {}
+    if options.procs_per_node is not None:
+        stronger["procs_per_node"] = options.procs_per_node
+    if options.nodes is not None and before.kind != "local":
+        stronger["nodes"] = options.nodes
+    preset = build(KINDS[before.kind], before.preset, given, stronger, place=PREFIX)
+    nodes, procs = _size(preset, run_dir)
+    arguments = list(before.arguments)
+    if before.what == "train" and not before.run_dirs:
+        arguments[-1] = str(run_dir)  # the folder may have been moved
+    job = new_job(
+        before.kind,
+        arguments,
+        what=before.what,
+        run_dirs=before.run_dirs,
+        nodes=nodes,
+        procs_per_node=procs,
+        preset=preset.model_dump(mode="json"),
+    )
+    return job.model_copy(update={"cwd": before.cwd})
+
+
+def _size(preset: LocalPreset | SlurmPreset | RayPreset, run_dir: Path) -> tuple[int, int]:
+    """Nodes, and processes on each."""
+    from marc_dist.cluster.local import process_count
+    from marc_dist.cluster.preset import LocalPreset
+    from marc_dist.config import load_config
+
+    if not isinstance(preset, LocalPreset):
+        return preset.nodes, preset.num_procs
+    file = run_dir / "config.yaml"
+    return 1, process_count(preset, load_config(file if file.is_file() else None).train.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: the exit code. ``--help`` is answered before anything of ours is imported."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        argparse.ArgumentParser(
+            prog="marc-jobs",
+            usage="marc-jobs [list|status|logs|cancel|resume] ...",
+            description="Jobs that marc-launch has started, wherever they run.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        ).parse_args(["--help"])
+    command = words.pop(0) if words and words[0] in COMMANDS else "list"
+    options = _parser(command).parse_intermixed_args(words)
+    bodies: dict[str, Callable[[argparse.Namespace], int]] = {
+        "list": _list,
+        "status": _status,
+        "logs": _logs,
+        "cancel": _cancel,
+        "resume": _resume,
+    }
+    from marc_dist.cli.common import run_command
+
+    return run_command("marc-jobs", lambda _: bodies[command](options), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

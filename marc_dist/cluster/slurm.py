@@ -1,0 +1,330 @@
+"""Jobs of a Slurm cluster: what is asked for, the batch script, submission, state, end.
+
+submitit renders and submits the script; its pickled functions are not used: what runs is ``marc-train RUN_DIR``, and a
+submitit process between srun and the rank would take the signals and requeue by itself, from rank 0 only
+(shared/reference/systems-peers.md 0.1 to 0.3). So the job is a script of strings, which a person can read and submit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from marc_dist.cluster.job import Job, State, Word, attempts
+from marc_dist.cluster.preset import SlurmPreset
+from marc_dist.cluster.rank import RANK_VARIABLES
+from marc_dist.config import LaunchError
+from marc_dist.config.suggest import suggestion
+
+FOREIGN = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_|PMI)")
+KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+ASK_S = 30.0
+WORDS: dict[str, Word] = {
+    "PENDING": "pending", "CONFIGURING": "pending", "REQUEUED": "pending", "REQUEUE_FED": "pending",
+    "REQUEUE_HOLD": "pending", "RESV_DEL_HOLD": "pending", "SPECIAL_EXIT": "pending",
+    "RUNNING": "running", "COMPLETING": "running", "SIGNALING": "running", "STAGE_OUT": "running",
+    "RESIZING": "running", "SUSPENDED": "running", "STOPPED": "running",
+    "COMPLETED": "done", "CANCELLED": "cancelled",
+    "FAILED": "failed", "TIMEOUT": "failed", "NODE_FAIL": "failed", "PREEMPTED": "failed", "BOOT_FAIL": "failed",
+    "DEADLINE": "failed", "OUT_OF_MEMORY": "failed", "REVOKED": "failed",
+}  # fmt: skip
+
+
+def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment to submit from: what an outer job left would reshape the new one."""
+    return {
+        key: value
+        for key, value in env.items()
+        if (key in KEPT or not FOREIGN.match(key)) and key not in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
+    }
+
+
+def _module(preset: SlurmPreset, module: str, *words: str) -> list[str]:
+    """A command of ours as ranks start it: inside the container, if there is one."""
+    python = sys.executable if preset.container.runtime == "none" else preset.container.python
+    return [python, "-u", "-m", module, *words]
+
+
+def _container(job_dir: Path, job: Job, preset: SlurmPreset) -> tuple[list[str], list[str]]:
+    """Options of srun, and words before the command, that bring ranks into the image."""
+    box = preset.container
+    seen = dict.fromkeys([str(job_dir), job.cwd])
+    mounts = [*(f"{folder}:{folder}" for folder in seen), *box.mounts]
+    if box.runtime == "pyxis":
+        options = [f"--container-image={box.image}", f"--container-mounts={','.join(mounts)}"]
+        return [*options, f"--container-workdir={job.cwd}", "--no-container-mount-home"], []
+    if box.runtime == "apptainer":
+        binds = [word for mount in mounts for word in ("--bind", mount)]
+        gpu = ["--nv"] if preset.num_gpus else []
+        return [], ["apptainer", "exec", *gpu, *binds, "--pwd", job.cwd, str(box.image)]
+    return [], []
+
+
+def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dict[str, Any]]:
+    """What the batch script is made of: the command after srun, and submitit's parameters."""
+    srun, before = _container(job_dir, job, preset)
+    srun = ["--kill-on-bad-exit=1", "--wait=60", *srun, *preset.srun_args]
+    if preset.cpus_per_proc is not None:  # srun takes no --cpus-per-task from sbatch since 22.05
+        srun.append(f"--cpus-per-task={preset.cpus_per_proc}")
+    batch = shlex.join([sys.executable, "-u", "-m", "marc_dist.cluster.batch"])
+    folder = shlex.quote(str(job_dir))
+    setup = ["set -eo pipefail", *preset.setup, "set +eo pipefail"] if preset.setup else []
+    params: dict[str, Any] = {
+        "job_name": re.sub(r"[^A-Za-z0-9._-]", "-", f"marc-{job_dir.name}"),
+        "nodes": job.nodes,
+        "ntasks_per_node": job.procs_per_node,
+        "time": preset.time_min,
+        "signal_delay_s": preset.signal_delay_s,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "srun_args": srun,
+        "setup": [*setup, *_exports(preset), f"{batch} begin {folder} || exit $?"],
+        "teardown": ["code=$?", f"{batch} end {folder} $code", "exit $?"],
+        "additional_parameters": {
+            "chdir": job.cwd,
+            "requeue": True,
+            **{key.replace("_", "-"): value for key, value in preset.sbatch.items() if value is not False},
+        },
+    }
+    optional = {
+        **{key: getattr(preset, key) for key in ("partition", "account", "qos", "constraint", "exclude", "nodelist")},
+        **{"mem": preset.mem, "cpus_per_task": preset.cpus_per_proc, "exclusive": preset.exclusive or None},
+        "gpus_per_node": preset.gpus_per_node or None,
+    }
+    params |= {key: value for key, value in optional.items() if value is not None}
+    return shlex.join([*before, *_module(preset, "marc_dist.cluster.task", str(job_dir))]), params
+
+
+def _exports(preset: SlurmPreset) -> list[str]:
+    """The preset's own variables; ranks get them, too, and people can see them in the script."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in preset.env.items()]
+
+
+def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
+    """The batch script, as submitit would write it; needs no Slurm."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command, params = script_parts(job, preset, job_dir)
+    count = {"map_count": len(job.run_dirs), "array_parallelism": _parallel(job, preset)} if job.run_dirs else {}
+    return str(_make_sbatch_string(command=command, folder=job_dir / "slurm", **params, **count))
+
+
+def _parallel(job: Job, preset: SlurmPreset) -> int:
+    return preset.array.parallel or len(job.run_dirs)
+
+
+class Partition(NamedTuple):
+    """What one line of sinfo says of a kind of nodes in a partition."""
+
+    name: str
+    nodes: int
+    cpus: int
+    gpus: int
+
+
+def _ask(*command: str, limit_s: float = ASK_S) -> subprocess.CompletedProcess[str]:
+    """One of Slurm's commands, with the environment of a login node.
+
+    Raises:
+        LaunchError: it is missing, or does not answer in time.
+    """
+    if shutil.which(command[0]) is None:
+        raise LaunchError(
+            f"{command[0]}: not found on PATH; expected Slurm's commands, as on a login node; --dry-run shows the "
+            "script without them, and the preset local runs here"
+        )
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=limit_s, env=clean_environment(os.environ)
+        )
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"{command[0]}: no answer from Slurm within {limit_s:.0f} s; try again later") from None
+
+
+def partitions() -> list[Partition]:
+    """All partitions, a line for each kind of node in it; the default partition first.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
+    done = _ask("sinfo", "-h", "-o", "%P|%D|%c|%G")
+    if done.returncode:
+        raise LaunchError(f"sinfo: {_reason(done.stderr)}; expected a Slurm cluster that answers")
+    found: list[Partition] = []
+    for line in done.stdout.splitlines():
+        name, nodes, cpus, gres = line.strip().split("|", 3)
+        gpus = sum(int(number) for number in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", gres))
+        found.append(Partition(name, int(nodes), int(cpus.rstrip("+")), gpus))
+    found.sort(key=lambda part: not part.name.endswith("*"))
+    return [part._replace(name=part.name.rstrip("*")) for part in found]
+
+
+def check_size(job: Job, preset: SlurmPreset) -> None:
+    """Refuse what this cluster could never start, before it waits in the queue for ever.
+
+    Raises:
+        LaunchError: no such partition, or more nodes, CPUs or GPUs than it has.
+    """
+    known = partitions()
+    names = list(dict.fromkeys(part.name for part in known))
+    name = preset.partition or (names[0] if names else "")
+    wanted = name.split(",")
+    for one in wanted:
+        if one not in names:
+            hint = suggestion(one, names)
+            raise LaunchError(f"cluster.partition: no partition {one!r} here, there are {', '.join(names)}{hint}")
+    mine = [part for part in known if part.name in wanted]
+    if job.nodes > sum(part.nodes for part in mine):
+        has = sum(part.nodes for part in mine)
+        raise LaunchError(f"--nodes: partition {name} has {has} nodes, got {job.nodes}; ask for at most {has}")
+    cpus = job.procs_per_node * (preset.cpus_per_proc or 1)
+    most = max(part.cpus for part in mine)
+    if cpus > most:
+        raise LaunchError(
+            f"cluster.cpus_per_proc: {job.procs_per_node} processes a node with {preset.cpus_per_proc or 1} CPUs each "
+            f"need {cpus}, but a node of partition {name} has {most}; ask for less"
+        )
+    most = max(part.gpus for part in mine)
+    if preset.num_gpus > most:
+        raise LaunchError(
+            f"cluster.gpus_per_node: a node of partition {name} has {most} GPUs, got {preset.gpus_per_node}; "
+            "ask for less, or another partition"
+        )
+
+
+@contextmanager
+def _submitting() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(clean_environment(before))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
+    """Queue a job whose ``job.json`` is written; the job with its id.
+
+    Raises:
+        LaunchError: no Slurm here, or it refuses the job; says what Slurm says.
+    """
+    import submitit
+
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            _ask(program)
+    check_size(job, preset)
+    command, params = script_parts(job, preset, job_dir)
+    try:
+        (job_dir / "slurm").mkdir(parents=True, exist_ok=True)
+        with _submitting():
+            executor = submitit.SlurmExecutor(folder=job_dir / "slurm")
+            executor.update_parameters(**params)
+            if job.run_dirs:
+                executor.parameters |= {"map_count": len(job.run_dirs), "array_parallelism": _parallel(job, preset)}
+            with redirect_stderr(StringIO()):  # submitit passes sbatch's complaint on; ours is one line
+                submitted = executor._submit_command(command)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise LaunchError(f"sbatch: {_reason(str(error))}; see launchers/ and cluster.KEY=value words") from None
+    except OSError as error:
+        raise LaunchError(f"{job_dir}: cannot be written ({error.strerror}); choose another train.run_dir") from None
+    return job.model_copy(update={"id": str(submitted.job_id)})
+
+
+def _reason(text: str) -> str:
+    """What a command of Slurm's complains of, without its prefixes."""
+    lines = [line.strip() for line in text.splitlines() if "error:" in line]
+    kept = [re.sub(r"^.*?error:\s*", "", line) for line in lines] or [" ".join(text.split()[-30:])]
+    return "; ".join(dict.fromkeys(kept)) or "no reason given"
+
+
+def state(job: Job, job_dir: Path) -> State:
+    """How the job stands: squeue, then sacct, then scontrol, then what the run folder says."""
+    assert job.id is not None
+    for look in (_from_squeue, _from_sacct, _from_scontrol):
+        try:
+            found = look(job.id)
+        except LaunchError as error:
+            found, missing = None, str(error)
+        else:
+            missing = "Slurm has forgotten the job"
+        if found is not None:
+            word, detail = found
+            return _state(word, detail, job, job_dir)
+    return _from_folder(job, job_dir, missing)
+
+
+def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
+    first = slurms.split()[0].rstrip("+") if slurms else ""
+    word = WORDS.get(first)
+    if word is None:
+        return State("unknown", f"Slurm says {slurms}")
+    told = f"{first}{f' ({detail})' if detail and detail not in ('None', '(null)') else ''}"
+    tries = attempts(job_dir, job.submitted_at)
+    if word == "failed" and tries and tries[-1].error:
+        told += f": {tries[-1].error}"
+    return State(word, told)
+
+
+def _from_squeue(job_id: str) -> tuple[str, str] | None:
+    """Elements of an array are one state together: what still moves comes first."""
+    done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
+    lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
+    if done.returncode or not lines:
+        return None
+    order = ("running", "pending", "failed", "cancelled", "done")
+    lines.sort(key=lambda line: order.index(WORDS.get(line[0], "failed")) if WORDS.get(line[0]) != "unknown" else 0)
+    word, reason, nodes = lines[0]
+    return word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason
+
+
+def _from_sacct(job_id: str) -> tuple[str, str] | None:
+    if shutil.which("sacct") is None:
+        return None
+    done = _ask("sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,Reason")
+    line = (done.stdout.splitlines() or [""])[-1]
+    word, _, reason = line.partition("|")
+    return (word, reason) if word and not done.returncode else None
+
+
+def _from_scontrol(job_id: str) -> tuple[str, str] | None:
+    done = _ask("scontrol", "-o", "show", "job", job_id)
+    word = re.search(r"\bJobState=(\S+)", done.stdout)
+    reason = re.search(r"\bReason=(\S+)", done.stdout)
+    return None if word is None else (word[1], reason[1] if reason else "")
+
+
+def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
+    """What attempts.jsonl says; of an array, its elements together."""
+    if job.run_dirs:
+        parts = [_from_folder(job.model_copy(update={"run_dirs": []}), Path(part), missing) for part in job.run_dirs]
+        order = ("unknown", "failed", "cancelled", "stopped", "done")
+        return min(parts, key=lambda part: order.index(part.word) if part.word in order else 0)
+    tries = attempts(job_dir, job.submitted_at)
+    if not tries or tries[-1].ended_at is None or tries[-1].again:
+        return State("unknown", missing)
+    last = tries[-1]
+    return State("done", "") if last.code == 0 else State("failed", last.error or f"exit code {last.code}")
+
+
+def cancel(job: Job, job_dir: Path) -> None:
+    """End a job for good: its ranks are told to save first (Slurm's KillWait is the time that they have).
+
+    Raises:
+        LaunchError: Slurm does not answer, or refuses.
+    """
+    assert job.id is not None
+    done = _ask("scancel", job.id)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise LaunchError(f"scancel {job.id}: {_reason(done.stderr)}")

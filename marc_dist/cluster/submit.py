@@ -1,0 +1,160 @@
+"""One way to hand a job over, ask for its state and end it, whatever runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from marc_dist.cluster.job import Job, State, attempts, begin_attempt, end_attempt, read_job, write_job
+from marc_dist.cluster.preset import KINDS, LocalPreset, RayPreset, SlurmPreset
+from marc_dist.config import LaunchError, build
+from marc_dist.training.signals import EXIT_REQUEUE
+
+OVER = ("done", "failed", "cancelled", "stopped")
+POLL_S = 1.0
+
+
+class _Backend(NamedTuple):
+    state: Callable[[Job, Path], State]
+    cancel: Callable[[Job, Path], None]
+
+
+def _backend(job: Job) -> _Backend:
+    """Imported when needed: a login node without Ray or Slurm answers for the others."""
+    if job.kind == "slurm":
+        from marc_dist.cluster import slurm
+
+        return _Backend(slurm.state, slurm.cancel)
+    if job.kind == "ray":
+        from marc_dist.cluster import ray
+
+        return _Backend(ray.state, ray.cancel)
+    from marc_dist.cluster import local
+
+    return _Backend(local.state, local.cancel)
+
+
+def preset_of(job: Job, job_dir: Path) -> LocalPreset | SlurmPreset | RayPreset:
+    """The launcher preset that a job was submitted with."""
+    return build(KINDS[job.kind], job.preset, place=f"{job_dir}/job.json: preset: ")
+
+
+def state(job: Job, job_dir: Path) -> State:
+    """How a job stands now."""
+    if job.id is None:
+        return State("unknown", "it was never handed over")
+    return _backend(job).state(job, job_dir)
+
+
+def cancel(job: Job, job_dir: Path) -> None:
+    """End a job for good; what it has saved stays.
+
+    Raises:
+        LaunchError: whoever runs it cannot be reached, or refuses.
+    """
+    if job.id is not None:
+        _backend(job).cancel(job, job_dir)
+
+
+def refuse_second(job_dir: Path) -> None:
+    """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
+
+    Raises:
+        LaunchError: names the job.
+    """
+    try:
+        before = read_job(job_dir)
+    except LaunchError:
+        return
+    now = state(before, job_dir)
+    if now.word in ("pending", "running"):
+        raise LaunchError(
+            f"{job_dir}: {before.kind} job {before.id} of this run is {now.word}; wait for it, end it with marc-jobs "
+            f"cancel {job_dir}, or choose another train.run_dir"
+        )
+
+
+def submit(job: Job, job_dir: Path) -> Job:
+    """Hand a job to Slurm or Ray and return at once; ``job.json`` says what was handed over, and under which id.
+
+    Raises:
+        LaunchError: it cannot be handed over; nothing is queued then.
+    """
+    preset = preset_of(job, job_dir)
+    refuse_second(job_dir)
+    write_job(job_dir, job)
+    for number, folder in enumerate(job.run_dirs):
+        write_job(Path(folder), _element(job, number))
+    if isinstance(preset, SlurmPreset):
+        from marc_dist.cluster import slurm
+
+        job = slurm.submit(job, preset, job_dir)
+    elif isinstance(preset, RayPreset):
+        from marc_dist.cluster import ray
+
+        job = ray.submit(job, preset, job_dir)
+    else:
+        raise LaunchError(f"{job_dir}: a local job runs in the foreground; expected slurm or ray")
+    write_job(job_dir, job)
+    for number, folder in enumerate(job.run_dirs):
+        write_job(Path(folder), _element(job, number))
+    return job
+
+
+def _element(job: Job, number: int) -> Job:
+    """One element of an array as a job of its own; its last argument is its own run folder."""
+    folder = job.run_dirs[number]
+    return job.model_copy(
+        update={
+            "id": None if job.id is None else f"{job.id}_{number}",
+            "run_dirs": [],
+            "arguments": [*job.arguments[:-1], folder],
+        }
+    )
+
+
+def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
+    """Run a local job in the foreground; its exit code.
+
+    Raises:
+        LaunchError: see ``LocalJob``.
+    """
+    from marc_dist.cluster import local
+
+    preset = preset_of(job, job_dir)
+    assert isinstance(preset, LocalPreset)
+    refuse_second(job_dir)
+    job = job.model_copy(update={"id": local.local_id()})
+    write_job(job_dir, job)
+    begin_attempt(job_dir, 0, [job.host])
+    code, error = 1, None
+    try:
+        code = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out).run()
+    except LaunchError as failure:
+        code, error = 2, str(failure)
+        raise
+    finally:
+        why = "stopped and saved; start it again to go on" if code == EXIT_REQUEUE else ""
+        end_attempt(job_dir, code, error, False, why)
+    return code
+
+
+def wait(job: Job, job_dir: Path, poll_s: float = POLL_S) -> State:
+    """Wait until a job is over; its last state. A batch system that does not answer is asked again."""
+    while True:
+        now = state(job, job_dir)
+        if now.word in OVER:
+            return now
+        time.sleep(poll_s)
+
+
+def exit_code(found: State, job: Job, job_dir: Path) -> int:
+    """The exit code of a job that is over: its own when the run folder knows it, else 0 when it is done."""
+    if found.word == "done":
+        return 0
+    folders = [Path(folder) for folder in job.run_dirs] or [job_dir]
+    tries = [attempt for folder in folders for attempt in attempts(folder, job.submitted_at)]
+    codes = [attempt.code for attempt in tries if attempt.code and not attempt.again]
+    return codes[-1] if codes else 1

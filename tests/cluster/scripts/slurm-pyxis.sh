@@ -1,0 +1,26 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --chdir=/home/me
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=marc-a-b
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/runs/a b/slurm/%j_0_log.out'
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=60
+
+# setup
+PYTHON -u -m marc_dist.cluster.batch begin '/runs/a b' || exit $?
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/runs/a b/slurm/%j_%t_log.out' --kill-on-bad-exit=1 --wait=60 --container-image=marc-dist.sqsh '--container-mounts=/runs/a b:/runs/a b,/home/me:/home/me' --container-workdir=/home/me --no-container-mount-home python3 -u -m marc_dist.cluster.task '/runs/a b'
+
+
+# teardown
+code=$?
+PYTHON -u -m marc_dist.cluster.batch end '/runs/a b' $code
+exit $?
