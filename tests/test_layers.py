@@ -34,7 +34,7 @@ OWNERS = {
     "faiss": ("retrieval/index.py",),
     "webdataset": ("data/stream.py",),
     "submitit": ("cluster/slurm.py", "cluster/local.py"),
-    "ray": ("cluster/ray.py", "tuning/"),
+    "ray": ("cluster/ray.py", "cluster/ray_supervisor.py", "tuning/"),
 }
 TORCH_FREE = ("cli", "config", "cluster", "place")
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -60,9 +60,12 @@ def _parser() -> argparse.ArgumentParser:
 def _check_size(options: argparse.Namespace) -> None:
     from marc_dist.config import LaunchError
 
-    for flag, value in (("--nodes", options.nodes), ("--procs-per-node", options.procs_per_node)):
+    for flag, what, value in (
+        ("--nodes", "node", options.nodes),
+        ("--procs-per-node", "process", options.procs_per_node),
+    ):
         if value is not None and value < 1:
-            raise LaunchError(f"{flag}: expected at least 1, got {value}")
+            raise LaunchError(f"{flag}: expected at least 1 {what}, got {value}")
 
 
 def _check_data(config: Config) -> None:

@@ -103,10 +103,11 @@ def _profile(config: Config, num_steps: int) -> int:
         raise ConfigError(f"--profile: expected 1 to 100000 steps, got {num_steps}")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch comes: its tracer's talk is not for people
     with failure_told():
+        from marc_dist.place import place_from_env
         from marc_dist.training.profile import profile_rank
 
         found = profile_rank(config, num_steps)
-    if os.environ.get("RANK", "0") == "0":
+    if place_from_env(os.environ).rank == 0:
         _show(found)
     return 0
 

@@ -97,9 +97,9 @@ def read_progress(run_dir: Path, since: float = 0.0) -> Progress:
     if not records:
         return Progress(newest_step(run_dir), total)
     last = records[-1]
-    figures = (_number(last, key) for key in ("loss", "lr", "images_per_s", "loader_wait"))
     left = None if total is None else _left(records, total, since)
-    return Progress(last["step"], total, *figures, left, _number(last, "time"))
+    loss, lr, speed, wait = (_number(last, key) for key in ("loss", "lr", "images_per_s", "loader_wait"))
+    return Progress(int(last["step"]), total, loss, lr, speed, wait, left, _number(last, "time"))
 
 
 def _left(records: Sequence[dict[str, Any]], total: int, since: float) -> float | None:
@@ -108,7 +108,7 @@ def _left(records: Sequence[dict[str, Any]], total: int, since: float) -> float 
     if len(timed) < 2 or timed[-1][0] <= timed[0][0]:
         return None
     speed = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
-    return max(0.0, speed) * max(total - timed[-1][0], 0)
+    return float(max(0.0, speed) * max(total - timed[-1][0], 0))
 
 
 def _told_total(run_dir: Path) -> int | None:

@@ -91,7 +91,7 @@ def test_up_and_down(slurm: SlurmCluster) -> None:
     assert not any(_running(pid) for pid in pids) and not folder.exists()
     assert guard is not None and guard.poll() is not None
     assert not _mentioned(conf)
-    assert slurm.processes() == others and slurm.state(job) == ""
+    assert slurm.state(job) == "" and all(daemon.poll() is None for daemon in slurm._daemons.values())
 
 
 def test_a_failed_start_tells_why_and_leaves_nothing() -> None:
