@@ -173,7 +173,7 @@ def _cells(row: dict[str, Any]) -> list[Text]:
     step = "" if row["step"] is None else str(row["step"])
     step += f"/{row['total_steps']}" if row["total_steps"] else ""
     texts = [
-        indent + row["run"],
+        row["run"],
         f"{row['kind'] or '?'} {short_id(row['kind'], row['id'])}".rstrip(),
         "" if row["nodes"] is None else f"{row['nodes']} x {row['procs_per_node']}",
         row["state"],
@@ -186,6 +186,7 @@ def _cells(row: dict[str, Any]) -> list[Text]:
         row["error"] or row["detail"] or "",
     ]
     cells = [Text(printable(text)) for text in texts]
+    cells[0] = Text(indent) + cells[0]  # made printable, it has lost it
     cells[3].stylize(COLOURS.get(row["state"], ""))
     return cells
 

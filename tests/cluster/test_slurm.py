@@ -234,7 +234,10 @@ def test_detach_then_cancel_leaves_no_process_behind(slurm: SlurmCluster, sample
     until(trained(run, 2), 120, run)
     time.sleep(1.0)
     follower.send_signal(signal.SIGINT)
-    out, err = follower.communicate(timeout=30)
+    try:
+        out, err = follower.communicate(timeout=30)
+    finally:
+        follower.kill()
     assert follower.returncode == 0, err
     assert "step 1/" in out and f"the job goes on: marc-jobs logs -f {run}" in out + err
     job = str(read_job(run).id)
