@@ -150,7 +150,7 @@ def test_states_and_limits(slurm: SlurmCluster) -> None:
     job = _submit(slurm, "sleep 1000")
     assert slurm.wait_for(job, "RUNNING") == "RUNNING"
     slurm.end_in(job, 90)
-    assert slurm.sh("squeue", "-h", "-j", job, "-o", "%l").strip() in {"1:00", "2:00", "3:00"}  # minutes since its start
+    assert slurm.sh("squeue", "-h", "-j", job, "-o", "%l").strip() in {"1:00", "2:00", "3:00"}
     slurm.restore_limit(job, 10)
     assert slurm.sh("squeue", "-h", "-j", job, "-o", "%l").strip() == "10:00"
     with pytest.raises(ClusterError, match=r"should be PENDING, not within 0\.3 s; seen: RUNNING at 0\.\d s"):
