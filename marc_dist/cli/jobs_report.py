@@ -168,7 +168,6 @@ def print_table(found: Sequence[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[Text]:
-    indent = "  " if row["parent"] else ""
     live = row["state"] == "running"
     step = "" if row["step"] is None else str(row["step"])
     step += f"/{row['total_steps']}" if row["total_steps"] else ""
@@ -186,6 +185,8 @@ def _cells(row: dict[str, Any]) -> list[Text]:
         row["error"] or row["detail"] or "",
     ]
     cells = [Text(printable(text)) for text in texts]
+    if row["parent"]:
+        cells[0] = Text("  ") + cells[0]
     cells[0] = Text(indent) + cells[0]  # made printable, it has lost it
     cells[3].stylize(COLOURS.get(row["state"], ""))
     return cells

@@ -309,7 +309,6 @@ class SlurmCluster:
         self._cancel_all()
         for name in self.nodes:
             if self._daemons[f"slurmd-{name}"].poll() is not None:
-                _end(self.conf, name)  # jobs outlive their slurmd
                 self.start_node(name)
         self._until(self._made_idle, limit_s, "all nodes are idle")
 
@@ -439,7 +438,7 @@ class SlurmCluster:
     def _tails(self) -> str:
         """The last lines of the daemons' logs."""
         logs = sorted((self.folder / "log").glob("*")) if self._folder is not None else []
-        tails = [(path.name, path.read_text(errors="replace").splitlines()[-8:]) for path in logs]
+        tails = [(path.name, path.read_text(errors="replace").splitlines()[-20:]) for path in logs]
         return "\n".join(f"{name}: {line}" for name, lines in tails for line in lines)
 
 

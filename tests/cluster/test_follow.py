@@ -14,7 +14,7 @@ import pytest
 
 from marc_dist.cluster import follow as module
 from marc_dist.cluster import progress
-from marc_dist.cluster.follow import follow, follow_job, for_terminal, last_lines
+from marc_dist.cluster.follow import follow, follow_job, for_terminal, last_lines, told
 from marc_dist.cluster.job import State, new_job
 from marc_dist.cluster.progress import life_age_s, read_beats, read_progress, who_is_late
 from marc_dist.training.watchdog import PHASES, beat_path
@@ -264,3 +264,17 @@ def test_age_of_the_last_sign_of_life(tmp_path: Path) -> None:
         os.utime(path, (time.time() - age_s, time.time() - age_s))
     age = life_age_s(tmp_path)
     assert age is not None and 100 <= age < 110
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (State("pending", "PENDING (Resources)"), "pending (Resources)"),
+        (State("pending", "PENDING"), "pending"),
+        (State("failed", "FAILED (NonZeroExitCode): rank 1"), "failed ((NonZeroExitCode): rank 1)"),
+        (State("failed", "TIMEOUT (TimeLimit)"), "failed (TIMEOUT (TimeLimit))"),
+        (State("done"), "done"),
+    ],
+)
+def test_states_in_words(state: State, text: str) -> None:
+    assert told(state) == text

@@ -210,7 +210,7 @@ def test_reset_clears_up(slurm: SlurmCluster) -> None:
     slurm.kill_node(slurm.nodes[1])
     os.kill(slurm._daemons[f"slurmd-{slurm.nodes[2]}"].pid, signal.SIGKILL)  # its part of the job goes on
     assert slurm.job_processes(slurm.nodes[2])
-    slurm.set_down(slurm.nodes[3])
+    slurm.sh("scontrol", "update", f"NodeName={slurm.nodes[3]}", "State=DRAIN", "Reason=test")
     slurm.reset()
     assert set(slurm.node_states().values()) == {"idle"} and not slurm.job_processes()
     assert {slurm.state(deaf), slurm.state(waiting)} == {"CANCELLED"}
