@@ -187,7 +187,6 @@ def _cells(row: dict[str, Any]) -> list[Text]:
     cells = [Text(printable(text)) for text in texts]
     if row["parent"]:
         cells[0] = Text("  ") + cells[0]
-    cells[0] = Text(indent) + cells[0]  # made printable, it has lost it
     cells[3].stylize(COLOURS.get(row["state"], ""))
     return cells
 
