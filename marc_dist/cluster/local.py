@@ -105,6 +105,7 @@ class LocalJob:
     world: int
     out: BinaryIO
     ranks: list[RankProcess] = field(default_factory=list)
+    error: str | None = None  # what the first rank that failed died of, with its log
     _asked: float | None = None
     _copied: int = 0
     _overdue: bool = False
@@ -221,11 +222,9 @@ class LocalJob:
             raise LaunchError(error)
         print(f"--- last lines of {first.log}", *tail(first.log), sep="\n", file=sys.stderr)
         what = f": {error}" if error else ""
-        print(
-            f"marc-launch: error: rank {first.rank} of {self.world} failed first ({how_it_ended(code)}){what}; "
-            f"log: {first.log}",
-            file=sys.stderr,
-        )
+        how = how_it_ended(code)
+        self.error = f"rank {first.rank} of {self.world} failed first ({how}){what}; log: {first.log}"
+        print(f"marc-launch: error: {self.error}", file=sys.stderr)
         return EXIT_USER if code == EXIT_USER else 1
 
     @contextmanager

@@ -131,7 +131,9 @@ def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
     begin_attempt(job_dir, 0, [job.host])
     code, error = 1, None
     try:
-        code = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out).run()
+        running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out)
+        code = running.run()
+        error = running.error
     except LaunchError as failure:
         code, error = 2, str(failure)
         raise

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from marc_dist.cli import launch
+from marc_dist.cluster.job import attempts
 from marc_dist.config import Config, DataError, build
 from marc_dist.training.runfolder import checkpoints
 from tests.cli.test_train import SMALL
@@ -137,6 +138,7 @@ def test_killed_then_resumed_then_stopped(sample_dir: Path, tmp_path: Path) -> N
     assert code == 1
     assert f"rank 1 of 2 failed first (killed by SIGKILL); log: {run}/logs/rank-1.log" in err
     assert "step 1/" in out
+    assert "rank 1 of 2 failed first (killed by SIGKILL)" in str(attempts(run)[-1].error)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     done = int(checkpoints(run)[-1].stem.removeprefix("step-"))
     assert done >= 2
