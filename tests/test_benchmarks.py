@@ -36,7 +36,9 @@ def test_seeded_bugs_fit_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ROOT / mutation.tests).is_file()
 
 
-@pytest.mark.parametrize("script", ["loss_speed.py", "loss_memory.py", "loss_precision.py", "shuffle_quality.py"])
+@pytest.mark.parametrize(
+    "script", ["loss_speed.py", "loss_memory.py", "loss_precision.py", "shuffle_quality.py", "metrics_speed.py"]
+)
 def test_quick_scripts_run(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)

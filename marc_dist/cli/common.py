@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from marc_dist.config import Config, ConfigError, MarcError, load_config, user_path
+from marc_dist.config import EXIT_USER, Config, ConfigError, MarcError, load_config, user_path
 
-EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 
 

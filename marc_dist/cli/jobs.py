@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marc_dist.cluster.job import Job, State
-    from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset
 
 COMMANDS = ("list", "status", "logs", "cancel", "resume")
 EPILOG = """\
@@ -209,8 +208,8 @@ def _tell_missing(run_dir: Path, rank: str, state: State, lines: int) -> None:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from marc_dist.cluster.follow import OVER, told
-    from marc_dist.cluster.job import read_job
+    from marc_dist.cluster.follow import told
+    from marc_dist.cluster.job import OVER, read_job
     from marc_dist.cluster.submit import cancel
     from marc_dist.config import LaunchError, MarcError
 
@@ -241,7 +240,8 @@ def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
     """Wait for the end of jobs; those that are not over in time."""
     import time
 
-    from marc_dist.cluster.follow import OVER, told
+    from marc_dist.cluster.follow import told
+    from marc_dist.cluster.job import OVER
 
     deadline = time.monotonic() + limit_s
     late = []
@@ -297,7 +297,8 @@ def _again(before: Job, run_dir: Path, options: argparse.Namespace) -> Job:
     """
     from marc_dist.cluster.job import new_job
     from marc_dist.cluster.preset import KINDS, PREFIX
-    from marc_dist.config import ConfigError, LaunchError, build, parse_words
+    from marc_dist.cluster.submit import size_of
+    from marc_dist.config import ConfigError, LaunchError, build, load_config, parse_words
 
     strange = [word for word in options.words if not word.startswith(PREFIX)]
     if strange:
@@ -311,7 +312,8 @@ def _again(before: Job, run_dir: Path, options: argparse.Namespace) -> Job:
     if options.nodes is not None and before.kind != "local":
         stronger["nodes"] = options.nodes
     preset = build(KINDS[before.kind], before.preset, given, stronger, place=PREFIX)
-    nodes, procs = _size(preset, run_dir)
+    file = run_dir / "config.yaml"
+    nodes, procs = size_of(preset, load_config(file if file.is_file() else None).train.device)
     arguments = list(before.arguments)
     if before.what == "train" and not before.run_dirs:
         arguments[-1] = str(run_dir)  # the folder may have been moved
@@ -325,18 +327,6 @@ def _again(before: Job, run_dir: Path, options: argparse.Namespace) -> Job:
         preset=preset.model_dump(mode="json"),
     )
     return job.model_copy(update={"cwd": before.cwd})
-
-
-def _size(preset: LocalPreset | SlurmPreset | RayPreset, run_dir: Path) -> tuple[int, int]:
-    """Nodes, and processes on each."""
-    from marc_dist.cluster.local import process_count
-    from marc_dist.cluster.preset import LocalPreset
-    from marc_dist.config import load_config
-
-    if not isinstance(preset, LocalPreset):
-        return preset.nodes, preset.num_procs
-    file = run_dir / "config.yaml"
-    return 1, process_count(preset, load_config(file if file.is_file() else None).train.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

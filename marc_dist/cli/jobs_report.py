@@ -23,15 +23,14 @@ from marc_dist.cluster.progress import (
     first_failure,
     life_age_s,
     planned_steps,
-    read_beats,
     read_progress,
     who_is_late,
 )
-from marc_dist.config import MarcError
+from marc_dist.config import EXIT_USER, MarcError
 from marc_dist.training.runfolder import log_path
 from marc_dist.training.signals import EXIT_REQUEUE
+from marc_dist.training.watchdog import read_beats
 
-EXIT_USER = 2
 MANY = 8
 """Questions to Slurm at the same time."""
 COLOURS = {"running": "green", "failed": "red", "cancelled": "yellow", "stopped": "yellow", "unknown": "magenta"}

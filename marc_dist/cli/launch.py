@@ -88,18 +88,14 @@ def _new_job(what: str, config: Config, arguments: Sequence[str], preset: LocalP
     """The job that a command line means; a training is always RUN_DIR, its settings lie in the folder."""
     from marc_dist.cluster.job import new_job
     from marc_dist.cluster.preset import LocalPreset
+    from marc_dist.cluster.submit import size_of
     from marc_dist.config import user_path
 
     run_dir = str(user_path(config.train.run_dir).absolute())
     rest = {"train": [run_dir], "check": ["--check", run_dir]}.get(what, list(arguments))
-    if isinstance(preset, LocalPreset):
-        from marc_dist.cluster.local import process_count
-
-        nodes, procs = 1, process_count(preset, config.train.device)
-    else:
-        nodes, procs = preset.nodes, preset.num_procs
-        if what == "check":
-            preset = preset.model_copy(update={"max_restarts": 0, "preflight": False})
+    if what == "check" and not isinstance(preset, LocalPreset):
+        preset = preset.model_copy(update={"max_restarts": 0, "preflight": False})
+    nodes, procs = size_of(preset, config.train.device)
     module = MODULES["train" if what == "check" else what]
     return new_job(
         preset.kind,

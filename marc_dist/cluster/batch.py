@@ -18,9 +18,8 @@ from marc_dist.cluster.job import Job, attempts, begin_attempt, element_dir, end
 from marc_dist.cluster.job import start_again as rule
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank import tail
-from marc_dist.config import MarcError, build
+from marc_dist.config import EXIT_USER, MarcError, build
 
-EXIT_USER = 2
 EXIT_LIMIT = 1
 WAIT_S = 120.0
 """After a requeue Slurm ends this script; longer than its longest usual delay."""

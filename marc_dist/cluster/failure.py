@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from marc_dist.config import EXIT_USER
 from marc_dist.training.signals import EXIT_REQUEUE
 
 FAILURE_FILE = "MARC_FAILURE_FILE"
 ROOM = 8192  # bytes
-EXIT_USER = 2
 
 
 class RankEnd(NamedTuple):
@@ -138,6 +138,12 @@ def failed(end: RankEnd) -> bool:
     return not end.asked and (end.error is not None if end.code is None else end.code not in (0, EXIT_REQUEUE))
 
 
+def first_failed(ends: Sequence[RankEnd | None]) -> RankEnd | None:
+    """The rank that failed first, None when none did."""
+    failures = [end for end in ends if end is not None and failed(end)]
+    return min(failures, key=lambda end: (end.time, end.rank), default=None)
+
+
 class Verdict(NamedTuple):
     """How all ranks of a job ended together.
 
@@ -164,10 +170,9 @@ def verdict(ends: Sequence[RankEnd | None], code: int, log_dir: Path) -> Verdict
     """
     world = len(ends)
     known = [end for end in ends if end is not None]
-    failures = [end for end in known if failed(end)]
+    first = first_failed(ends)
     vanished = [rank for rank, end in enumerate(ends) if end is None or (end.code is None and not end.asked)]
-    if failures:
-        first = min(failures, key=lambda end: (end.time, end.rank))
+    if first is not None:
         lost = bool(vanished) or first.code in (None, -signal.SIGKILL)
         number = 1 if first.code is None else 128 - first.code if first.code < 0 else first.code
         how = "lost" if first.code is None else how_it_ended(first.code)

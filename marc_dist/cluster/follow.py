@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from marc_dist.cluster.job import Job, State, attempts
+from marc_dist.cluster.job import OVER, Job, State, attempts
 from marc_dist.cluster.progress import life_age_s, read_progress
 from marc_dist.training.log import METRICS
 from marc_dist.training.runfolder import log_path
@@ -27,7 +27,6 @@ ASK_S = {"local": 1.0, "slurm": 5.0, "ray": 5.0}
 """How often a job's state is asked for: controllers serve everybody."""
 FORGOTTEN_S = 600.0
 """A job of which nobody knows anything counts as over when its folder is quiet for so long."""
-OVER = frozenset({"done", "stopped", "failed", "cancelled"})
 CHUNK = 1 << 20  # bytes read at a time
 LONGEST = 1 << 16  # bytes of a line that is shown before its end has come
 _STEERING = re.compile(

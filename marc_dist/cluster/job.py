@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from marc_dist.config import LaunchError
+from marc_dist.config import EXIT_USER, LaunchError
 from marc_dist.config.schema import Section
 from marc_dist.training.runfolder import checkpoints, write_atomic
 from marc_dist.training.signals import EXIT_REQUEUE
@@ -25,9 +25,10 @@ from marc_dist.training.watchdog import EXIT_HUNG
 
 JOB = "job.json"
 ATTEMPTS = "attempts.jsonl"
-EXIT_USER = 2
 
 Word = Literal["pending", "running", "done", "stopped", "failed", "cancelled", "unknown"]
+OVER = frozenset({"done", "stopped", "failed", "cancelled"})
+"""Words of a job that does not go on by itself."""
 
 
 class Job(Section):

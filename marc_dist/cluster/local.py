@@ -30,13 +30,13 @@ from marc_dist.cluster.rank import (
     RANK_VARIABLES,
     SETTLE_S,
     RankProcess,
+    num_cores,
     tail,
     what_ranks_understand,
 )
-from marc_dist.config import LaunchError
+from marc_dist.config import EXIT_USER, LaunchError
 from marc_dist.training.signals import EXIT_REQUEUE
 
-EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 POLL_S = 0.1
 
@@ -56,13 +56,9 @@ def process_count(preset: LocalPreset, device: str) -> int:
     return max(1, 0 if device == "cpu" else visible_gpus(os.environ))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def rank_environment(preset: LocalPreset, rank: int, world: int, port: int) -> dict[str, str]:
     """The variables of torchrun for one rank on loopback, and the preset's own."""
-    threads = preset.threads_per_proc or max(1, _cores() // world)
+    threads = preset.threads_per_proc or max(1, num_cores() // world)
     env = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     loopback = "lo" if sys.platform == "linux" else "lo0"
     env |= {
@@ -170,10 +166,7 @@ class LocalJob:
 
     def _end(self, ranks: Sequence[RankProcess], number: signal.Signals) -> None:
         for rank in ranks:
-            if number == signal.SIGKILL:
-                rank.asked = True
-                rank.send(number, group=True)
-            elif not rank.asked:
+            if number == signal.SIGKILL or not rank.asked:
                 rank.ask(number)
 
     def _kill_all(self) -> None:

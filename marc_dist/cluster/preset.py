@@ -103,6 +103,17 @@ class RestartPreset(Preset):
         """Ranks of a node: as asked, else one per GPU, else one."""
         return self.procs_per_node or max(1, self.num_gpus)
 
+    def rank_variables(self) -> dict[str, str]:
+        """What ranks are told through their environment, whoever starts them; ``env`` is stronger."""
+        told = {"PYTHONUNBUFFERED": "1"}
+        if self.interface:
+            told |= {"NCCL_SOCKET_IFNAME": self.interface, "GLOO_SOCKET_IFNAME": self.interface}
+        if self.preflight:
+            told["MARC_PREFLIGHT"] = "1"
+            if self.min_gbps is not None:
+                told["MARC_PREFLIGHT_MIN_GBPS"] = str(self.min_gbps)
+        return told
+
 
 class SlurmPreset(RestartPreset):
     """A Slurm cluster: what a job asks for, and what happens when it is interrupted."""

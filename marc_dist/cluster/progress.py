@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marc_dist.cluster.failure import RankEnd, failed, read_end
+from marc_dist.cluster.failure import RankEnd, first_failed, read_end
 from marc_dist.cluster.job import ATTEMPTS, newest_step
 from marc_dist.config import Config, MarcError, load_config
 from marc_dist.training.log import METRICS
 from marc_dist.training.runfolder import log_path
-from marc_dist.training.watchdog import PHASES, Beat, beat_path, late_ranks
+from marc_dist.training.watchdog import Beat, late_ranks
 
 NEWEST_BYTES = 1 << 18
 """The end of a file that is looked at: these files grow for weeks, and a list looks at many."""
@@ -143,26 +143,12 @@ def life_age_s(run_dir: Path) -> float | None:
     return max(0.0, time.time() - max(times)) if times else None
 
 
-def read_beats(run_dir: Path, world: int) -> list[Beat | None]:
-    """The last heartbeat of every rank; None where none was ever written."""
-    beats: list[Beat | None] = []
-    for rank in range(world):
-        try:
-            told = json.loads(beat_path(run_dir, rank).read_text())
-            age_s = time.time() - float(told["time"])
-            beat = Beat(rank, int(told["step"]), int(told["phase"]), str(told["host"]), int(told["pid"]), age_s)
-            beats.append(beat if 0 <= beat.phase < len(PHASES) else None)
-        except (OSError, ValueError, KeyError, TypeError):
-            beats.append(None)
-    return beats
-
-
 def who_is_late(run_dir: Path, beats: list[Beat | None], quiet_s: float) -> str | None:
     """Which ranks keep the others waiting, in words; None when nothing looks wrong.
 
     Args:
         run_dir: the run folder.
-        beats: see ``read_beats``.
+        beats: see ``watchdog.read_beats``.
         quiet_s: seconds since a step was logged, or since the attempt began.
     """
     if not any(beats):  # one rank beats for nobody
@@ -184,5 +170,4 @@ def _timeout_s(run_dir: Path) -> float:
 def first_failure(run_dir: Path, world: int) -> RankEnd | None:
     """The rank that failed first in the last attempt, when the ranks' own notes say so."""
     ends = [read_end(run_dir / "logs", rank) for rank in range(world)]
-    failures = [end for end in ends if end is not None and failed(end)]
-    return min(failures, key=lambda end: (end.time, end.rank), default=None)
+    return first_failed(ends)

@@ -94,9 +94,9 @@ class RankProcess:
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     def ask(self, number: int) -> None:
-        """Tell it to end; its end is not its own failure then."""
+        """Tell it to end, with its loader workers when killed; its end is not its own failure then."""
         self.asked = True
-        self.send(number)
+        self.send(number, group=number == signal.SIGKILL)
 
     def kill(self) -> None:
         """End it now, with its loader workers."""
@@ -111,6 +111,11 @@ class RankProcess:
             return told
         seen = (self.ended or time.time()) - SETTLE_S / 2
         return RankEnd(self.rank, seen, self.code, None, node_name(), self.asked)
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def what_ranks_understand(number: int) -> int:

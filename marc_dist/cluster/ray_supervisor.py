@@ -21,13 +21,12 @@ from marc_dist.cluster.failure import RankEnd, clear_ends, failed, verdict
 from marc_dist.cluster.job import Attempt, Job, State, attempts, begin_attempt, end_attempt, newest_step, start_again
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.rank import RANK_VARIABLES, SETTLE_S, RankProcess
-from marc_dist.config import build
+from marc_dist.config import EXIT_USER, build
 from marc_dist.place import interface_of
 from marc_dist.training.signals import EXIT_REQUEUE
 
 NAMESPACE = "marc-dist"
 CANCELLED = "cancelled"
-EXIT_USER = 2
 WATCH_S = 0.1
 """A rank's actor looks at it so often; which of two ranks failed first is told to this."""
 POLL_S = 0.5
@@ -127,8 +126,7 @@ class Rank:
     def ask(self, number: int) -> None:
         """Tell it to end, with its loader workers when killed."""
         if self.process is not None and self.process.ended is None:
-            self.process.asked = True
-            self.process.send(number, group=number == signal.SIGKILL)
+            self.process.ask(number)
 
 
 @dataclass
@@ -302,15 +300,10 @@ class Supervisor:
     def _variables(self, rank: _Seen, master: str, port: int) -> dict[str, str]:
         """The variables of torchrun for one rank, and the preset's own."""
         preset, procs = self.preset, self.job.procs_per_node
-        env = {"OMP_NUM_THREADS": str(preset.cpus_per_proc or 1), "PYTHONUNBUFFERED": "1", "MARC_NODE": rank.host}
-        if preset.interface:
-            env |= {"GLOO_SOCKET_IFNAME": preset.interface, "NCCL_SOCKET_IFNAME": preset.interface}
-        if preset.preflight:
-            env["MARC_PREFLIGHT"] = "1"
-            if preset.min_gbps is not None:
-                env["MARC_PREFLIGHT_MIN_GBPS"] = str(preset.min_gbps)
         return {
-            **env,
+            **preset.rank_variables(),
+            "OMP_NUM_THREADS": str(preset.cpus_per_proc or 1),
+            "MARC_NODE": rank.host,
             **preset.env,
             "RANK": str(rank.rank),
             "WORLD_SIZE": str(self.job.world),

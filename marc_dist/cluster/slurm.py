@@ -284,7 +284,7 @@ def _from_squeue(job_id: str) -> tuple[str, str] | None:
     if done.returncode or not lines:
         return None
     order = ("running", "pending", "failed", "cancelled", "done")
-    lines.sort(key=lambda line: order.index(WORDS.get(line[0], "failed")) if WORDS.get(line[0]) != "unknown" else 0)
+    lines.sort(key=lambda line: order.index(WORDS.get(line[0], "failed")))
     word, reason, nodes = lines[0]
     return word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from marc_dist.cluster.job import Job, State, attempts, begin_attempt, end_attempt, read_job, write_job
+from marc_dist.cluster.job import OVER, Job, State, attempts, begin_attempt, end_attempt, read_job, write_job
 from marc_dist.cluster.preset import KINDS, LocalPreset, RayPreset, SlurmPreset
 from marc_dist.config import LaunchError, build
 from marc_dist.training.signals import EXIT_REQUEUE
 
-OVER = ("done", "failed", "cancelled", "stopped")
 POLL_S = 1.0
 
 
@@ -39,6 +38,15 @@ def _backend(job: Job) -> _Backend:
 def preset_of(job: Job, job_dir: Path) -> LocalPreset | SlurmPreset | RayPreset:
     """The launcher preset that a job was submitted with."""
     return build(KINDS[job.kind], job.preset, place=f"{job_dir}/job.json: preset: ")
+
+
+def size_of(preset: LocalPreset | SlurmPreset | RayPreset, device: str) -> tuple[int, int]:
+    """Machines, and processes on each, of a job on ``train.device``."""
+    if isinstance(preset, LocalPreset):
+        from marc_dist.cluster.local import process_count
+
+        return 1, process_count(preset, device)
+    return preset.nodes, preset.num_procs
 
 
 def state(job: Job, job_dir: Path) -> State:

@@ -11,36 +11,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from marc_dist.cluster.failure import end_path, failed, note_end, read_end
 from marc_dist.cluster.job import Job, element_dir, read_job
 from marc_dist.cluster.preset import SlurmPreset
-from marc_dist.cluster.rank import FORWARDED, RankProcess, what_ranks_understand
-from marc_dist.config import LaunchError, build
+from marc_dist.cluster.rank import FORWARDED, RankProcess, num_cores, what_ranks_understand
+from marc_dist.config import EXIT_USER, LaunchError, build
 from marc_dist.training.signals import EXIT_REQUEUE
 
 POLL_S = 0.2
-EXIT_USER = 2
 
 
-def task_environment(preset: SlurmPreset, env: Mapping[str, str]) -> dict[str, str]:
+def task_environment(preset: SlurmPreset, env: dict[str, str]) -> dict[str, str]:
     """What a rank under srun gets beside the batch script's own variables; rank and world are Slurm's to say."""
-    full = {**env, "PYTHONUNBUFFERED": "1"}
-    cpus = env.get("SLURM_CPUS_PER_TASK") or str(preset.cpus_per_proc or "")
-    if cpus:
-        full.setdefault("OMP_NUM_THREADS", cpus)
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        full.setdefault("OMP_NUM_THREADS", str(max(1, cores // preset.num_procs)))
-    if preset.interface:
-        full |= {"NCCL_SOCKET_IFNAME": preset.interface, "GLOO_SOCKET_IFNAME": preset.interface}
-    if preset.preflight:
-        full["MARC_PREFLIGHT"] = "1"
-        if preset.min_gbps is not None:
-            full["MARC_PREFLIGHT_MIN_GBPS"] = str(preset.min_gbps)
+    full = env | preset.rank_variables()
+    cpus = env.get("SLURM_CPUS_PER_TASK") or preset.cpus_per_proc
+    full.setdefault("OMP_NUM_THREADS", str(cpus or max(1, num_cores() // preset.num_procs)))
     return full | preset.env
 
 
@@ -62,7 +51,7 @@ class _Task:
             self.rank,
             [sys.executable, "-u", *self.job.arguments],
             self.log_dir,
-            task_environment(self.preset, os.environ),
+            task_environment(self.preset, dict(os.environ)),
             cwd=self.job.cwd if Path(self.job.cwd).is_dir() else None,
         )
         if self.asked is not None:  # while it was being started

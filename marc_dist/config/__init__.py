@@ -1,6 +1,6 @@
 """Settings: schema, loading, presets, and the errors that people see. Imports nothing else of ours, and no torch."""
 
-from marc_dist.config.errors import ConfigError, DataError, LaunchError, MarcError
+from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError
 from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
 from marc_dist.config.paths import user_path
 from marc_dist.config.presets import find_preset, list_presets
@@ -16,6 +16,7 @@ from marc_dist.config.schema import (
 )
 
 __all__ = [
+    "EXIT_USER",
     "AugmentConfig",
     "Config",
     "ConfigError",

@@ -6,6 +6,9 @@ MarcError
 └── LaunchError    a process, a node, a cluster
 """
 
+EXIT_USER = 2
+"""Exit code of a command that a person has to mend something for."""
+
 
 class MarcError(Exception):
     """Base of every error that a command prints as one line and turns into exit code 2."""

@@ -158,7 +158,7 @@ def rank_and_score(
     _, listed = top_k(PartIndex(part[ours], mine[ours], gpu), queries, protocol.queries, depth)
     archive = _gather(part[ours], gpu) if complete else None
     scoring = metrics.Scoring(config.eval.ks, config.eval.gain, config.eval.relevance)
-    labels = dataset.labels[protocol.archive]
+    labels = metrics.label_sets(dataset.labels[protocol.archive])  # once, for all blocks
     scored = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
     for start in rank_part(starts, comm.rank(), comm.world()).tolist():

@@ -1,4 +1,4 @@
-"""Retrieval metrics for label sets: pure, float64, vectorised over blocks of queries.
+"""Retrieval metrics for label sets: pure, accumulated in float64, vectorised over blocks of queries.
 
 A ranking is an int64 array (B, K) of archive positions, best first; -1 marks a rank without an item (a list shorter
 than K, or the query itself taken out). Such a rank has gain 0 and is not relevant, so every sum runs as its formula
@@ -8,25 +8,99 @@ Notation, as in ``docs/metrics.md``: g_r is the gain of the item at rank r (1-ba
 number of relevant items in the archive (the query itself excluded), k the cut-off.
 
 A query without any relevant item scores 0 and is counted (as in DeepHash-pytorch's ``CalcTopMap``): all encoders and
-all metrics then average over the same queries. Their number is reported beside the means.
+all metrics then average over the same queries. Their number is reported beside the means. Where lower is better, such a
+query has the worst value, 1 (``ANMRR``).
+
+The archive's labels are given as they are, (N, L), or, once for many blocks, as ``label_sets(labels)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-Gain = Literal["count", "jaccard", "cosine"]
-Relevance = Literal["any", "exact", "subset"] | float
-Denominator = Literal["hits", "min", "all"]
+from marc_dist.retrieval.label_metrics import NEIGHBOURS, knn_f1, label_set_scores
+from marc_dist.retrieval.label_sets import (
+    Bool,
+    Byte,
+    Count,
+    Float,
+    Gain,
+    Int,
+    LabelSets,
+    Relevance,
+    best_gains,
+    bit_table,
+    first_codes,
+    gains,
+    in_order,
+    label_sets,
+    looked_up,
+    num_hits,
+    overlap,
+    relevant,
+    table,
+)
+from marc_dist.retrieval.rank_metrics import (
+    LEVELS,
+    Denominator,
+    acg,
+    average_precision,
+    average_precision_of,
+    cut,
+    dcg,
+    hit_ranks,
+    ndcg,
+    nmrr,
+    precision,
+    recall_precision,
+    trapezoidal_ap,
+    wap,
+)
+
+__all__ = [
+    "DIFFICULTIES",
+    "STRICT_KS",
+    "THIRDS",
+    "Bool",
+    "Float",
+    "Gain",
+    "Int",
+    "LabelSets",
+    "Relevance",
+    "Scoring",
+    "acg",
+    "average_precision",
+    "dcg",
+    "full_average_precision",
+    "gains",
+    "label_curves",
+    "label_sets",
+    "label_thirds",
+    "lower_is_better",
+    "mean_known",
+    "most_relevant",
+    "ndcg",
+    "precision",
+    "query_curves",
+    "relevant",
+    "score_labels",
+    "score_queries",
+    "wap",
+]
+
 Ideal = Literal["database", "retrieved"]
 THIRDS = ("rare", "medium", "common")
+DIFFICULTIES = {"easy": 0.4, "medium": 0.6, "hard": 0.8}
+"""Least label Jaccard of a relevant item; OML writes distances, 0.6, 0.4, 0.2."""
+STRICT_KS = (1, 2, 4, 8)
+DIFFICULT_K = 10
+BLOCK = 256
+"""Queries at once where all are gone through."""
 
 
 @dataclass(frozen=True)
@@ -40,171 +114,169 @@ class Scoring:
     ideal: Ideal = "database"
 
 
-def overlap(query_labels: Bool, archive_labels: Bool) -> Float:
-    """(B, L), (N, L) -> (B, N) number of shared labels."""
-    return np.asarray(query_labels.astype(np.float64) @ archive_labels.astype(np.float64).T)
+def lower_is_better(name: str) -> bool:
+    """Whether a metric, named as ``score_queries`` names it, is a loss."""
+    return name.startswith("ANMRR") or "_HL@" in name
 
 
-def _sizes(labels: Bool) -> Float:
-    return np.asarray(labels.sum(axis=1), dtype=np.float64)
+def _sets(archive: Bool | LabelSets) -> LabelSets:
+    return archive if isinstance(archive, LabelSets) else label_sets(archive)
 
 
-def gains(query_labels: Bool, archive_labels: Bool, kind: Gain) -> Float:
-    """Graded relevance of every item to every query, (B, N).
-
-    count: |Y_q & Y_r|. jaccard: |Y_q & Y_r| / |Y_q | Y_r|. cosine: |Y_q & Y_r| / sqrt(|Y_q| |Y_r|). An empty label set
-    shares nothing: gain 0, also with another empty one.
-    """
-    shared = overlap(query_labels, archive_labels)
-    if kind == "count":
-        return shared
-    ours, theirs = _sizes(query_labels)[:, None], _sizes(archive_labels)[None, :]
-    below = ours + theirs - shared if kind == "jaccard" else np.sqrt(ours * theirs)
-    return np.asarray(np.divide(shared, below, out=np.zeros_like(shared), where=below > 0))
-
-
-def relevant(query_labels: Bool, archive_labels: Bool, rule: Relevance) -> Bool:
-    """Whether every item is relevant to every query, (B, N).
-
-    any: at least one shared label. exact: equal label sets. subset: Y_r inside Y_q (CV4RS's strict MAP@R). A number t:
-    Jaccard >= t; the source (OML) writes distance <= 1 - t. An item or a query without labels is never relevant.
-    """
-    shared = overlap(query_labels, archive_labels)
-    ours, theirs = _sizes(query_labels)[:, None], _sizes(archive_labels)[None, :]
-    if rule == "any":
-        return np.asarray(shared > 0)
-    if rule == "subset":
-        return np.asarray((shared == theirs) & (theirs > 0))
-    if rule == "exact":
-        return np.asarray((shared == theirs) & (shared == ours) & (shared > 0))
-    return np.asarray((shared >= float(rule) * (ours + theirs - shared) - 1e-9) & (shared > 0))  # 1e-9: t = 0.6 of 5
-
-
-def ranked(values: NDArray[np.generic], ranking: Int) -> Float:
-    """(B, N) values in rank order, (B, K); 0 where the ranking has no item."""
-    taken = np.take_along_axis(values, np.maximum(ranking, 0), axis=1).astype(np.float64)
-    taken[ranking < 0] = 0.0
-    return taken
-
-
-def _cut(x: Float, k: int) -> Float:
-    return x[:, : min(k, x.shape[1])]
-
-
-def acg(gain: Float, k: int) -> Float:
-    """Average cumulative gain, (B, K) ranked gains -> (B,): ACG@k = (1/k) sum_{r<=k} g_r.
-
-    Source: RImbriaco/OML ``multilabel_metrics.py``. Always divided by k, also when the archive holds fewer items. With
-    the jaccard or cosine gain this is the mean label similarity at k.
-    """
-    return np.asarray(_cut(gain, k).sum(axis=1) / k)
-
-
-def dcg(gain: Float, k: int, *, linear: bool) -> Float:
-    """Discounted cumulative gain, (B, K) -> (B,): sum_{r<=k} f(g_r) / log2(1 + r), f(g) = g if linear else 2^g - 1."""
-    top = _cut(gain, k)
-    discount = 1.0 / np.log2(np.arange(2, top.shape[1] + 2))
-    return np.asarray((top if linear else np.exp2(top) - 1.0) @ discount)
-
-
-def ndcg(gain: Float, ideal: Float, k: int, *, linear: bool = False) -> Float:
-    """Normalised DCG, (B,): DCG@k of the ranking / DCG@k of ``ideal`` sorted descending; 0 when that is 0.
-
-    Args:
-        gain: (B, K) ranked gains.
-        ideal: (B, M) gains to sort: of the whole archive (after kunhe/TALR; our default), or the first k of ``gain``
-            itself (RImbriaco/OML, optimistic: a ranking without a hit beyond its own order scores 1).
-        k: cut-off.
-        linear: f(g) = g, for the jaccard and cosine gains; else 2^g - 1. No epsilon is added (OML adds 1e-6).
-    """
-    best = dcg(-np.sort(-ideal, axis=1), k, linear=linear)
-    got = dcg(gain, k, linear=linear)
-    return np.asarray(np.divide(got, best, out=np.zeros_like(got), where=best > 0))
-
-
-def wap(gain: Float, k: int) -> Float:
-    """Weighted average precision, (B,): sum_{r<=k} [g_r > 0] ACG@r / sum_{r<=k} [g_r > 0]; 0 without a hit.
-
-    Source: CV4RS ``wmap`` and OML, without OML's epsilon. Not bounded by 1 with the count gain.
-    """
-    top = _cut(gain, k)
-    hit = top > 0
-    mean = np.cumsum(top, axis=1) / np.arange(1, top.shape[1] + 1)
-    num = hit.sum(axis=1)
-    return np.asarray((mean * hit).sum(axis=1) / np.maximum(num, 1))
-
-
-def average_precision(hit: Float, num_relevant: Float, k: int | None, denominator: Denominator = "hits") -> Float:
-    """Average precision, (B,): sum_{r<=k} d_r P@r / D, P@r = (1/r) sum_{s<=r} d_s; 0 when D = 0.
-
-    Args:
-        hit: (B, K) d_r in rank order.
-        num_relevant: (B,) R.
-        k: cut-off; None = the whole ranking, where all denominators agree if the ranking is complete.
-        denominator: hits: D = sum_{r<=k} d_r (DeepHash-pytorch ``CalcTopMap``, the usual mAP@k of the field, our
-            default; it does not punish what was missed). min: D = min(k, R). all: D = R.
-    """
-    top = hit if k is None else _cut(hit, k)
-    found = np.cumsum(top, axis=1)
-    total = (top * found / np.arange(1, top.shape[1] + 1)).sum(axis=1)
-    if denominator == "hits":
-        below = top.sum(axis=1)
-    else:
-        below = num_relevant if denominator == "all" or k is None else np.minimum(num_relevant, k)
-    return np.asarray(np.divide(total, below, out=np.zeros_like(total), where=below > 0))
-
-
-def precision(hit: Float, k: int) -> Float:
-    """P@k = (1/k) sum_{r<=k} d_r, (B,). Always divided by k, also when the archive holds fewer items."""
-    return np.asarray(_cut(hit, k).sum(axis=1) / k)
-
-
-def _without(values: NDArray[np.generic], self_position: Int) -> Float:
-    """A copy as float64 with the query's own item (position -1: none) set to 0."""
-    out = values.astype(np.float64)
-    rows = np.flatnonzero(self_position >= 0)
-    out[rows, self_position[rows]] = 0.0
-    return out
+def most_relevant(query_labels: Bool, archive_labels: Bool | LabelSets, self_position: Int, rule: Relevance) -> int:
+    """M of ANMRR: the largest number of relevant items that a query has, over all queries of an evaluation."""
+    archive, most = _sets(archive_labels), 0
+    for start in range(0, len(query_labels), BLOCK):
+        block = slice(start, start + BLOCK)
+        hit = table(relevant(query_labels[block], archive.sets, rule))
+        most = max(most, int(num_hits(hit, archive, self_position[block]).max()))
+    return most
 
 
 def score_queries(
-    ranking: Int, query_labels: Bool, archive_labels: Bool, self_position: Int, scoring: Scoring, *, complete: bool
+    ranking: Int,
+    query_labels: Bool,
+    archive_labels: Bool | LabelSets,
+    self_position: Int,
+    scoring: Scoring,
+    *,
+    complete: bool,
+    extra: bool = False,
+    most: int | None = None,
+    cosine: NDArray[np.floating] | None = None,
 ) -> dict[str, Float]:
     """Every metric of every query of a block.
 
     Args:
         ranking: (B, K) archive positions, -1 for none.
         query_labels: (B, L).
-        archive_labels: (N, L).
+        archive_labels: (N, L), or ``label_sets`` of it.
         self_position: (B,) the query's own archive position, or -1; never relevant, never part of an ideal.
         scoring: what to compute.
         complete: the ranking orders the whole archive; only then is there a "mAP" without cut-off.
+        extra: also the metrics of ``docs/metrics.md`` that ``marc-eval`` leaves out by default. K >= 10 for them.
+        most: ``most_relevant`` of all queries, for ``ANMRR``; None = no ANMRR.
+        cosine: (B, >= 10) similarity of the first answers, for ``kNN_F1``; None = no kNN_F1.
 
     Returns:
         Name -> (B,): ``mAP`` (if complete), ``mAP@k``, ``wAP@k``, ``nDCG@k``, ``ACG@k``, ``P@k``, ``num_relevant``.
+        NaN only in ``mAP_*_oml``: queries that this source leaves out.
     """
-    gain_all = _without(gains(query_labels, archive_labels, scoring.gain), self_position)
-    hit_all = _without(relevant(query_labels, archive_labels, scoring.relevance), self_position)
-    gain, hit = ranked(gain_all, ranking), ranked(hit_all, ranking)
-    num = hit_all.sum(axis=1)
-    linear = scoring.gain != "count"
-    top = min(max(scoring.ks), gain_all.shape[1])
-    best = -np.partition(-gain_all, top - 1, axis=1)[:, :top] if top else gain_all
+    archive = _sets(archive_labels)
+    shared = overlap(query_labels, archive.sets)
+    gain_table = table(gains(query_labels, archive.sets, scoring.gain, shared))
+    hit_sets = relevant(query_labels, archive.sets, scoring.relevance, shared)
+    depth = max(*scoring.ks, NEIGHBOURS, DIFFICULT_K) if extra else max(scoring.ks)
+    codes = first_codes(archive, ranking[:, :depth], self_position)
+    gain, hit = looked_up(gain_table, codes), looked_up(table(hit_sets), codes).astype(np.float64)
+    num = num_hits(table(hit_sets), archive, self_position)
+    best = best_gains(gain_table, archive, self_position, max(scoring.ks))
     out: dict[str, Float] = {"num_relevant": num}
     if complete:
-        out["mAP"] = average_precision(hit, num, None, "all")
+        out["mAP"] = _full_ap(ranking, archive, self_position, bit_table(hit_sets), num)
     for k in scoring.ks:
-        ideal = best if scoring.ideal == "database" else _cut(gain, k)
+        ideal = best if scoring.ideal == "database" else cut(gain, k)
         out[f"mAP@{k}"] = average_precision(hit, num, k, scoring.denominator)
         out[f"wAP@{k}"] = wap(gain, k)
-        out[f"nDCG@{k}"] = ndcg(gain, ideal, k, linear=linear)
+        out[f"nDCG@{k}"] = ndcg(gain, ideal, k, linear=scoring.gain != "count")
         out[f"ACG@{k}"] = acg(gain, k)
         out[f"P@{k}"] = precision(hit, k)
+    if extra:
+        levels = {name: relevant(query_labels, archive.sets, least, shared) for name, least in DIFFICULTIES.items()}
+        out |= _extra_at(codes, query_labels, archive, scoring, levels, shared, cosine)
+        if complete:
+            out |= _extra_full(ranking, archive, self_position, hit_sets, levels, most)
     return out
 
 
+def _steps(ranking: Int) -> Float:
+    return np.arange(1.0, ranking.shape[1] + 1)
+
+
+def full_average_precision(
+    ranking: Int, query_labels: Bool, archive_labels: Bool | LabelSets, self_position: Int, rule: Relevance
+) -> Float:
+    """Average precision over complete rankings alone, (B,): the ``mAP`` of ``score_queries``."""
+    archive = _sets(archive_labels)
+    hit_sets = relevant(query_labels, archive.sets, rule)
+    num = num_hits(table(hit_sets), archive, self_position)
+    return _full_ap(ranking, archive, self_position, bit_table(hit_sets), num)
+
+
+def _full_ap(ranking: Int, archive: LabelSets, self_position: Int, bits: Byte, num: Float) -> Float:
+    """AP of the whole ranking; query by query, because a row of a large archive fills the cache."""
+    out, steps = np.zeros(len(ranking)), _steps(ranking)
+    for row, order in enumerate(ranking):
+        (ranks,) = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), 1, steps)
+        out[row] = average_precision_of(ranks, num[row], steps)
+    return out
+
+
+def _extra_at(
+    codes: Int,
+    query_labels: Bool,
+    archive: LabelSets,
+    scoring: Scoring,
+    levels: dict[str, Bool],
+    shared: Count,
+    cosine: NDArray[np.floating] | None,
+) -> dict[str, Float]:
+    """The further metrics that look at the first ranks, from (B, k) codes in rank order."""
+    strict = looked_up(table(relevant(query_labels, archive.sets, "subset", shared)), codes).astype(np.float64)
+    out = {f"mAP_strict@{k}": average_precision(strict, np.full(len(codes), float(k)), k, "all") for k in STRICT_KS}
+    for name, level in levels.items():
+        hit = looked_up(table(level), codes).astype(np.float64)
+        out[f"P_{name}@{DIFFICULT_K}"] = precision(hit, DIFFICULT_K)
+    similarities: tuple[Gain, ...] = ("jaccard", "cosine")
+    for kind in similarities:
+        gain = looked_up(table(gains(query_labels, archive.sets, kind, shared)), codes)
+        out |= {f"{kind}@{k}": acg(gain, k) for k in scoring.ks}
+    top = np.pad(archive.sets, ((0, 1), (0, 0)))[codes]
+    for k in scoring.ks:
+        out |= label_set_scores(top, query_labels, k)
+    if cosine is not None:
+        out[f"kNN_F1@{NEIGHBOURS}"] = knn_f1(top, codes < len(archive.counts), cosine, query_labels)
+    return out
+
+
+def _extra_full(
+    ranking: Int, archive: LabelSets, self_position: Int, hit_sets: Bool, levels: dict[str, Bool], most: int | None
+) -> dict[str, Float]:
+    """The further metrics of the whole ranking."""
+    rules = [hit_sets, *levels.values()]
+    bits, steps = bit_table(*rules), _steps(ranking)
+    num, *nums = (num_hits(table(rule), archive, self_position) for rule in rules)
+    out = {f"mAP_{name}": np.zeros(len(ranking)) for name in DIFFICULTIES}
+    losses = {} if most is None else {name: np.ones(len(ranking)) for name in ("ANMRR", "ANMRR_mpeg7")}
+    for row, order in enumerate(ranking):
+        ranks, *found = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), len(rules), steps)
+        for values, one, have in zip(out.values(), found, nums, strict=True):
+            values[row] = trapezoidal_ap(one, have[row], steps)
+        for name, values in losses.items():
+            values[row] = nmrr(ranks, num[row], float(most or 0), mpeg7=name == "ANMRR_mpeg7")
+    kept = {f"{name}_oml": np.where(nums[-1] > 0, values, np.nan) for name, values in out.items()}
+    return {**out, **kept, **losses}
+
+
+def _label_hits(
+    ranking: Int, query_labels: Bool, archive: LabelSets, self_position: Int
+) -> Iterator[tuple[int, int, Float, float, Float]]:
+    """Query, label, ranks of its carriers, their number, steps; of every label that query and archive carry."""
+    steps = _steps(ranking)
+    carriers = num_hits(table(archive.sets.T), archive, np.full(archive.sets.shape[1], -1))
+    own = np.pad(archive.sets, ((0, 1), (0, 0)))[archive.code[self_position]]
+    carried = np.ascontiguousarray(archive.sets.T)[:, None]
+    for row, order in enumerate(ranking):
+        labels = np.flatnonzero(query_labels[row] & (carriers > own[row]))
+        for start in range(0, len(labels), 8):
+            some = labels[start : start + 8]
+            answers = in_order(archive, bit_table(*carried[some])[0], order, int(self_position[row]))
+            for label, ranks in zip(some.tolist(), hit_ranks(answers, len(some), steps), strict=True):
+                yield row, label, ranks, float(carriers[label] - own[row, label]), steps
+
+
 def score_labels(
-    ranking: Int, query_labels: Bool, archive_labels: Bool, self_position: Int, *, complete: bool
+    ranking: Int, query_labels: Bool, archive_labels: Bool | LabelSets, self_position: Int, *, complete: bool
 ) -> Float:
     """Average precision of each label of each query, (B, L): relevant are the items that carry the label.
 
@@ -213,17 +285,45 @@ def score_labels(
     denominator is min(K, R).
     """
     out = np.full(query_labels.shape, np.nan)
-    for label in range(query_labels.shape[1]):
-        carries = archive_labels[:, label]
-        rows = np.flatnonzero(query_labels[:, label])
-        own = self_position[rows]
-        num = carries.sum() - ((own >= 0) & carries[np.maximum(own, 0)]) if len(carries) else np.zeros(len(rows))
-        rows, num = rows[num > 0], np.asarray(num[num > 0], dtype=np.float64)
-        if len(rows):
-            hit = (carries[np.maximum(ranking[rows], 0)] & (ranking[rows] >= 0)).astype(np.float64)
-            depth = None if complete else ranking.shape[1]
-            out[rows, label] = average_precision(hit, num, depth, "all" if complete else "min")
+    for row, label, ranks, num, steps in _label_hits(ranking, query_labels, _sets(archive_labels), self_position):
+        below = num if complete else min(num, float(ranking.shape[1]))
+        out[row, label] = average_precision_of(ranks, below, steps)
     return out
+
+
+def query_curves(
+    ranking: Int, query_labels: Bool, archive_labels: Bool | LabelSets, self_position: Int, rule: Relevance
+) -> Float:
+    """Interpolated precision at recall 0, 0.01, ..., 1 of each query, (B, 101); 0 without a relevant item.
+
+    Beyond the depth of an incomplete ranking the precision is 0.
+    """
+    archive = _sets(archive_labels)
+    hit_sets = relevant(query_labels, archive.sets, rule)
+    bits, num = bit_table(hit_sets), num_hits(table(hit_sets), archive, self_position)
+    out, steps = np.zeros((len(ranking), LEVELS)), _steps(ranking)
+    for row, order in enumerate(ranking):
+        (ranks,) = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), 1, steps)
+        out[row] = recall_precision(ranks, num[row], steps)
+    return out
+
+
+def label_curves(
+    ranking: Int, query_labels: Bool, archive_labels: Bool | LabelSets, self_position: Int
+) -> tuple[Float, Int]:
+    """Interpolated precision at recall 0, 0.01, ..., 1 of each label, summed over queries.
+
+    The queries are those that ``score_labels`` counts.
+
+    Returns:
+        Sums (L, 101) and number of queries (L,). Add those of all blocks, then divide.
+    """
+    total = np.zeros((query_labels.shape[1], LEVELS))
+    num = np.zeros(query_labels.shape[1], dtype=np.int64)
+    for _, label, ranks, have, steps in _label_hits(ranking, query_labels, _sets(archive_labels), self_position):
+        total[label] += recall_precision(ranks, have, steps)
+        num[label] += 1
+    return total, num
 
 
 def mean_known(values: Float) -> Float:

@@ -15,6 +15,7 @@ import numpy as np
 from marc_dist.config import Config, DataError
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import metrics
+from marc_dist.retrieval.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
 from marc_dist.retrieval.protocols import Protocol
 from marc_dist.training.runfolder import write_atomic
 
@@ -29,14 +30,54 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def _pair(ends: tuple[metrics.Float, metrics.Float], at: int) -> list[float] | None:
+    return None if math.isnan(ends[0][at]) else [float(ends[0][at]), float(ends[1][at])]
+
+
+def _groups(third: metrics.Int) -> dict[str, metrics.Bool]:
+    """The labels of all and of each third."""
+    every = {name: third == at for at, name in enumerate(metrics.THIRDS)}
+    return {"all": np.full(len(third), True), **every}
+
+
 def _thirds(per_label: metrics.Float, third: metrics.Int) -> dict[str, dict[str, Any]]:
     """Mean AP of the labels that have one, of all and of each third."""
     out = {}
-    for name in ("all", *metrics.THIRDS):
-        chosen = np.full(len(third), True) if name == "all" else third == metrics.THIRDS.index(name)
+    for name, chosen in _groups(third).items():
         known = per_label[chosen & ~np.isnan(per_label)]
         out[name] = {"mAP": float(known.mean()) if len(known) else None, "num_labels": len(known)}
     return out
+
+
+def _named(scores: dict[str, metrics.Float]) -> dict[str, metrics.Float]:
+    return {name: values for name, values in scores.items() if name != "num_relevant"}
+
+
+def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
+    """Bootstrap intervals over queries: of every metric, label and third of the labels, and of trained - untrained.
+
+    A sample in which a label has no query leaves that label out of its third.
+    """
+    scores, labels, thirds = {}, {}, {}
+    for name, (one, label_ap, _) in tables.items():
+        scores[name] = resampled_means(np.stack([*_named(one).values()], axis=1))
+        labels[name] = resampled_means(label_ap)
+        groups = [metrics.mean_known(labels[name][:, chosen].T) for chosen in _groups(third).values()]
+        thirds[name] = np.stack(groups, axis=1)
+    if "untrained" in tables:
+        for means in (scores, labels, thirds):
+            means["difference"] = means["trained"] - means["untrained"]
+    ends = [{name: percentile_interval(values) for name, values in means.items()} for means in (scores, labels, thirds)]
+    metric_names, third_names = list(_named(tables["trained"][0])), list(_groups(third))
+    return {
+        "level": LEVEL,
+        "draws": DRAWS,
+        "scores": {who: {m: _pair(pair, at) for at, m in enumerate(metric_names)} for who, pair in ends[0].items()},
+        "per_label": {who: [_pair(pair, at) for at in range(len(third))] for who, pair in ends[1].items()},
+        "thirds": {
+            who: {name: _pair(pair, at) for at, name in enumerate(third_names)} for who, pair in ends[2].items()
+        },
+    }
 
 
 def summarise(
@@ -49,6 +90,9 @@ def summarise(
     means = {name: metrics.mean_known(label_ap) for name, (_, label_ap, _) in tables.items()}
     trained = tables["trained"][0]
     scoring = metrics.Scoring()
+    averages = {
+        name: {m: metrics.mean_known(v[:, None])[0] for m, v in _named(one[0]).items()} for name, one in tables.items()
+    }
     return {
         "format": FORMAT,
         "dataset": dataset.name,
@@ -71,10 +115,10 @@ def summarise(
         "num_archive": len(protocol.archive),
         "relevant_share": float(trained["num_relevant"].mean() / len(protocol.archive)),
         "queries_without_relevant": int((trained["num_relevant"] == 0).sum()),
-        "scores": {
-            name: {metric: float(values.mean()) for metric, values in one.items() if metric != "num_relevant"}
-            for name, (one, _, _) in tables.items()
-        },
+        "scores": {name: {metric: _plain(value) for metric, value in one.items()} for name, one in averages.items()},
+        # metrics that leave queries out, and how many they keep
+        "queries_kept": {m: int((~np.isnan(v)).sum()) for m, v in trained.items() if np.isnan(v).any()},
+        "intervals": _intervals(tables, third),
         "thirds": {name: _thirds(means[name], third) for name in tables},
         "per_label": [
             {
@@ -93,10 +137,13 @@ def _csv(summary: dict[str, Any]) -> bytes:
     names = list(summary["scores"])
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "archive_count", "query_count", "third", *(f"ap_{name}" for name in names)])
-    for row in summary["per_label"]:
-        ap = ["" if row["ap"][name] is None else repr(row["ap"][name]) for name in names]
-        writer.writerow([row["label"], row["archive_count"], row["query_count"], row["third"], *ap])
+    ends = [f"ap_{name}_{end}" for name in names for end in ("low", "high")]
+    writer.writerow(["label", "archive_count", "query_count", "third", *(f"ap_{name}" for name in names), *ends])
+    for at, row in enumerate(summary["per_label"]):
+        pairs = [summary["intervals"]["per_label"][name][at] or (None, None) for name in names]
+        numbers = [*(row["ap"][name] for name in names), *(end for pair in pairs for end in pair)]
+        told = ["" if number is None else repr(number) for number in numbers]
+        writer.writerow([row["label"], row["archive_count"], row["query_count"], row["third"], *told])
     return text.getvalue().encode()
 
 

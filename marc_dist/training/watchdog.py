@@ -55,6 +55,20 @@ def beat_path(run_dir: Path, rank: int) -> Path:
     return run_dir / "logs" / f".beat-{rank}.json"
 
 
+def read_beats(run_dir: Path, world: int) -> list[Beat | None]:
+    """The last heartbeat of every rank; None where none was ever written."""
+    beats: list[Beat | None] = []
+    for rank in range(world):
+        try:
+            told = json.loads(beat_path(run_dir, rank).read_text())
+            age_s = time.time() - float(told["time"])
+            beat = Beat(rank, int(told["step"]), int(told["phase"]), str(told["host"]), int(told["pid"]), age_s)
+            beats.append(beat if 0 <= beat.phase < len(PHASES) else None)
+        except (OSError, ValueError, KeyError, TypeError):
+            beats.append(None)
+    return beats
+
+
 def late_ranks(beats: list[Beat | None], timeout_s: float) -> str:
     """Who keeps a world waiting, in words.
 
@@ -123,8 +137,9 @@ class Watchdog:
             waited = time.monotonic() - self._since
             if waited > self.timeout_s:
                 here = f"{self.run_dir}: rank {self.rank} waited {waited:.0f} s {PHASES[self._phase]}"
+                late = late_ranks(read_beats(self.run_dir, self.world), self.timeout_s)
                 self.give_up(
-                    f"{here} in step {self._step}: {late_ranks(self._read(), self.timeout_s)}; start the same command "
+                    f"{here} in step {self._step}: {late}; start the same command "
                     "again to go on from the newest checkpoint, or raise train.timeout_s"
                 )
 
@@ -135,14 +150,3 @@ class Watchdog:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**beat, "time": time.time()}))
             temporary.replace(path)
-
-    def _read(self) -> list[Beat | None]:
-        beats: list[Beat | None] = []
-        for rank in range(self.world):
-            try:
-                told = json.loads(beat_path(self.run_dir, rank).read_text())
-                age_s = time.time() - float(told["time"])
-                beats.append(Beat(rank, told["step"], told["phase"], told["host"], told["pid"], age_s))
-            except (OSError, ValueError, KeyError, TypeError):
-                beats.append(None)
-        return beats

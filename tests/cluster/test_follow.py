@@ -16,8 +16,8 @@ from marc_dist.cluster import follow as module
 from marc_dist.cluster import progress
 from marc_dist.cluster.follow import follow, follow_job, for_terminal, last_lines, told
 from marc_dist.cluster.job import State, new_job
-from marc_dist.cluster.progress import life_age_s, read_beats, read_progress, who_is_late
-from marc_dist.training.watchdog import PHASES, beat_path
+from marc_dist.cluster.progress import life_age_s, read_progress, who_is_late
+from marc_dist.training.watchdog import PHASES, beat_path, read_beats
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ def test_ranks_get_torchruns_variables_on_loopback(tmp_path: Path, monkeypatch: 
 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marc_dist.cluster.local._cores", lambda: 10)
+    monkeypatch.setattr("marc_dist.cluster.local.num_cores", lambda: 10)
     assert rank_environment(LocalPreset(), 0, 3, 1)["OMP_NUM_THREADS"] == "3"
     assert rank_environment(LocalPreset(), 0, 30, 1)["OMP_NUM_THREADS"] == "1"
 

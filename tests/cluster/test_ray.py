@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -162,6 +163,21 @@ def test_two_nodes_end_with_the_weights_of_one_process(
     (only,) = attempts(run)
     assert sorted(only.hosts) == ["one", "two"]
     assert (only.code, only.error, only.last_step, only.why) == (0, None, STEPS, "done")
+
+
+def test_the_commands_with_a_preflight_first(cluster: RayCluster, sample_dir: Path, tmp_path: Path) -> None:
+    """What a person types, with the preset as it is shipped."""
+    run = tmp_path / "run"
+    words = [f"{key}={value}" for key, value in WORDS.items() if key != "train.max_steps"]
+    words += ["train.max_steps=4", f"data.dir={sample_dir}", f"train.run_dir={run}"]
+    launch = [sys.executable, "-m", "marc_dist.cli.launch", "--nodes", "2", "--wait", "ray"]
+    done = subprocess.run([*launch, f"cluster.address={cluster.address}", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + _show(run)
+    assert "ray job" in done.stdout and f"{run}: done" in done.stdout
+    assert "preflight: 2 nodes, 2 ranks" in (run / "logs/rank-0.log").read_text()
+    status = [sys.executable, "-m", "marc_dist.cli.jobs", "status", "--json", str(run)]
+    told = json.loads(subprocess.run(status, capture_output=True, check=True).stdout)
+    assert (told["kind"], told["state"], told["progress"]["step"]) == ("ray", "done", 4)
 
 
 def test_killed_ranks_actors_and_supervisors_come_back(

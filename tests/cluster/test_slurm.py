@@ -142,6 +142,10 @@ def test_four_nodes_train_as_one_process_does(slurm: SlurmCluster, sample_dir: P
     assert state(job, run).word == "done" if shutil.which("squeue") else True
     assert {path.name for path in (run / "logs").glob("rank-*.log")} == {f"rank-{rank}.log" for rank in range(4)}
     assert_as_one_process(run, tmp_path)
+    scored = launch(slurm, "--nodes", "2", "--wait", "slurm", "eval", str(run), "eval.baseline=false")
+    assert scored.code == 0, scored.out + scored.err + logs(run / "eval")
+    assert json.loads((run / "eval/metrics.json").read_text())["scores"]["trained"]["mAP"] > 0
+    assert (run / "report.html").exists() and read_job(run / "eval").what == "eval" and read_job(run).what == "train"
 
 
 def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_path: Path) -> None:
@@ -163,15 +167,18 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     def on(index: int) -> str:
         return attempts(run)[-1].hosts[index]
 
+    killed: list[float] = []
+
     def kill_rank() -> None:
         (pid,) = ranks_of(slurm, on(1))
+        killed.append(time.time())
         os.kill(pid, signal.SIGKILL)
 
     hit(kill_rank)
     first = attempts(run)[0]
     assert first.error is not None and "rank 1 of 2 failed first (killed by SIGKILL)" in first.error
     assert f"log: {run}/logs/rank-1.log" in first.error and first.hosts[1] in first.error
-    assert first.ended_at is not None
+    assert first.ended_at is not None and first.ended_at - killed[0] < 30
 
     hit(lambda: slurm.sh("scancel", "--signal=USR2", job))
     assert attempts(run)[1].code == 85 and attempts(run)[1].again
