@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from marc_dist.cluster.failure import failure_told, tell_failure
 from marc_dist.training.signals import EXIT_REQUEUE, StopFlag
 from marc_dist.training.watchdog import EXIT_HUNG
 
@@ -70,6 +69,8 @@ def _body(options: argparse.Namespace) -> int:
         return _check(config)
     if options.profile is not None:
         return _profile(config, options.profile)
+    from marc_dist.cluster.failure import failure_told
+
     with StopFlag().installed() as stop, failure_told():
         from marc_dist.training.trainer import run_rank  # torch; after the handlers, so that no signal is lost
 
@@ -86,6 +87,8 @@ def _body(options: argparse.Namespace) -> int:
 
 
 def _check(config: Config) -> int:
+    from marc_dist.cluster.failure import failure_told
+
     with failure_told():
         from marc_dist.training.preflight import check_rank, show
 
@@ -97,6 +100,7 @@ def _check(config: Config) -> int:
 
 
 def _profile(config: Config, num_steps: int) -> int:
+    from marc_dist.cluster.failure import failure_told
     from marc_dist.config import ConfigError
 
     if not 1 <= num_steps <= 100_000:
@@ -135,6 +139,8 @@ def _show(found: Profile) -> None:
 
 def _give_up(reason: str) -> None:
     """End this rank, whose main thread waits for another one in vain."""
+    from marc_dist.cluster.failure import tell_failure  # loaded long since
+
     tell_failure(reason)
     print(f"marc-train: error: {reason}", file=sys.stderr, flush=True)
     os._exit(EXIT_HUNG)
