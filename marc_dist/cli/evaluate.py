@@ -20,7 +20,10 @@ examples:
   marc-eval runs/demo
   marc-eval runs/demo eval.protocol=leave_one_out
   marc-eval runs/demo/encoder.safetensors --data data/sample
-  marc-eval runs/demo eval.gain=jaccard eval.relevance=0.6 'eval.ks=[10, 50]'
+  marc-eval runs/demo eval.gain=jaccard eval.relevance=0.6 'eval.ks=[10, 50]' eval.extra=true
+  marc-eval runs/demo --index itq64
+  marc-eval runs/ml-aid --data data/dlrsd --protocol transfer
+  marc-eval runs/demo --queries data/mine --archive data/theirs --protocol transfer
 """
 TAKEN = ("eval.", "data.dir", "data.num_workers", "data.verify_crc", "train.device")
 
@@ -36,12 +39,16 @@ def _parser() -> argparse.ArgumentParser:
         "arguments", nargs="+", metavar="RUN_DIR | encoder.safetensors | key=value", help="a run, then settings"
     )
     parser.add_argument("--data", metavar="DIR", help="shard folder to search, instead of the run's own")
+    parser.add_argument("--archive", metavar="DIR", help="shard folder that answers (eval.archive_dir)")
+    parser.add_argument("--queries", metavar="DIR", help="shard folder that asks (eval.queries_dir)")
+    parser.add_argument("--protocol", metavar="NAME", help="who asks whom (eval.protocol): docs/metrics.md")
+    parser.add_argument("--index", metavar="SPEC", help="flat, sign, itq64, IVF256,PQ32, ... (eval.index)")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved settings and stop")
     parser.add_argument("--no-report", action="store_true", help="leave report.html and panel.png alone")
     return parser
 
 
-def _folder(places: Sequence[str]) -> Path:
+def encoder_folder(places: Sequence[str]) -> Path:
     """The folder of the encoder that the command line names.
 
     Raises:
@@ -59,8 +66,17 @@ def _folder(places: Sequence[str]) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
-    """Settings of the run (defaults where an encoder lies alone), the words and ``--data`` on top.
+OPTIONS = {
+    "data": "data.dir",
+    "archive": "eval.archive_dir",
+    "queries": "eval.queries_dir",
+    "protocol": "eval.protocol",
+    "index": "eval.index",
+}
+
+
+def _config(folder: Path, words: Sequence[str], options: argparse.Namespace) -> Config:
+    """Settings of the run (defaults where an encoder lies alone), the words and the options on top.
 
     Raises:
         ConfigError: not a run, or a word that an evaluation cannot follow.
@@ -71,7 +87,7 @@ def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
     if strange:
         load_config(None, words)  # a misspelt key is told as such
         raise ConfigError(f"{strange[0]}: belongs to training; marc-eval takes eval.*, {', '.join(TAKEN[1:])}")
-    place = {} if data is None else {"data.dir": data}
+    place = {key: getattr(options, name) for name, key in OPTIONS.items() if getattr(options, name) is not None}
     file = folder / "config.yaml"
     if not file.is_file() and not (folder / "encoder.json").is_file():
         raise ConfigError(f"{folder}: neither config.yaml nor encoder.json; expected a folder made by marc-train")
@@ -81,8 +97,8 @@ def _config(folder: Path, words: Sequence[str], data: str | None) -> Config:
 def _body(options: argparse.Namespace) -> int:
     places = [word for word in options.arguments if "=" not in word or os.path.lexists(word)]  # false if too long
     words = [word for word in options.arguments if word not in places]
-    folder = _folder(places)
-    config = _config(folder, words, options.data)
+    folder = encoder_folder(places)
+    config = _config(folder, words, options)
     if options.show:
         from marc_dist.config import dump_yaml
 

@@ -6,12 +6,16 @@ import io
 import warnings
 from typing import NamedTuple
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from marc_dist.config import DataError
 
 MAX_PIXELS = 64_000_000
 MAX_SCANS = 100  # of a JPEG that large; a smaller one may have more: each one costs time for every pixel
+MAX_ANY_PIXELS = 250_000_000
+STRETCH = (2.0, 98.0)
+"""Percentiles between which ``decode_any`` spreads a deep picture over 8 bits."""
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow knows more: EPS, for one, runs Ghostscript
 ACCEPTED = ("RGB", "L", "P", "LA", "RGBA", "1")
 
@@ -89,3 +93,59 @@ def _is_deep(image: Image.Image) -> bool:
     """Whether an opened, not yet loaded picture stores 16 bits a channel; Pillow would drop the lower 8 silently."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return image.mode.startswith("I;16") or any(";16" in str(tile[-1]) for tile in tiles)
+
+
+def decode_any(data: bytes, place: str, side: int) -> tuple[Image.Image, str]:
+    """Anybody's picture as RGB, for a query: what a data set must not hold is brought into shape, and this is told.
+
+    As ``decode_rgb`` for pictures that it takes, but turned upright by their EXIF note. CMYK and other colour spaces
+    are converted; 16-bit, 32-bit and float ones are spread over 8 bits between their percentiles ``STRETCH``; a large
+    JPEG is decoded at a fraction of its size.
+
+    Args:
+        data: a file's content.
+        place: what to call it in a message.
+        side: pixels that will be needed; a reduced JPEG keeps twice that.
+
+    Returns:
+        The picture, and a remark for people, empty when nothing was changed.
+
+    Raises:
+        DataError: not a picture, truncated, more than ``MAX_ANY_PIXELS`` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=KINDS) as image:
+                width, height = image.size
+                scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+                if width * height > MAX_ANY_PIXELS or scans * width * height > MAX_SCANS * MAX_PIXELS:
+                    raise DataError(
+                        f"{place}: {width}x{height} pixels, expected at most {MAX_ANY_PIXELS}; cut it into tiles"
+                    )
+                told = "16 bits a channel, the lower 8 dropped" if _is_deep(image) else ""
+                if image.mode == "RGB":
+                    image.draft("RGB", (2 * side, 2 * side))
+                image.load()
+                if image.mode not in ACCEPTED:
+                    told = f"{image.mode}, converted to RGB"
+                upright = ImageOps.exif_transpose(image)
+                if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                    low, high = STRETCH
+                    told = f"{image.mode}, percentiles {low:g} to {high:g} spread over 8 bits"
+                    upright = _stretched(upright)
+                return upright.convert("RGB"), told
+    except DataError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
+    except Exception as error:
+        raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__})") from None
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, STRETCH) if finite.size else (0.0, 1.0)
+    shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-300)
+    return Image.fromarray(np.rint(shares.clip(0, 1) * 255).astype(np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from marc_dist.config import Config, DataError, ModelConfig
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.plan import rank_part
 from marc_dist.retrieval import metrics, results
-from marc_dist.retrieval.embed import embed, rank_ids
-from marc_dist.retrieval.index import Float32, Int, PartIndex, full_ranking, top_k
-from marc_dist.retrieval.protocols import Protocol, choose
+from marc_dist.retrieval.embed import Embedder, feature_width
+from marc_dist.retrieval.exact import Int, full_ranking
+from marc_dist.retrieval.index import check_spec
+from marc_dist.retrieval.protocols import Protocol, Side, choose
+from marc_dist.retrieval.search import make_part, recall, top_k
+from marc_dist.retrieval.spec import IndexSpec, parse_spec
+from marc_dist.retrieval.store import Store, splits_of
 from marc_dist.training.device import resolve_device
 from marc_dist.training.export import load_encoder
 from marc_dist.training.model import Encoder, build_encoder
@@ -31,11 +36,15 @@ KNOWN = ("backbone", "head_hidden", "head_dim")
 
 @dataclass(frozen=True)
 class Searched:
-    """What one encoder found: metrics (Q,), label AP (Q, L) with NaN, first answers (Q, TOP) as sample ids or -1."""
+    """What one encoder found: metrics (Q,), label AP (Q, L) with NaN, first answers (Q, TOP) as sample ids or -1.
+
+    ``recall``: of an approximate index, against exact search.
+    """
 
     scores: dict[str, metrics.Float]
     label_ap: metrics.Float
     top: Int
+    recall: float | None
 
 
 def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
@@ -66,23 +75,43 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     """
     tell = say if comm.rank() == 0 else _silence
     trained, info = load_encoder(folder)
-    dataset = open_dataset(config.data.dir)
-    _same_classes(folder, tuple(info["classes"]), dataset)
-    protocol = choose(dataset, config.eval)
-    found = {"trained": search(trained, dataset, protocol, config, info["image_size"], "trained", tell)}
+    protocol = open_protocol(config, tuple(info["classes"]), folder)
+    spec = parse_spec(config.eval.index)
+    check_spec(spec, feature_width(trained, config.eval.features))
+    tell(protocol.sentence)
+    find = partial(search, protocol=protocol, spec=spec, config=config, image_size=info["image_size"], say=tell)
+    found = {"trained": find(trained, folder=folder, what="trained")}
     if config.eval.baseline:
         alone = not (folder / "config.yaml").is_file()
         model = ModelConfig(**{key: info[key] for key in KNOWN}) if alone else config.model
         untrained = build_encoder(model, int(info["seed"]), info["image_size"])
         untrained.to(next(trained.parameters()).dtype)
         info = {**info, "untrained_weights": _origin(model, int(info["seed"]))}
-        found["untrained"] = search(untrained, dataset, protocol, config, info["image_size"], "untrained", tell)
+        found["untrained"] = find(untrained, folder=folder, what="untrained")
     tables = {name: (one.scores, one.label_ap, one.top) for name, one in found.items()}
-    summary = results.summarise(config, dataset, protocol, info, tables)
+    summary = results.summarise(config, protocol, info, tables)
     if comm.rank() == 0:
-        results.write(folder / "eval", summary, dataset, protocol, tables)
+        results.write(folder / "eval", summary, protocol, tables)
     comm.barrier()
     return summary
+
+
+def open_protocol(config: Config, known: tuple[str, ...], folder: Path) -> Protocol:
+    """The data sets that ``data.dir``, ``eval.queries_dir`` and ``eval.archive_dir`` name, and who asks whom.
+
+    Args:
+        config: ``data`` and ``eval``.
+        known: classes of the encoder's training data.
+        folder: of the encoder, for messages.
+
+    Raises:
+        DataError: no such data, other classes than the encoder's (unless the protocol is transfer), see ``choose``.
+    """
+    asking = open_dataset(config.eval.queries_dir or config.data.dir)
+    answering = None if config.eval.archive_dir is None else open_dataset(config.eval.archive_dir)
+    if config.eval.protocol != "transfer":
+        _same_classes(folder, known, asking)
+    return choose(asking, config.eval, archive=answering, known=known)
 
 
 def _origin(model: ModelConfig, seed: int) -> str:
@@ -102,32 +131,38 @@ def _same_classes(folder: Path, classes: tuple[str, ...], dataset: Dataset) -> N
         only = ", ".join(sorted(ours)[:3] or sorted(theirs)[:3]) or "the order of the classes"
         raise DataError(
             f"{folder}: the encoder was trained on {len(classes)} classes, {dataset.root} has {len(dataset.classes)} "
-            f"(differing: {only}); give the data it was trained on with --data DIR"
+            f"(differing: {only}); give the data it was trained on with --data DIR, "
+            "or search over the labels that both know with --protocol transfer"
         )
 
 
 def search(
     encoder: Encoder,
-    dataset: Dataset,
+    *,
     protocol: Protocol,
+    spec: IndexSpec,
     config: Config,
     image_size: int,
+    folder: Path,
     what: str,
     say: Callable[[str], None],
 ) -> Searched:
     """Embed, rank and score with one encoder. A collective; the result is complete on every rank."""
     device = resolve_device(config.train.device)
-    ids = np.union1d(protocol.queries, protocol.archive)
-    part = embed(encoder, dataset, ids, config, image_size=image_size, device=device, what=what, say=say)
-    mine = rank_ids(ids, config.eval.batch)
+    embedder = Embedder(encoder, config, image_size=image_size, device=device, what=what, say=say)
+
+    def store(side: Side, ids: Int) -> Store:
+        dataset = side.dataset
+        place = folder / "embeddings" / f"{what}-{config.eval.features}-{dataset.fingerprint[:12]}"
+        return embedder.store(place, dataset, splits_of(dataset, ids), {"title": dataset.title})
+
+    if protocol.one_dataset:
+        both = store(protocol.archive, np.union1d(protocol.queries.ids, protocol.archive.ids))
+        stores = both, both
+    else:
+        stores = store(protocol.queries, protocol.queries.ids), store(protocol.archive, protocol.archive.ids)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
-    return rank_and_score(part, mine, dataset, protocol, config, gpu)
-
-
-def _gather(rows: Float32, gpu: int | None) -> Float32:
-    tensor = torch.from_numpy(np.ascontiguousarray(rows))
-    gathered = comm.gather_rows_plain(tensor if gpu is None else tensor.to(f"cuda:{gpu}"))
-    return np.asarray(gathered.cpu().numpy(), dtype=np.float32)
+    return rank_and_score(*stores, protocol, config, spec, gpu, say)
 
 
 def _continued(head: Int, whole: Int) -> Int:
@@ -139,35 +174,49 @@ def _continued(head: Int, whole: Int) -> Int:
 
 
 def rank_and_score(
-    part: Float32, mine: Int, dataset: Dataset, protocol: Protocol, config: Config, gpu: int | None = None
+    asking: Store,
+    answering: Store,
+    protocol: Protocol,
+    config: Config,
+    spec: IndexSpec,
+    gpu: int | None,
+    say: Callable[[str], None],
 ) -> Searched:
-    """Ranking and metrics from features that lie in parts on the ranks.
+    """Ranking and metrics. A collective.
 
     Args:
-        part: (n, d) unit vectors of this rank's samples.
-        mine: (n,) their ids; over ranks in rank order ascending, and the union of queries and archive.
-        dataset: for the labels.
+        asking: vectors of the queries.
+        answering: vectors of the archive.
         protocol: who asks and who answers.
         config: ``eval``.
+        spec: the index.
         gpu: search and exchange on this GPU.
+        say: takes one line for people.
     """
-    queries = _gather(part[np.isin(mine, protocol.queries)], gpu)
-    ours = np.isin(mine, protocol.archive)
-    complete = len(protocol.archive) <= FULL_LIMIT
+    device = None if gpu is None else torch.device("cuda", gpu)
+    queries, archive_ids, own_ids = asking.rows(protocol.queries.ids), protocol.archive.ids, protocol.own_ids()
+    complete = spec.exact and len(archive_ids) <= FULL_LIMIT
     depth = max(*config.eval.ks, results.TOP)
-    _, listed = top_k(PartIndex(part[ours], mine[ours], gpu), queries, protocol.queries, depth)
-    archive = _gather(part[ours], gpu) if complete else None
+    mine = rank_part(archive_ids, comm.rank(), comm.world())
+    index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
+    _, listed = top_k(index, queries, own_ids, depth, device=device)
+    found = None
+    if not spec.exact:
+        k = min(config.eval.ks)
+        found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
+        say(f"index: finds {100 * found:.1f} % of the exact first {k}")
+    archive = index.space(answering.rows(archive_ids)) if complete else None
     scoring = metrics.Scoring(config.eval.ks, config.eval.gain, config.eval.relevance)
-    labels = metrics.label_sets(dataset.labels[protocol.archive])  # once, for all blocks
+    labels = metrics.label_sets(protocol.archive.labels[archive_ids])  # once, for all blocks
     scored = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
     for start in rank_part(starts, comm.rank(), comm.world()).tolist():
         block = slice(start, start + BLOCK)
-        asked = dataset.labels[protocol.queries[block]]
-        own = protocol.self_positions(protocol.queries[block])
-        ranking = np.where(listed[block] < 0, -1, np.searchsorted(protocol.archive, listed[block]))
+        asked = protocol.queries.labels[protocol.queries.ids[block]]
+        own = protocol.self_positions(own_ids[block])
+        ranking = np.where(listed[block] < 0, -1, np.searchsorted(archive_ids, listed[block]))
         if archive is not None:
-            ranking = _continued(ranking, full_ranking(queries[block], archive, own))
+            ranking = _continued(ranking, full_ranking(index.space(queries[block]), archive, own))
         scored.append(
             (
                 metrics.score_queries(ranking, asked, labels, own, scoring, complete=complete),
@@ -180,4 +229,5 @@ def rank_and_score(
         {name: np.concatenate([block[0][name] for block in everywhere]) for name in everywhere[0][0]},
         np.concatenate([block[1] for block in everywhere]),
         np.concatenate([block[2] for block in everywhere]),
+        found,
     )

@@ -1,18 +1,24 @@
-"""Exact cosine search over an archive whose rows lie on several ranks; the only file that names ``faiss``.
+"""One rank's part of an archive, searched; the only file that names ``faiss``.
 
-What comes out does not depend on ranks, batches, threads or device, bit for bit:
+A flat search is exact: FAISS, in float32, only proposes candidates. Those are scored again in float64
+(``retrieval.exact``). An item that was not proposed can be no better than the last candidate plus the rounding bound;
+when that is not clearly worse than the k-th score, ties included, the query is asked again with more candidates and in
+the end compared with the whole part. Binary codes are compared exactly by nature; the rest of a tie that FAISS cut off
+is fetched. A factory index sees what it sees: its candidates are ordered by their exact scores.
 
-- Unit vectors are rounded to a grid of 2^-24 (``exact_unit``). Each coordinate is still a float32; each product of two
-  is a multiple of 2^-48, and so is every partial sum, whose size stays below 2 (Cauchy-Schwarz). All of them fit
-  float64 exactly, so an inner product in float64 has no rounding error in any order of summation.
-- FAISS, in float32, only proposes candidates. Those are scored again in float64 and ordered by (score descending, id
-  ascending). An item that FAISS left out can be no better than its last candidate plus the rounding bound; when that is
-  not clearly worse than the k-th score, ties included, the query is compared with the whole part instead.
+A flat index of the CPU is the array itself: FAISS reads the memory map block by block, so that an archive takes no
+memory of its own and may be larger than memory.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch  # before faiss: both bring an OpenMP and CUDA runtime, and torch's must be the one that is loaded
 
@@ -21,172 +27,358 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist import comm
-from marc_dist.config import DataError
+from marc_dist.config import ConfigError, DataError
+from marc_dist.retrieval.exact import (
+    NONE,
+    Float,
+    Float32,
+    Int,
+    best,
+    best_with,
+    exact_scores,
+    exhaustive,
+    rounding_bound,
+)
+from marc_dist.retrieval.spec import IndexSpec
+from marc_dist.retrieval.torch_search import TorchSearch
 
-Float32 = NDArray[np.float32]
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-GRID = 2.0**24
 MARGIN = 32
-QUERY_BLOCK = 256
-ARCHIVE_BLOCK = 16384
+FACTORY_SHARE = 4
+"""A factory index is asked for this many times k, and at least ``MARGIN`` more."""
+MORE = 8
+"""Growth of the number of candidates where the first ones do not decide."""
+MOST = 2048
+CPU_BLOCK = 1 << 18
+TRAIN_ROWS = 1 << 18
 GPU_MAX_K = 2048
-NONE = -1
+GPU_SHARE = 0.8
+HALF_BOUND = 2.0**-10
+"""Rounding of two unit vectors to half precision: 2^-11 of each one's length."""
 
 
-def exact_unit(features: NDArray[np.floating]) -> Float32:
-    """Rows scaled to length 1 and rounded to multiples of 2^-24; a row of zeros stays zero.
+class Found(NamedTuple):
+    """Lists of a part: scores (B, w) float64, ids (B, w), and what an approximate index thought of them, or None."""
 
-    The rounding moves a coordinate by at most 2^-25, about what float32 loses anyway.
-    """
-    wide = features.astype(np.float64)
-    peak = np.abs(wide).max(axis=1, keepdims=True, initial=0.0)
-    wide = np.divide(wide, peak, out=np.zeros_like(wide), where=peak > 0)  # no overflow in the squares
-    norm = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    unit = np.divide(wide, norm, out=np.zeros_like(wide), where=norm > 0)
-    return np.asarray(np.rint(unit * GRID) / GRID, dtype=np.float32)
+    scores: Float
+    ids: Int
+    rough: Float | None = None
 
 
-def check_finite(features: NDArray[np.floating], names: list[str], what: str) -> None:
-    """Refuse NaN and infinity on any rank, on all ranks alike: FAISS would return wrong lists without a word.
+def _reason(error: Exception) -> str:
+    """What FAISS says, without the C++ around it."""
+    return re.sub(r"^Error in .*?\.cpp:\d+: (Error: '.*?' failed: )?", "", str(error)).splitlines()[0]
 
-    Args:
-        features: (rows of this rank, d).
-        names: what a person calls each row.
-        what: whose features they are.
+
+def check_spec(spec: IndexSpec, d: int) -> None:
+    """Whether FAISS can make this index for vectors of ``d`` numbers; before anything is embedded.
 
     Raises:
-        DataError: with the number of such rows and the names of the first three.
+        ConfigError: no such index, or no such parameter.
     """
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    everywhere = [name for part in comm.gather_object([names[row] for row in bad.tolist()]) for name in part]
-    if everywhere:
-        more = f" and {len(everywhere) - 3} more" if len(everywhere) > 3 else ""
+    if spec.bits is not None and spec.bits > d:
+        raise ConfigError(f"eval.index={spec.text}: the vectors have {d} numbers, expected at most {d} bits")
+    if spec.kind == "factory":
+        _empty(spec, d)
+
+
+def _empty(spec: IndexSpec, d: int) -> Any:
+    try:
+        index = faiss.index_factory(d, spec.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"eval.index={spec.text}: FAISS refuses it for vectors of {d} numbers ({_reason(error)}); "
+            "expected flat, sign, itq64 or a factory string such as IVF256,PQ32"
+        ) from None
+    _set(index, spec)
+    return index
+
+
+def _set(index: Any, spec: IndexSpec) -> None:
+    """Search parameters; by default an inverted file visits the square root of its lists, not FAISS's single one."""
+    space = faiss.ParameterSpace()
+    lists = re.search(r"IVF(\d+)", spec.factory)
+    if lists and "nprobe" not in spec.parameters:
+        space.set_index_parameter(index, "nprobe", float(max(1, round(int(lists[1]) ** 0.5))))
+    for name, value in spec.parameters.items():
+        try:
+            space.set_index_parameter(index, name, value)
+        except RuntimeError:
+            raise ConfigError(f"eval.index={spec.text}: this index has no search parameter {name!r}") from None
+
+
+def _read(data: bytes) -> Any:
+    return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+
+
+def sample_places(num: int) -> Int:
+    """Rows of an archive of ``num`` that an index is trained on: evenly spaced, at most ``TRAIN_ROWS``."""
+    if num <= TRAIN_ROWS:
+        return np.arange(num, dtype=np.int64)
+    return np.linspace(0, num - 1, TRAIN_ROWS).astype(np.int64)
+
+
+@contextmanager
+def _warnings_once(say: Callable[[str], None]) -> Iterator[None]:
+    """What FAISS writes to the process's standard error, hundreds of times, said once."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in dict.fromkeys(file.read().decode(errors="replace").splitlines()):
+                say(f"FAISS: {line}")
+
+
+def train(spec: IndexSpec, sample: Float32, say: Callable[[str], None] = lambda _: None) -> bytes:
+    """What an index must learn from a sample (n, d) of the whole archive, for ``build``; nothing for a flat one.
+
+    Raises:
+        DataError: too few vectors.
+    """
+    if spec.kind == "flat":
+        return b""
+    with _warnings_once(say):
+        return _train(spec, sample)
+
+
+def _train(spec: IndexSpec, sample: Float32) -> bytes:
+    d = sample.shape[1]
+    try:
+        if spec.kind == "factory":
+            index = _empty(spec, d)
+            index.train(np.ascontiguousarray(sample))
+        elif spec.bits is None:
+            centre = faiss.CenteringTransform(d)
+            centre.train(np.ascontiguousarray(sample))
+            index = faiss.IndexPreTransform(centre, faiss.IndexFlat(d))
+        else:
+            itq = faiss.ITQTransform(d, spec.bits, True)  # centre, unit length, PCA, then the learnt rotation
+            itq.train(np.ascontiguousarray(sample))
+            index = faiss.IndexPreTransform(itq, faiss.IndexFlat(spec.bits))
+    except RuntimeError as error:
         raise DataError(
-            f"{what}: features of {', '.join(everywhere[:3])}{more} are not finite; "
-            "check these images, and whether the training diverged (loss in metrics.jsonl)"
-        )
+            f"eval.index={spec.text}: cannot be trained on {len(sample)} vectors ({_reason(error)}); "
+            "choose a smaller index, or flat"
+        ) from None
+    return bytes(faiss.serialize_index(index))
 
 
-def _order(scores: Float, ids: Int) -> Int:
-    """Positions that order each row by (score descending, id ascending), (B, M)."""
-    return np.asarray(np.lexsort((ids, -scores), axis=1), dtype=np.int64)
-
-
-def _best(scores: Float, ids: Int, k: int) -> tuple[Float, Int]:
-    """The first k of each row in order, padded with (-inf, -1)."""
-    scores = np.where(ids == NONE, -np.inf, scores)
-    place = _order(scores, ids)[:, :k]
-    scores, ids = np.take_along_axis(scores, place, axis=1), np.take_along_axis(ids, place, axis=1)
-    short = ((0, 0), (0, k - scores.shape[1]))
-    ids = np.where(np.isneginf(scores), NONE, ids)
-    return np.pad(scores, short, constant_values=-np.inf), np.pad(ids, short, constant_values=NONE)
-
-
-class PartIndex:
-    """One rank's part of the archive.
+def build(
+    spec: IndexSpec,
+    trained: bytes,
+    features: Float32,
+    ids: Int,
+    gpu: int | None = None,
+    *,
+    float16: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> FlatPart | BinaryPart | FactoryPart:
+    """An index over one rank's part.
 
     Args:
-        features: (n, d) from ``exact_unit``; n may be zero.
+        spec: which.
+        trained: from ``train``, the same on all ranks.
+        features: (n, d) from ``exact_unit``; n may be zero; may be a memory map.
         ids: (n,) sample ids, each at most once over all ranks.
         gpu: search on this GPU; None = on the CPU.
+        float16: a GPU keeps a flat archive in half precision.
+        say: hears where the search runs.
+    """
+    if spec.kind == "flat":
+        part: FlatPart | BinaryPart | FactoryPart = FlatPart(features, ids, gpu, float16=float16)
+    elif spec.kind == "binary":
+        part = BinaryPart(Coder(trained), features, ids)
+    else:
+        part = FactoryPart(spec, trained, features, ids)
+    say(f"index: {spec.text}, {part.where}")
+    return part
+
+
+def _cpu() -> str:
+    return f"on the CPU (FAISS {faiss.__version__}, {faiss.omp_get_max_threads()} threads)"
+
+
+class FlatPart:
+    """Every vector compared, exact.
+
+    Attributes:
+        where: what searches, for people.
     """
 
-    def __init__(self, features: Float32, ids: Int, gpu: int | None = None) -> None:
-        self.features = np.ascontiguousarray(features, dtype=np.float32)
+    def __init__(self, features: Float32, ids: Int, gpu: int | None = None, *, float16: bool = False) -> None:
+        self.features = np.ascontiguousarray(features, dtype=np.float32)  # a view of a memory map stays one
         self.ids = np.asarray(ids, dtype=np.int64)
-        self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")  # where collectives want their tensors
-        self._gpu = False
-        self._index: Any = faiss.IndexFlatIP(self.features.shape[1])
-        if gpu is not None and faiss.get_num_gpus() > 0:
-            self._gpu = True
+        self.bound = rounding_bound(self.features.shape[1]) + (HALF_BOUND if float16 and gpu is not None else 0.0)
+        self._propose: Callable[[Float32, int], tuple[Float32, Int]] = self._cpu_search
+        self.where = _cpu()
+        self._most = MOST
+        if gpu is not None and len(self.ids):
+            self._to_gpu(gpu, float16)
+
+    def _to_gpu(self, gpu: int, float16: bool) -> None:
+        size = self.features.nbytes // (2 if float16 else 1)
+        free, _ = torch.cuda.mem_get_info(gpu)
+        kind = "float16" if float16 else "float32"
+        if size > GPU_SHARE * free:
+            self.where += f"; {size / 2**30:.1f} GiB do not fit GPU {gpu}, {free / 2**30:.1f} GiB free"
+        elif faiss.get_num_gpus() > 0:
             self._resources = faiss.StandardGpuResources()
             self._resources.setTempMemory(64 << 20)  # faiss would take 1.5 GiB beside torch
-            self._index = faiss.index_cpu_to_gpu(self._resources, gpu, self._index)
-        if len(self.ids):
-            self._index.add(self.features)
-        # |float32 inner product - exact one| <= d u / (1 - d u) with u = 2^-24, for vectors of length 1 (+ rounding)
-        share = self.features.shape[1] * 2.0**-24
-        self.bound = 1.01 * share / (1.0 - share) + 2.0**-23
+            options = faiss.GpuClonerOptions()
+            options.useFloat16 = float16
+            flat = faiss.IndexFlatIP(self.features.shape[1])
+            self._index: Any = faiss.index_cpu_to_gpu(self._resources, gpu, flat, options)
+            for start in range(0, len(self.ids), CPU_BLOCK):
+                self._index.add(self.features[start : start + CPU_BLOCK])
+            self._propose, self._most = self._index.search, GPU_MAX_K
+            self.where = f"on GPU {gpu} (FAISS {faiss.__version__}, {kind})"
+        else:
+            kept = torch.float16 if float16 else torch.float32
+            self._propose = TorchSearch(self.features, torch.device("cuda", gpu), kept)
+            self.where = f"on GPU {gpu} (torch, {kind}: this FAISS knows no GPU)"
 
-    def search(self, queries: Float32, query_ids: Int, k: int, margin: int = MARGIN) -> tuple[Float, Int]:
+    def _cpu_search(self, queries: Float32, num: int) -> tuple[Float32, Int]:
+        if len(self.ids) <= CPU_BLOCK:
+            return _knn(queries, self.features, num)
+        scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
+        places = np.full((len(queries), 0), NONE, dtype=np.int64)
+        for start in range(0, len(self.ids), CPU_BLOCK):
+            block = self.features[start : start + CPU_BLOCK]
+            more, at = _knn(queries, block, min(num, len(block)))
+            scores = np.hstack([scores, more])
+            places = np.hstack([places, np.where(at < 0, NONE, at + start)])
+            kept = np.argsort(-scores, axis=1, kind="stable")[:, :num]
+            scores, places = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(places, kept, axis=1)
+        return scores, places
+
+    def space(self, features: Float32) -> Float32:
+        """Vectors whose inner products order an archive as this index does."""
+        return features
+
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
         """The k best of this part for each query, without the query's own id, exact.
 
         Args:
             queries: (B, d) from ``exact_unit``.
-            query_ids: (B,) ids to leave out; -1 = none.
+            own_ids: (B,) ids to leave out; -1 = none.
             k: wanted; lists of a smaller part are padded with (-inf, -1).
             margin: candidates beyond k + 1 that FAISS is asked for.
         """
-        num = len(self.ids)
-        ask = min(k + 1 + margin, num)
-        if ask == num or (self._gpu and ask > GPU_MAX_K):
-            return self._exhaustive(queries, query_ids, k)
-        rough, place = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), ask)
-        missing = place < 0  # FAISS pads short lists with -1: gone before -1 becomes the last row of an array
-        place = np.where(missing, 0, place)
-        exact = np.empty(place.shape)
-        for row, chosen in enumerate(place):
-            exact[row] = self.features[chosen].astype(np.float64) @ queries[row].astype(np.float64)
-        ids = np.where(missing | (self.ids[place] == query_ids[:, None]), NONE, self.ids[place])
-        scores, ids = _best(exact, ids, k)
-        unseen = rough[:, -1].astype(np.float64) + self.bound
-        unsure = np.flatnonzero((scores[:, k - 1] <= unseen) | missing.any(axis=1))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, ids = np.full((len(queries), k), -np.inf), np.full((len(queries), k), NONE, dtype=np.int64)
+        unsure = np.arange(len(queries))
+        ask = k + 1 + margin
+        while len(unsure) and ask < len(self.ids) and ask <= self._most:
+            asked, own = queries[unsure], own_ids[unsure]
+            rough, place = self._propose(asked, ask)
+            missing = place < 0  # FAISS pads short lists with -1: gone before -1 becomes the last row of an array
+            exact = exact_scores(asked, self.features, place)
+            proposed = np.where(missing | (self.ids[place] == own[:, None]), NONE, self.ids[place])
+            scores[unsure], ids[unsure] = best(exact, proposed, k)
+            unseen = rough[:, -1].astype(np.float64) + self.bound
+            unsure = unsure[(scores[unsure, k - 1] <= unseen) | missing.any(axis=1)]
+            ask *= MORE
         if len(unsure):
-            scores[unsure], ids[unsure] = self._exhaustive(queries[unsure], query_ids[unsure], k)
-        return scores, ids
-
-    def _exhaustive(self, queries: Float32, query_ids: Int, k: int) -> tuple[Float, Int]:
-        wide = queries.astype(np.float64)
-        scores, ids = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, max(len(self.ids), 1), ARCHIVE_BLOCK):
-            here = self.ids[None, start : start + ARCHIVE_BLOCK]
-            more = wide @ self.features[start : start + ARCHIVE_BLOCK].astype(np.float64).T
-            more_ids = np.where(here == query_ids[:, None], NONE, here)
-            scores, ids = _best(np.hstack([scores, more]), np.hstack([ids, more_ids]), k)
-        return scores, ids
+            scores[unsure], ids[unsure] = exhaustive(queries[unsure], own_ids[unsure], self.features, self.ids, k)
+        return Found(scores, ids)
 
 
-def top_k(index: PartIndex, queries: Float32, query_ids: Int, k: int, margin: int = MARGIN) -> tuple[Float, Int]:
-    """The k best of the whole archive for each query: every part is asked, the lists are merged here. A collective.
+def _knn(queries: Float32, archive: Float32, num: int) -> tuple[Float32, Int]:
+    scores, places = faiss.knn(queries, archive, num, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, places
 
-    Args:
-        index: this rank's part.
-        queries: (Q, d), the same on all ranks.
-        query_ids: (Q,) ids to leave out; -1 = none.
-        k: length of a list; padded with (-inf, -1) when the archive is shorter.
-        margin: see ``PartIndex.search``.
 
-    Returns:
-        Scores (Q, k) float64 and sample ids (Q, k), equal on all ranks.
+class Coder:
+    """Vectors -> binary codes, one sign a number of the learnt transform (``train``).
+
+    Sign: of the vector less the sample's mean. ITQ: Gong and Lazebnik 2011, after PCA, as FAISS's ITQTransform does it.
     """
-    scores = np.full((len(queries), k), -np.inf)
-    ids = np.full((len(queries), k), NONE, dtype=np.int64)
-    for start in range(0, len(queries), QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        ours = index.search(queries[block], query_ids[block], k, margin)
-        rows, world = len(queries[block]), comm.world()
-        parts = [comm.gather_rows_plain(torch.from_numpy(part).to(index.device)).cpu().numpy() for part in ours]
-        merged = [part.reshape(world, rows, k).transpose(1, 0, 2).reshape(rows, world * k) for part in parts]
-        scores[block], ids[block] = _best(merged[0], merged[1], k)
-    return scores, ids
+
+    def __init__(self, trained: bytes) -> None:
+        self._index = _read(trained)
+        self._transform = self._index.chain.at(0)
+        self.bits = int(self._transform.d_out)
+
+    def signs(self, features: Float32) -> NDArray[np.bool_]:
+        """(n, bits); a zero counts as positive."""
+        return np.asarray(self._transform.apply(np.ascontiguousarray(features)) >= 0)
+
+    def codes(self, features: Float32) -> NDArray[np.uint8]:
+        """(n, bytes) packed signs; a last byte that is not full ends in zeros."""
+        blocks = [
+            np.packbits(self.signs(features[at : at + CPU_BLOCK]), axis=1) for at in range(0, len(features), CPU_BLOCK)
+        ]
+        return np.concatenate([np.empty((0, -(-self.bits // 8)), dtype=np.uint8), *blocks])
 
 
-def full_ranking(queries: Float32, archive: Float32, self_position: Int) -> Int:
-    """The whole archive in order for each query, (B, N) archive positions, by (score descending, position ascending).
+class BinaryPart:
+    """Binary codes by Hamming distance, ties by id. A score is 1 - 2 x distance / bits."""
 
-    Archive rows in ascending order of id make that the order of ``top_k``. The query's own item is taken out; -1 then
-    fills the last rank.
+    def __init__(self, coder: Coder, features: Float32, ids: Int) -> None:
+        self.coder = coder
+        self.ids = np.asarray(ids, dtype=np.int64)
+        codes = coder.codes(features)
+        self._index = faiss.IndexBinaryFlat(codes.shape[1] * 8)
+        if len(codes):
+            self._index.add(codes)
+        self.where = f"{coder.bits} bits, {_cpu()}"
 
-    Args:
-        queries: (B, d) from ``exact_unit``.
-        archive: (N, d) from ``exact_unit``.
-        self_position: (B,) position of the query's own item, or -1.
-    """
-    scores = queries.astype(np.float64) @ archive.astype(np.float64).T
-    own = np.flatnonzero(self_position >= 0)
-    scores[own, self_position[own]] = -np.inf
-    ranking = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)
-    ranking[own, -1] = NONE
-    return ranking
+    def space(self, features: Float32) -> Float32:
+        """Vectors of +1 and -1, whose inner product is bits - 2 x distance."""
+        return np.where(self.coder.signs(features), np.float32(1), np.float32(-1))
+
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
+        """See ``FlatPart.search``; of items at equal distance those of lower id come first."""
+        codes = self.coder.codes(queries)
+        ask = min(k + 1 + margin, len(self.ids))
+        if not ask:
+            return Found(*best(np.empty((len(codes), 0)), np.empty((len(codes), 0), dtype=np.int64), k))
+        distance, place = self._index.search(codes, ask)
+        found = np.where(self.ids[place] == own_ids[:, None], NONE, self.ids[place])
+        scores, ids = best(-distance.astype(np.float64), found, k)
+        if ask < len(self.ids):
+            for row in np.flatnonzero(-scores[:, k - 1] >= distance[:, -1]).tolist():  # a tie may go on unseen
+                radius = int(-scores[row, k - 1]) + 1
+                _, far, at = self._index.range_search(codes[row : row + 1], radius)
+                here = np.where(self.ids[at] == own_ids[row], NONE, self.ids[at])
+                one = best(-far[None].astype(np.float64), here[None], k)
+                scores[row], ids[row] = one[0][0], one[1][0]
+        return Found(1 + 2 * scores / self.coder.bits, ids)
+
+
+class FactoryPart:
+    """Any FAISS index; candidates are scored again in float64. What it does not propose is not found."""
+
+    def __init__(self, spec: IndexSpec, trained: bytes, features: Float32, ids: Int, *, filled: bool = False) -> None:
+        self.features, self.ids = features, np.asarray(ids, dtype=np.int64)
+        self.index = _read(trained)
+        if not filled:
+            for start in range(0, len(ids), CPU_BLOCK):
+                self.index.add(np.ascontiguousarray(features[start : start + CPU_BLOCK]))
+        _set(self.index, spec)
+        self.where = f"approximate, {_cpu()}"
+
+    def filled(self) -> bytes:
+        """The index with its vectors, for ``filled=True``."""
+        return bytes(faiss.serialize_index(self.index))
+
+    def space(self, features: Float32) -> Float32:
+        """Never asked: an approximate index has no full ranking."""
+        raise NotImplementedError
+
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
+        """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``merge``."""
+        ask = max(FACTORY_SHARE * k, k + 1 + margin)
+        rough, place = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), ask)
+        ids = np.where((place < 0) | (self.ids[place] == own_ids[:, None]), NONE, self.ids[place])
+        exact = exact_scores(queries, self.features, place)
+        wide = rough.astype(np.float64)
+        if self.index.metric_type != faiss.METRIC_INNER_PRODUCT:  # some transforms end in L2
+            wide = -wide
+        wide, ids, exact = best_with(wide, ids, ask - 1, exact)  # as many, whether this part holds the query or not
+        return Found(exact, ids, wide)

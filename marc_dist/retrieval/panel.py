@@ -123,7 +123,7 @@ def _tile(reader: IndexedReader, sample: int) -> Image.Image:
     return image.resize((TILE, TILE), Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+def fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
     """``text``, cut with dots to ``width`` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
@@ -142,7 +142,7 @@ def panel_png(dataset: Dataset, reader: IndexedReader, panels: Sequence[Panel], 
     size = (GAP * 3 + SIDE + (TILE + GAP) * (SHOWN + 1) + GAP, head + line * len(panels) + GAP)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP * 2, 9), _fit(draw, title, big, size[0] - GAP * 4), fill=INK, font=big)
+    draw.text((GAP * 2, 9), fit(draw, title, big, size[0] - GAP * 4), fill=INK, font=big)
     first = GAP * 2 + SIDE
     draw.text((first, 36), "query", fill=FAINT, font=plain)
     draw.text((first + TILE + GAP * 2, 36), "first six answers of the trained encoder", fill=FAINT, font=plain)
@@ -151,7 +151,7 @@ def panel_png(dataset: Dataset, reader: IndexedReader, panels: Sequence[Panel], 
         draw.text((GAP * 2, top), f"{panel.kind}: {metric} {panel.score:.2f}", fill=INK, font=plain)
         names = [name for name, _ in shared(dataset, panel.query, panel.query)]
         for at, name in enumerate(names if len(names) <= 6 else [*names[:5], f"and {len(names) - 5} more"]):
-            draw.text((GAP * 2, top + 22 + at * 16), _fit(draw, name, tiny, SIDE - GAP), fill=FAINT, font=tiny)
+            draw.text((GAP * 2, top + 22 + at * 16), fit(draw, name, tiny, SIDE - GAP), fill=FAINT, font=tiny)
         sheet.paste(_tile(reader, panel.query), (first, top))
         for at, answer in enumerate(panel.answers["trained"]):
             left = first + (at + 1) * (TILE + GAP) + GAP

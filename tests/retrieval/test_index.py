@@ -1,150 +1,203 @@
-"""The index against exhaustive search, ties and all, on one rank and on several."""
+"""Every kind of index: words, candidates by FAISS and torch, binary codes, factory strings; on one rank and several."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
+import faiss
 import numpy as np
 import pytest
+import torch
 
 from marc_dist import comm
-from marc_dist.config import DataError
+from marc_dist.config import ConfigError, DataError
+from marc_dist.data.plan import rank_part
 from marc_dist.retrieval import index as ix
+from marc_dist.retrieval import search, torch_search
+from marc_dist.retrieval.spec import parse_spec
+from tests.retrieval.clouds import cloud, naive, naive_hamming
 from tests.worlds import run_in_world
 
-
-def cloud(num: int, dim: int, seed: int, copies: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((num, dim)).astype(np.float32)
-    for _ in range(copies):
-        x[rng.integers(num)] = x[rng.integers(num)]
-    return ix.exact_unit(x)
+IDS = np.arange(900, dtype=np.int64) * 2 + 1
 
 
-def naive(queries: np.ndarray, ids: np.ndarray, features: np.ndarray, own: np.ndarray, k: int) -> list[list[int]]:
-    """Whole-archive lists by Python's sort of float64 scores."""
-    out = []
-    for query, self_id in zip(queries.astype(np.float64), own, strict=True):
-        pairs = [
-            (-float(query @ x), int(i)) for x, i in zip(features.astype(np.float64), ids, strict=True) if i != self_id
-        ]
-        lst = [i for _, i in sorted(pairs)][:k]
-        out.append(lst + [-1] * (k - len(lst)))
-    return out
+def archive(word: str = "flat") -> np.ndarray:
+    """Copies are ties, and those of a rough score at the end of a list fall as FAISS likes: none for factory words."""
+    return cloud(900, 16, 21, 200 if parse_spec(word).exact else 0)
 
 
-def test_scores_have_no_rounding_error() -> None:
-    x = cloud(6, 300, 0)
-    scores, ids = ix.PartIndex(x, np.arange(6)).search(x, np.full(6, -1), 6)
-    for q in range(6):
-        for at in range(6):
-            a, b = x[q].tolist(), x[ids[q, at]].tolist()
-            assert Fraction(scores[q, at]) == sum(
-                (Fraction(u) * Fraction(v) for u, v in zip(a, b, strict=True)), Fraction(0)
-            )
-    assert np.abs(np.linalg.norm(x.astype(np.float64), axis=1) - 1).max() < 1e-6
+def make(word: str, said: list[str] | None = None) -> search.Part:
+    x = archive(word)
+    mine = rank_part(IDS, comm.rank(), comm.world())
+    tell = (lambda _: None) if said is None else said.append
+    return search.make_part(parse_spec(word), lambda ids: x[(ids - 1) // 2], IDS, mine, None, float16=False, say=tell)
 
 
-def test_units_of_extreme_rows() -> None:
-    x = ix.exact_unit(np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0]], dtype=np.float32))
-    assert np.allclose(x, [[0.6, 0.8], [0.6, 0.8], [0, 0]], atol=1e-7)
-
-
-@pytest.mark.parametrize("margin", [0, 3, 32])
-@pytest.mark.parametrize("copies", [0, 300])
-def test_against_exhaustive_sort(margin: int, copies: int) -> None:
-    archive = cloud(400, 16, 1, copies)
-    ids = np.arange(400) * 3 + 5
-    queries = np.concatenate([archive[:30], cloud(10, 16, 2)])
-    own = np.concatenate([ids[:30], np.full(10, -1)])
-    scores, got = ix.PartIndex(archive, ids).search(queries, own, 12, margin)
-    assert got.tolist() == naive(queries, ids, archive, own, 12)
-    assert (np.diff(scores, axis=1) <= 0).all()
-
-
-def test_ties_beyond_the_margin_are_still_by_id() -> None:
-    """200 equal rows: FAISS proposes any 9 of them, the right answer is the 5 lowest ids."""
-    archive = np.repeat(cloud(1, 8, 3), 200, axis=0)
-    ids = np.arange(200)[::-1].copy()
-    _, got = ix.PartIndex(archive, ids).search(archive[:1], np.array([1]), 5, margin=3)
-    assert got.tolist() == [[0, 2, 3, 4, 5]]
-
-
-def test_near_ties_below_float32_are_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(4)
-    base = ix.exact_unit(rng.standard_normal((1, 64)).astype(np.float32))
-    archive = np.repeat(base, 300, axis=0)
-    archive[np.arange(300), rng.integers(0, 64, 300)] += rng.integers(-3, 4, 300).astype(np.float32) * np.float32(
-        2**-24
-    )
-    _, got = ix.PartIndex(archive, np.arange(300)).search(base, np.array([-1]), 20, margin=2)
-    assert got.tolist() == naive(base, np.arange(300), archive, np.array([-1]), 20)
-
-
-def test_faiss_does_the_work_where_scores_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = ix.PartIndex(cloud(3000, 32, 5), np.arange(3000))
-    monkeypatch.setattr(index, "_exhaustive", None)
-    _, ids = index.search(cloud(8, 32, 6), np.full(8, -1), 10)
-    assert (ids >= 0).all()
-
-
-def test_k_beyond_the_archive_pads() -> None:
-    archive = cloud(4, 8, 7)
-    scores, ids = ix.PartIndex(archive, np.array([10, 11, 12, 13])).search(archive[:1], np.array([10]), 6)
-    assert ids[0, 3:].tolist() == [-1, -1, -1] and sorted(ids[0, :3].tolist()) == [11, 12, 13]
-    assert np.isneginf(scores[0, 3:]).all()
-
-
-def test_blocks_of_the_archive_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = cloud(100, 8, 8, 50)
-    whole = ix.PartIndex(archive, np.arange(100)).search(archive[:9], np.arange(9), 90)
-    monkeypatch.setattr(ix, "ARCHIVE_BLOCK", 7)
-    parts = ix.PartIndex(archive, np.arange(100)).search(archive[:9], np.arange(9), 90)
-    assert np.array_equal(whole[0], parts[0]) and np.array_equal(whole[1], parts[1])
-
-
-def test_full_ranking_is_the_exhaustive_sort() -> None:
-    archive = cloud(60, 8, 9, 40)
-    own = np.array([0, 59, -1])
-    got = ix.full_ranking(archive[:3], archive, own)
-    assert got.tolist() == naive(archive[:3], np.arange(60), archive, own, 60)
-
-
-def part(sizes: list[int], k: int, margin: int) -> tuple[bytes, list[list[int]]]:
-    archive, queries = cloud(sum(sizes), 16, 11, 150), cloud(sum(sizes), 16, 11, 150)[:40]
-    start = sum(sizes[: comm.rank()])
-    mine = slice(start, start + sizes[comm.rank()])
-    index = ix.PartIndex(archive[mine], np.arange(sum(sizes))[mine])
-    scores, ids = ix.top_k(index, queries, np.arange(40), k, margin)
+def lists(word: str, k: int = 12) -> tuple[bytes, list[list[int]]]:
+    x = archive(word)
+    scores, ids = search.top_k(make(word), x[:60], IDS[:60], k)
     return scores.tobytes(), ids.tolist()
 
 
-@pytest.mark.parametrize("sizes", [[200], [137, 63], [0, 200], [3, 190, 7], [99, 0, 101]])
-def test_lists_do_not_depend_on_ranks(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = cloud(200, 16, 11, 150)
-    expected = naive(archive[:40], np.arange(200), archive, np.arange(40), 20)
-    reference = part([200], 20, 32)
-    assert reference[1] == expected
-    monkeypatch.setattr(ix, "QUERY_BLOCK", 7)
-    assert part([200], 20, 32) == reference
-    for result in run_in_world(part, len(sizes), sizes, 20, 4):
-        assert result == reference
+def test_words() -> None:
+    assert parse_spec(" FLAT ").kind == "flat" and parse_spec("flat").exact
+    sign, itq = parse_spec("sign"), parse_spec("ITQ64")
+    assert sign.kind == itq.kind == "binary" and sign.bits is None and itq.bits == 64 and itq.exact
+    spec = parse_spec("IVF16,PQ8:nprobe=4, ht=3")
+    assert spec.factory == "IVF16,PQ8" and spec.parameters == {"nprobe": 4.0, "ht": 3.0} and not spec.exact
+    for word, told in {
+        "": "expected flat, sign, itq64 or a FAISS",
+        "itq12": "multiple of 8 bits",
+        "flat:nprobe=2": "takes no parameters",
+        "IVF4,Flat:nprobe": "name=number",
+        "IVF4,Flat:nprobe=x": "name=number",
+    }.items():
+        with pytest.raises(ConfigError, match=told):
+            parse_spec(word)
 
 
-def refuse() -> str:
-    features = np.ones((3, 2), dtype=np.float32)
-    if comm.rank() == 1:
-        features[1, 0] = np.nan
+def test_what_faiss_cannot_make_is_told_before_anything_is_embedded() -> None:
+    for word, told in {
+        "NOPE": "FAISS refuses it for vectors of 16 numbers .could not parse index string NOPE",
+        "IVF4,PQ3": "should be a multiple of the number of subquantizers",
+        "itq24": "at most 16 bits",
+        "HNSW8:nprobe=3": "no search parameter 'nprobe'",
+    }.items():
+        with pytest.raises(ConfigError, match=told):
+            ix.check_spec(parse_spec(word), 16)
+    for word in ("flat", "sign", "itq16", "IVF4,PQ4:nprobe=2", "HNSW8:efSearch=40"):
+        ix.check_spec(parse_spec(word), 16)
+    with pytest.raises(DataError, match="cannot be trained on 900 vectors .Number of training points"):
+        make("IVF2000,Flat")
+
+
+@pytest.mark.parametrize("block", [7, 100, 899])
+def test_a_part_is_searched_block_by_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ix, "CPU_BLOCK", block)
+    monkeypatch.setattr(ix, "exhaustive", None)
+    x, queries = cloud(900, 16, 5), cloud(20, 16, 6)
+    _, found, _ = ix.FlatPart(x, IDS).search(queries, np.full(20, -1), 12)
+    assert found.tolist() == naive(queries, IDS, x, np.full(20, -1), 12)
+
+
+def test_a_query_that_stays_unsure_is_asked_again_with_more_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, asked = cloud(900, 16, 5), []
+    x[100:160] = x[3]  # more copies than the margin: only longer lists tell where the tie ends
+    knn = faiss.knn
+    monkeypatch.setattr(faiss, "knn", lambda q, a, num, **how: asked.append((len(q), num)) or knn(q, a, num, **how))
+    monkeypatch.setattr(ix, "exhaustive", None)
+    queries = np.concatenate([cloud(5, 16, 6), x[3:4]])
+    _, found, _ = ix.FlatPart(x, IDS).search(queries, np.full(6, -1), 12, margin=4)
+    assert found.tolist() == naive(queries, IDS, x, np.full(6, -1), 12)
+    assert asked == [(6, 17), (1, 136)]
+
+
+def test_a_memory_map_is_not_copied(tmp_path: object) -> None:
+    path = f"{tmp_path}/x.npy"
+    np.save(path, archive())
+    mapped = np.load(path, mmap_mode="r")
+    assert np.shares_memory(ix.FlatPart(mapped, IDS).features, mapped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_candidates_by_torch_give_the_same_lists(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU that this FAISS does not know, here on the CPU; half precision keeps the lists exact."""
+    monkeypatch.setattr(torch_search, "BLOCK", 250)
+    x = archive()
+    part = ix.FlatPart(x, IDS)
+    part._propose = torch_search.TorchSearch(x, torch.device("cpu"), dtype)
+    part.bound += ix.HALF_BOUND if dtype is torch.float16 else 0.0
+    _, found, _ = part.search(x[:60], IDS[:60], 12, margin=4)
+    assert found.tolist() == naive(x[:60], IDS, x, IDS[:60], 12)
+
+
+def test_the_bound_of_half_precision_holds() -> None:
+    x = cloud(500, 64, 9)
+    half = x.astype(np.float16).astype(np.float64)
+    assert np.abs(half @ half.T - x.astype(np.float64) @ x.astype(np.float64).T).max() < ix.HALF_BOUND
+
+
+@pytest.mark.parametrize("word", ["sign", "itq8", "itq16"])
+def test_binary_codes_against_counting_bits(word: str) -> None:
+    """Few bits: ties everywhere, far beyond any margin."""
+    x = archive()
+    part = make(word)
+    assert isinstance(part, ix.BinaryPart)
+    codes = part.coder.signs(x)
+    assert codes.shape == (900, 8 if word == "itq8" else 16)
+    for margin in (0, 32):
+        scores, found, _ = part.search(x[:60], IDS[:60], 12, margin)
+        assert found.tolist() == naive_hamming(codes[:60], IDS, codes, IDS[:60], 12)
+    bits = codes.shape[1]
+    far = (codes[0] != codes[(found[0, 0] - 1) // 2]).sum()
+    assert scores[0, 0] == 1 - 2 * far / bits
+    space = part.space(x[:5])
+    assert np.array_equal(space @ space.T, bits - 2 * (codes[:5, None] != codes[None, :5]).sum(axis=2))
+
+
+def test_sign_codes_are_centred_and_padded() -> None:
+    x = cloud(300, 12, 3) + np.float32(0.3)
+    part = ix.BinaryPart(ix.Coder(ix.train(parse_spec("sign"), x)), x, np.arange(300))
+    codes = part.coder.signs(x)
+    assert np.array_equal(codes, x - x.mean(axis=0) >= 0) and part.coder.codes(x).shape == (300, 2)
+    _, found, _ = part.search(x[:9], np.arange(9), 7)
+    assert found.tolist() == naive_hamming(codes[:9], np.arange(300), codes, np.arange(9), 7)
+
+
+@pytest.mark.parametrize("word", ["IVF8,Flat:nprobe=8", "SQ8", "HNSW16:efSearch=200"])
+def test_a_factory_index_that_sees_everything_is_exact(word: str) -> None:
+    x = cloud(900, 16, 5)
+    part = ix.FactoryPart(parse_spec(word), ix.train(parse_spec(word), x), x, IDS)
+    _, ids = search.top_k(part, x[:40], IDS[:40], 12)
+    assert ids.tolist() == naive(x[:40], IDS, x, IDS[:40], 12)
+
+
+def test_candidates_of_a_rough_index_are_ordered_exactly() -> None:
+    x = cloud(900, 16, 5)
+    part = ix.FactoryPart(parse_spec("PQ4x4"), ix.train(parse_spec("PQ4x4"), x), x, IDS)
+    scores, ids = search.top_k(part, x[:40], IDS[:40], 12)
+    exact = (x[:40, None].astype(np.float64) * x[(ids - 1) // 2].astype(np.float64)).sum(axis=2)
+    assert np.array_equal(scores, exact) and (np.diff(scores, axis=1) <= 0).all()
+    assert 0.3 < search.recall(x, IDS, x[:40], IDS[:40], ids, 12, None) < 1.0
+
+
+def test_a_default_of_more_than_one_list() -> None:
+    part = make("IVF16,Flat")
+    assert isinstance(part, ix.FactoryPart) and part.index.nprobe == 4
+    spec = parse_spec("IVF16,Flat:nprobe=3")
+    again = ix.FactoryPart(spec, part.filled(), archive(), IDS, filled=True)
+    assert again.index.nprobe == 3 and again.index.ntotal == 900
+
+
+def test_recall_counts_shared_answers() -> None:
+    x = archive()
+    _, listed = search.top_k(ix.FlatPart(x, IDS), x[:60], IDS[:60], 10)
+    assert search.recall(x, IDS, x[:60], IDS[:60], listed, 10, None) == 1.0
+    wrong = listed.copy()
+    wrong[:, 5:] = -1
+    assert search.recall(x, IDS, x[:60], IDS[:60], wrong, 10, None) == 0.5
+
+
+def test_where_it_searches_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    make("PQ4", said)
+    assert said[0].startswith("FAISS: WARNING clustering 900 points to 256 centroids")
+    assert said[-1].startswith("index: PQ4, approximate, on the CPU (FAISS ") and len(said) == 2
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("word", ["flat", "sign", "itq8", "IVF8,Flat:nprobe=3", "IVF4,PQ4", "SQ4"])
+def test_lists_of_several_ranks_are_those_of_one(word: str) -> None:
+    alone = lists(word)
+    for world in (2, 4) if word in ("flat", "IVF4,PQ4") else (3,):
+        assert run_in_world(lists, world, word) == [alone] * world
+
+
+def refused() -> str:
     try:
-        ix.check_finite(features, [f"image {comm.rank()}-{i}" for i in range(3)], "trained encoder")
+        make("IVF2000,Flat")
     except DataError as error:
         return str(error)
-    return "nothing"
+    return ""
 
 
-def test_features_that_are_not_finite_are_named_on_all_ranks() -> None:
-    for message in run_in_world(refuse, 2):
-        assert "trained encoder: features of image 1-1 are not finite" in message
-    with pytest.raises(DataError, match="a, b, c and 1 more are not finite"):
-        ix.check_finite(np.full((4, 1), np.inf), ["a", "b", "c", "d"], "x")
-    ix.check_finite(np.ones((1, 1)), ["a"], "x")
+def test_an_index_that_cannot_be_trained_is_refused_on_all_ranks() -> None:
+    assert all("cannot be trained on 900 vectors" in told for told in run_in_world(refused, 2))

@@ -1,0 +1,143 @@
+"""Exact order of inner products: what comes out depends on no rank, batch, thread or device, bit for bit.
+
+Unit vectors are rounded to a grid of 2^-24 (``exact_unit``). Each coordinate is still a float32; each product of two is
+a multiple of 2^-48, and so is every partial sum, whose size stays below 2 (Cauchy-Schwarz). All of them fit float64
+exactly, so an inner product in float64 has no rounding error in any order of summation. Equal scores go by id.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marc_dist import comm
+from marc_dist.config import DataError
+
+Float32 = NDArray[np.float32]
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+GRID = 2.0**24
+ARCHIVE_BLOCK = 16384
+SCORED_AT_ONCE = 2**20
+"""Candidates' coordinates that are held in float64 at a time."""
+NONE = -1
+
+
+def exact_unit(features: NDArray[np.floating]) -> Float32:
+    """Rows scaled to length 1 and rounded to multiples of 2^-24; a row of zeros stays zero.
+
+    The rounding moves a coordinate by at most 2^-25, about what float32 loses anyway.
+    """
+    wide = features.astype(np.float64)
+    peak = np.abs(wide).max(axis=1, keepdims=True, initial=0.0)
+    wide = np.divide(wide, peak, out=np.zeros_like(wide), where=peak > 0)  # no overflow in the squares
+    norm = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    unit = np.divide(wide, norm, out=np.zeros_like(wide), where=norm > 0)
+    return np.asarray(np.rint(unit * GRID) / GRID, dtype=np.float32)
+
+
+def rounding_bound(d: int) -> float:
+    """Largest distance of a float32 inner product of two vectors of ``exact_unit`` from the exact one.
+
+    d u / (1 - d u) with u = 2^-24, for vectors of length 1 (+ rounding).
+    """
+    share = d * 2.0**-24
+    return 1.01 * share / (1.0 - share) + 2.0**-23
+
+
+def check_finite(features: NDArray[np.floating], names: list[str], what: str) -> None:
+    """Refuse NaN and infinity on any rank, on all ranks alike: FAISS would return wrong lists without a word.
+
+    Args:
+        features: (rows of this rank, d).
+        names: what a person calls each row.
+        what: whose features they are.
+
+    Raises:
+        DataError: with the number of such rows and the names of the first three.
+    """
+    refuse_not_finite([names[row] for row in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()], what)
+
+
+def refuse_not_finite(bad: list[str], what: str) -> None:
+    """``check_finite`` with the names of this rank's bad rows."""
+    everywhere = [name for part in comm.gather_object(bad) for name in part]
+    if everywhere:
+        more = f" and {len(everywhere) - 3} more" if len(everywhere) > 3 else ""
+        raise DataError(
+            f"{what}: features of {', '.join(everywhere[:3])}{more} are not finite; "
+            "check these images, and whether the training diverged (loss in metrics.jsonl)"
+        )
+
+
+def best(scores: Float, ids: Int, k: int) -> tuple[Float, Int]:
+    """The first k of each row by (score descending, id ascending), padded with (-inf, -1).
+
+    Args:
+        scores: (B, M).
+        ids: (B, M); -1 = nothing there.
+        k: wanted.
+    """
+    scores, ids, _ = best_with(scores, ids, k, scores)
+    return scores, ids
+
+
+def best_with(scores: Float, ids: Int, k: int, also: Float) -> tuple[Float, Int, Float]:
+    """``best``, with a further (B, M) array put into the same order and padded with -inf."""
+    scores = np.where(ids == NONE, -np.inf, scores)
+    place = np.lexsort((ids, -scores), axis=1)[:, :k]
+    scores, ids = np.take_along_axis(scores, place, axis=1), np.take_along_axis(ids, place, axis=1)
+    ids = np.where(np.isneginf(scores), NONE, ids)
+    short = ((0, 0), (0, k - scores.shape[1]))
+    carried = np.pad(np.take_along_axis(also, place, axis=1), short, constant_values=-np.inf)
+    return np.pad(scores, short, constant_values=-np.inf), np.pad(ids, short, constant_values=NONE), carried
+
+
+def exact_scores(queries: Float32, archive: Float32, place: Int) -> Float:
+    """(B, M) float64 inner products of each query with the archive rows at ``place``; -1 reads row 0."""
+    out = np.empty(place.shape)
+    step = max(1, SCORED_AT_ONCE // max(1, place.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        chosen = np.maximum(place[start : start + step], 0)
+        wide = archive[chosen.ravel()].reshape(*chosen.shape, -1).astype(np.float64)
+        out[start : start + step] = (wide @ queries[start : start + step, :, None].astype(np.float64))[:, :, 0]
+    return out
+
+
+def exhaustive(queries: Float32, own_ids: Int, archive: Float32, ids: Int, k: int) -> tuple[Float, Int]:
+    """The k best of ``archive``, compared with every row in float64.
+
+    Args:
+        queries: (B, d) from ``exact_unit``.
+        own_ids: (B,) ids to leave out; -1 = none.
+        archive: (n, d) from ``exact_unit``.
+        ids: (n,).
+        k: wanted; padded with (-inf, -1).
+    """
+    wide = queries.astype(np.float64)
+    scores, found = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.int64)
+    for start in range(0, max(len(ids), 1), ARCHIVE_BLOCK):
+        here = ids[None, start : start + ARCHIVE_BLOCK]
+        more = wide @ archive[start : start + ARCHIVE_BLOCK].astype(np.float64).T
+        more_ids = np.where(here == own_ids[:, None], NONE, here)
+        scores, found = best(np.hstack([scores, more]), np.hstack([found, more_ids]), k)
+    return scores, found
+
+
+def full_ranking(queries: Float32, archive: Float32, self_position: Int) -> Int:
+    """The whole archive in order for each query, (B, N) archive positions, by (score descending, position ascending).
+
+    Archive rows in ascending order of id make that the order of ``top_k``. The query's own item is taken out; -1 then
+    fills the last rank.
+
+    Args:
+        queries: (B, d) from ``exact_unit``, or of +1 and -1.
+        archive: (N, d) from ``exact_unit``, or of +1 and -1.
+        self_position: (B,) position of the query's own item, or -1.
+    """
+    scores = queries.astype(np.float64) @ archive.astype(np.float64).T
+    own = np.flatnonzero(self_position >= 0)
+    scores[own, self_position[own]] = -np.inf
+    ranking = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)
+    ranking[own, -1] = NONE
+    return ranking
