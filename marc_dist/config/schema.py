@@ -270,11 +270,21 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Retrieval: who asks, who answers, how it is scored."""
 
-    protocol: Literal["test_vs_train", "oml", "leave_one_out"] = Field(
-        "test_vs_train", description="queries against archive: test x train; 20 % x 80 % of test; test x rest of test"
+    protocol: Literal["test_vs_train", "oml", "leave_one_out", "transfer"] = Field(
+        "test_vs_train",
+        description="queries x archive: test x train; 20 % x 80 % of test; test x rest of test; test x train of other "
+        "data over the labels that both know",
     )
+    queries_dir: str | None = Field(None, description="shard folder that asks; null = data.dir")
+    archive_dir: str | None = Field(None, description="shard folder that answers; null = that of the queries")
     query_split: Name = Field("test", description="split that queries come from")
-    archive_split: Name = Field("train", description="archive of test_vs_train")
+    archive_split: Name = Field("train", description="archive of test_vs_train and transfer")
+    index: str = Field(
+        "flat",
+        description="flat (exact); sign or itqN (binary codes); or a FAISS factory string, with parameters after a "
+        "colon: IVF256,PQ32:nprobe=16",
+    )
+    float16: bool = Field(False, description="a GPU keeps the archive in half precision; lists stay exact")
     features: Literal["backbone", "projection"] = Field(
         "backbone", description="which vector of the encoder is searched"
     )
@@ -283,6 +293,7 @@ class EvalConfig(Section):
     relevance: Literal["any", "exact", "subset"] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         "any", description="what counts as relevant; a number t means label Jaccard >= t"
     )
+    extra: bool = Field(False, description="all further metrics of docs/metrics.md, too")
     batch: int = Field(256, ge=1, description="images per forward pass, per rank")
     seed: int = Field(24, ge=0, lt=1 << 32, description="seed of the oml query draw")
     baseline: bool = Field(True, description="score the untrained encoder too, side by side")
