@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from marc_dist import comm
 from marc_dist.config import Config, DataError, ModelConfig
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.plan import rank_part
-from marc_dist.retrieval import metrics, results
+from marc_dist.retrieval import results
 from marc_dist.retrieval.embed import embed, rank_ids
+from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.index import Float32, Int, PartIndex, full_ranking, top_k
-from marc_dist.retrieval.protocols import Protocol, choose
+from marc_dist.retrieval.protocols import Protocol, Side, choose
+from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.training.device import resolve_device
 from marc_dist.training.export import load_encoder
 from marc_dist.training.model import Encoder, build_encoder
@@ -27,15 +28,6 @@ FULL_LIMIT = 20_000
 BLOCK = 64
 KNOWN = ("backbone", "head_hidden", "head_dim")
 """What encoder.json tells of ``model``, for an encoder that lies alone."""
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What one encoder found: metrics (Q,), label AP (Q, L) with NaN, first answers (Q, TOP) as sample ids or -1."""
-
-    scores: dict[str, metrics.Float]
-    label_ap: metrics.Float
-    top: Int
 
 
 def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
@@ -66,21 +58,27 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     """
     tell = say if comm.rank() == 0 else _silence
     trained, info = load_encoder(folder)
-    dataset = open_dataset(config.data.dir)
-    _same_classes(folder, tuple(info["classes"]), dataset)
-    protocol = choose(dataset, config.eval)
-    found = {"trained": search(trained, dataset, protocol, config, info["image_size"], "trained", tell)}
+    known = tuple(info["classes"])
+    dataset = open_dataset(config.eval.queries_dir or config.data.dir)
+    other = config.eval.archive_dir and open_dataset(config.eval.archive_dir)
+    if config.eval.protocol != "transfer":
+        _same_classes(folder, known, dataset)
+    protocol = choose(dataset, config.eval, archive=other or None, known=known)
+    found, maps = {}, {}
+    found["trained"], maps["trained"] = search(trained, protocol, config, info["image_size"], "trained", tell)
     if config.eval.baseline:
         alone = not (folder / "config.yaml").is_file()
         model = ModelConfig(**{key: info[key] for key in KNOWN}) if alone else config.model
         untrained = build_encoder(model, int(info["seed"]), info["image_size"])
         untrained.to(next(trained.parameters()).dtype)
         info = {**info, "untrained_weights": _origin(model, int(info["seed"]))}
-        found["untrained"] = search(untrained, dataset, protocol, config, info["image_size"], "untrained", tell)
-    tables = {name: (one.scores, one.label_ap, one.top) for name, one in found.items()}
-    summary = results.summarise(config, dataset, protocol, info, tables)
+        found["untrained"], maps["untrained"] = search(
+            untrained, protocol, config, info["image_size"], "untrained", tell
+        )
+    summary = results.summarise(config, protocol, info, found)
     if comm.rank() == 0:
-        results.write(folder / "eval", summary, dataset, protocol, tables)
+        points = {name: embedding_map(rows) for name, rows in maps.items()}
+        results.write(folder / "eval", summary, protocol, found, points)
     comm.barrier()
     return summary
 
@@ -107,21 +105,29 @@ def _same_classes(folder: Path, classes: tuple[str, ...], dataset: Dataset) -> N
 
 
 def search(
-    encoder: Encoder,
-    dataset: Dataset,
-    protocol: Protocol,
-    config: Config,
-    image_size: int,
-    what: str,
-    say: Callable[[str], None],
-) -> Searched:
-    """Embed, rank and score with one encoder. A collective; the result is complete on every rank."""
+    encoder: Encoder, protocol: Protocol, config: Config, image_size: int, what: str, say: Callable[[str], None]
+) -> tuple[Searched, Float32]:
+    """Embed, rank and score with one encoder; and the features of the map's images. A collective."""
     device = resolve_device(config.train.device)
-    ids = np.union1d(protocol.queries, protocol.archive)
-    part = embed(encoder, dataset, ids, config, image_size=image_size, device=device, what=what, say=say)
-    mine = rank_ids(ids, config.eval.batch)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
-    return rank_and_score(part, mine, dataset, protocol, config, gpu)
+
+    def vectors(side: Side, ids: Int) -> tuple[Float32, Int]:
+        part = embed(encoder, side.dataset, ids, config, image_size=image_size, device=device, what=what, say=say)
+        return part, rank_ids(ids, config.eval.batch)
+
+    if protocol.one_dataset:
+        asked = answering = vectors(protocol.archive, np.union1d(protocol.queries.ids, protocol.archive.ids))
+    else:
+        asked = vectors(protocol.queries, protocol.queries.ids)
+        answering = vectors(protocol.archive, protocol.archive.ids)
+    shown = [
+        _gather(part[np.isin(mine, ids)], gpu)
+        for (part, mine), ids in zip((asked, answering), map_samples(protocol), strict=True)
+    ]
+    queries = _gather(asked[0][np.isin(asked[1], protocol.queries.ids)], gpu)
+    part, mine = answering
+    ours = np.isin(mine, protocol.archive.ids)
+    return rank_and_score(queries, part[ours], mine[ours], protocol, config, gpu), np.concatenate(shown)
 
 
 def _gather(rows: Float32, gpu: int | None) -> Float32:
@@ -139,45 +145,30 @@ def _continued(head: Int, whole: Int) -> Int:
 
 
 def rank_and_score(
-    part: Float32, mine: Int, dataset: Dataset, protocol: Protocol, config: Config, gpu: int | None = None
+    queries: Float32, part: Float32, mine: Int, protocol: Protocol, config: Config, gpu: int | None = None
 ) -> Searched:
-    """Ranking and metrics from features that lie in parts on the ranks.
+    """Ranking and metrics from features: of all queries, and of this rank's part of the archive.
 
     Args:
-        part: (n, d) unit vectors of this rank's samples.
-        mine: (n,) their ids; over ranks in rank order ascending, and the union of queries and archive.
-        dataset: for the labels.
+        queries: (Q, d) unit vectors.
+        part: (n, d) unit vectors.
+        mine: (n,) their ids; over ranks in rank order ascending.
         protocol: who asks and who answers.
         config: ``eval``.
         gpu: search and exchange on this GPU.
     """
-    queries = _gather(part[np.isin(mine, protocol.queries)], gpu)
-    ours = np.isin(mine, protocol.archive)
-    complete = len(protocol.archive) <= FULL_LIMIT
-    depth = max(*config.eval.ks, results.TOP)
-    _, listed = top_k(PartIndex(part[ours], mine[ours], gpu), queries, protocol.queries, depth)
-    archive = _gather(part[ours], gpu) if complete else None
-    scoring = metrics.Scoring(config.eval.ks, config.eval.gain, config.eval.relevance)
-    labels = metrics.label_sets(dataset.labels[protocol.archive])  # once, for all blocks
-    scored = []
+    complete = len(protocol.archive.ids) <= FULL_LIMIT
+    depth = max(*config.eval.ks, TOP)
+    cosines, listed = top_k(PartIndex(part, mine, gpu), queries, protocol.own_ids(), depth)
+    archive = _gather(part, gpu) if complete else None
+    scoring = scorer(protocol, config.eval, complete=complete)
+    blocks = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
     for start in rank_part(starts, comm.rank(), comm.world()).tolist():
         block = slice(start, start + BLOCK)
-        asked = dataset.labels[protocol.queries[block]]
-        own = protocol.self_positions(protocol.queries[block])
-        ranking = np.where(listed[block] < 0, -1, np.searchsorted(protocol.archive, listed[block]))
+        ranking = np.where(listed[block] < 0, -1, np.searchsorted(protocol.archive.ids, listed[block]))
         if archive is not None:
+            own = protocol.self_positions(protocol.own_ids()[block])
             ranking = _continued(ranking, full_ranking(queries[block], archive, own))
-        scored.append(
-            (
-                metrics.score_queries(ranking, asked, labels, own, scoring, complete=complete),
-                metrics.score_labels(ranking, asked, labels, own, complete=complete),
-                listed[block, : results.TOP],
-            )
-        )
-    everywhere = [block for rank in comm.gather_object(scored) for block in rank]
-    return Searched(
-        {name: np.concatenate([block[0][name] for block in everywhere]) for name in everywhere[0][0]},
-        np.concatenate([block[1] for block in everywhere]),
-        np.concatenate([block[2] for block in everywhere]),
-    )
+        blocks.append(scoring.block(start, ranking, cosines[block]))
+    return gathered(blocks)
