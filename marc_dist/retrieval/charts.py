@@ -97,7 +97,8 @@ def bar(value: float | None, name: str, what: str, ends: Sequence[float] | None 
     if value is None:
         return f'<div class="bar {esc(name)}"><i style="width:0"></i><span>no images</span></div>'
     told = esc(f"{what}, {name}: {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
-    line = f'<path class="whisker" d="M{_per_cent(ends[0])} 5H{_per_cent(ends[1])}"/>' if ends else ""
+    reach = f'd="M{_per_cent(ends[0])} 5H{_per_cent(ends[1])}"' if ends else ""
+    line = f'<path class="halo" {reach}/><path class="whisker" {reach}/>' if reach else ""
     return (
         f'<div class="bar {esc(name)}" role="img" aria-label="{told}" title="{told}">'
         f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from marc_dist.config import Config
 from marc_dist.retrieval.charts import dots, esc
+from marc_dist.retrieval.embedding_map import MAP_POINTS
 from marc_dist.retrieval.panel import Galleries, Gallery, Panel, data_uri, score_name, training_views
 from marc_dist.retrieval.report_scores import legend
 
 NUM_VIEWED = 3
-MAP_SIDE, MAP_MARGIN = 1000, 24
+MAP_SIZE, MAP_MARGIN = (1000, 750), 24
 MAP_LABELS = 6
 LEAST_SHARE = 0.01
 """Of a map's images that a label must be on to have a map of its own."""
@@ -99,22 +100,21 @@ def view_panels(config: Config, gallery: Gallery) -> str:
 def map_sentence(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """How to read the maps."""
     num = sum(row["encoder"] == "trained" for row in rows)
-    every = num == summary["num_queries"] + summary["num_archive"]
-    told = f"All {num:,} images" if every else f"{num:,} images, evenly spaced,"
+    told = f"All {num:,} images" if num < MAP_POINTS else f"{num:,} images, evenly spaced,"
     return (
         f"{told} of queries and archive, placed by the features of {'each' if len(summary['scores']) > 1 else 'the'} "
         "encoder (t-SNE): what lies together is found together; distances between groups mean little. "
-        "Every map shows all of them, and in colour those that carry one label."
+        "Every map shows all of them, and in colour those that carry one label; rare labels first."
     )
 
 
 def _places(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Whole places in a square of ``MAP_SIDE`` units that holds all points, with the same scale both ways."""
+    """Whole places within ``MAP_SIZE`` that hold all points, with the same scale both ways."""
     points = np.array([(row["x"], row["y"]) for row in rows], dtype=np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
-    size = float((high - low).max()) or 1.0
-    room = MAP_SIDE - 2 * MAP_MARGIN
-    placed = np.rint(MAP_SIDE / 2 + (points - (low + high) / 2) / size * room).astype(np.int64)
+    size = np.array(MAP_SIZE, dtype=np.float64)
+    scale = float(((high - low) / (size - 2 * MAP_MARGIN)).max()) or 1.0
+    placed = np.rint(size / 2 + (points - (low + high) / 2) / scale).astype(np.int64)
     return [(x, y) for x, y in placed.tolist()]
 
 
@@ -160,7 +160,7 @@ def _map_figure(title: str, chosen: NDArray[np.bool_], places: dict[str, list[tu
         some = dots([place for place, mine in zip(points, chosen, strict=True) if mine])
         told = esc(f"map of the {name} encoder, {num} images with {title} in colour")
         out.append(
-            f'<svg class="{esc(name)}" viewBox="0 0 {MAP_SIDE} {MAP_SIDE}" role="img" aria-label="{told}">'
+            f'<svg class="{esc(name)}" viewBox="0 0 {MAP_SIZE[0]} {MAP_SIZE[1]}" role="img" aria-label="{told}">'
             f'{grey}<path class="some" d="{some}"/></svg>'
         )
     return f"<figure><figcaption>{esc(title)}<span>{num:,}</span></figcaption><div>{''.join(out)}</div></figure>"

@@ -42,7 +42,8 @@ def _card(title: str, row: Row, names: Sequence[str]) -> str:
     drawn = whiskers([(name, value, ends) for name, value, ends in series if value is not None])
     under = ""
     if row.difference is not None:
-        under = f'<p>untrained {figure(row.values[1])} <b class="{row.verdict}">{signed(row.difference)}</b></p>'
+        gain = f'<b class="{row.verdict}">{signed(row.difference)}</b>'
+        under = f"<p><span>untrained {figure(row.values[1])}</span>{gain}</p>"
     return f'<div class="card"><h3>{esc(title)}</h3><strong>{figure(row.values[0])}</strong>{drawn}{under}</div>'
 
 

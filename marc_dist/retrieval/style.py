@@ -21,7 +21,8 @@ ul,ol { list-style:none; margin:0; padding:0; }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px; margin-bottom:20px; }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:14px 16px; }
 .card strong { display:block; font-size:30px; line-height:1.25; font-variant-numeric:tabular-nums; }
-.card p { margin:0; font-size:13px; color:var(--faint); font-variant-numeric:tabular-nums; }
+.card p { display:flex; flex-wrap:wrap; justify-content:space-between; gap:0 8px; margin:0;
+  font-size:13px; color:var(--faint); font-variant-numeric:tabular-nums; }
 .card b { white-space:nowrap; } b { font-weight:500; } .better { color:var(--good); font-weight:600; }
 .worse { color:var(--bad); font-weight:600; }
 .scale { display:grid; grid-template-columns:auto 1fr auto; gap:8px; align-items:center; margin:6px 0 8px;
@@ -35,10 +36,10 @@ th,td { text-align:left; padding:7px 10px 7px 0; border-bottom:1px solid var(--l
 thead th { color:var(--faint); font-size:13px; }
 th small,td small { display:block; color:var(--faint); font-size:12.5px; line-height:1.35; }
 .num { text-align:right; font-variant-numeric:tabular-nums; padding-right:0; padding-left:12px; overflow-wrap:normal; }
-.scores th[scope=row] { padding-right:24px; } .scores .num { width:128px; white-space:nowrap; }
+.scores th[scope=row] { padding-right:24px; } .scores .num { width:150px; white-space:nowrap; }
 th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-size:13px; color:var(--faint); }
 .labels th { width:30%; } .labels td { padding-right:0; vertical-align:middle; }
-.labels td.num { width:128px; font-size:14px; white-space:nowrap; }
+.labels td.num { width:142px; font-size:14px; white-space:nowrap; }
 .unseen { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%); }
 .legend { display:flex; flex-wrap:wrap; gap:2px 18px; font-size:14px; color:var(--faint); margin-bottom:6px; }
 .legend li::before { content:""; display:inline-block; width:12px; height:12px; border-radius:3px; margin-right:7px;
@@ -51,6 +52,7 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .bar.untrained span { color:var(--faint); } .track { fill:var(--line); opacity:.55; } .fill { fill:var(--trained); }
 .bar.untrained .fill { fill:var(--untrained); }
 .whisker { stroke:var(--ink); stroke-width:1.5; vector-effect:non-scaling-stroke; }
+.halo { stroke:var(--card); stroke-width:4; vector-effect:non-scaling-stroke; }
 .panel { display:grid; grid-template-columns:148px 1fr; gap:22px; padding:18px 0; border-top:1px solid var(--line); }
 .panel > * { min-width:0; }
 .panel img { width:100%; aspect-ratio:1; object-fit:cover; display:block; border-radius:6px; }
@@ -64,7 +66,8 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .chips { display:flex; flex-wrap:wrap; align-content:flex-start; gap:3px; }
 .chips li { font-size:12px; line-height:1.3; padding:1px 6px;
   border-radius:9px; } .same { background:var(--same); color:var(--same-ink); }
-.other { color:var(--faint); text-decoration:line-through; } .none { margin:0; font-size:12px; color:var(--faint); }
+.chips .other { padding-left:0; color:var(--faint); text-decoration:line-through; }
+.none { margin:0; font-size:12px; color:var(--faint); }
 details { margin-top:12px; } summary { cursor:pointer; color:var(--faint); font-size:14px; margin-bottom:8px; }
 .charts { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr)); gap:16px; }
 .chart { margin:0; background:var(--card); border:1px solid var(--line); border-radius:10px; padding:12px 16px; }
@@ -86,9 +89,10 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
 .singles { grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); } .maps figure { margin:0; min-width:0; }
 .maps figcaption { margin-bottom:6px; color:var(--ink); } .maps figcaption span { color:var(--faint); }
 .pairs figure div { display:grid; grid-template-columns:1fr 1fr; gap:6px; }
-.maps svg { width:100%; aspect-ratio:1; display:block; background:var(--card); border:1px solid var(--line);
-  border-radius:8px; } .maps path { fill:none; stroke-linecap:round; vector-effect:non-scaling-stroke; }
-.all { stroke:var(--dim); stroke-width:2.5; } .some { stroke:var(--trained); stroke-width:3; }
+.maps svg { width:100%; aspect-ratio:4/3; display:block; background:var(--card); border:1px solid var(--line);
+  border-radius:8px; }
+.all,.some { fill:none; stroke:var(--dim); stroke-width:2.5; stroke-linecap:round; vector-effect:non-scaling-stroke; }
+.some { stroke:var(--trained); stroke-width:3; }
 .untrained .some { stroke:var(--untrained); }
 #settings th { width:38%; font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
 #settings td { font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
@@ -101,7 +105,7 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
   .rank { font-size:12px; } .rank span { font-weight:500; }
   .num { padding-left:8px; font-size:14px; } .cards { grid-template-columns:1fr 1fr; } .recalls { gap:10px; }
   .recalls .chart { padding:10px; } .recall .plot { height:120px; } .recall .plot svg { height:120px; }
-  .scores tr { display:grid; grid-template-columns:repeat(auto-fit,minmax(88px,1fr)); }
+  .scores tr { display:grid; grid-template-columns:repeat(3,1fr); }
   .scores th:first-child { grid-column:1 / -1; border:0; padding:9px 0 0; }
   .scores thead th:first-child { display:none; }
   .scores .num { width:auto; text-align:left; padding:3px 0 9px; } .scores td.num small { white-space:normal; }

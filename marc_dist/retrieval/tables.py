@@ -115,7 +115,7 @@ def _cells(row: Row) -> list[str]:
 
 def _difference(row: Row) -> str:
     """With a star where its interval excludes 0."""
-    return MISSING if row.difference is None else f"{row.difference:+.4f}{' *' if row.verdict else '  '}"
+    return MISSING if row.difference is None else f"{row.difference:+.4f}{' *' if row.verdict else ''}"
 
 
 def print_tables(summary: dict[str, Any], console: Console) -> None:
@@ -128,7 +128,7 @@ def print_tables(summary: dict[str, Any], console: Console) -> None:
     table.add_column("metric", no_wrap=True)
     columns = [*names, "difference", "95 % interval"] if len(names) == 2 else names
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="left" if name == "difference" else "right")  # signs below each other
     for row in metric_rows(summary, usual=True):
         table.add_row(row.name, *_cells(row))
     for rows in (third_rows(summary), *further_rows(summary).values()):
@@ -155,7 +155,7 @@ def _print_labels(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column)
     more = ["difference"] if len(names) == 2 else []
     for column in ("in archive", "queries", *names, *more):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="left" if column == "difference" else "right")
     for label, row in rows:
         cells = [figure(value) for value in row.values]
         if more:

@@ -35,6 +35,7 @@ def test_a_run_is_scored_and_shown(run: Path, capsys: pytest.CaptureFixture[str]
         "metrics.json",
         "per_label.csv",
         "per_query.parquet",
+        "map.parquet",
         "panel.png",
     }
     for scores in summary["scores"].values():

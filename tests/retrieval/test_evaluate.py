@@ -18,7 +18,7 @@ from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.training.export import load_encoder
 from marc_dist.training.model import build_encoder
-from tests.retrieval.runs import CLASSES, make_run
+from tests.retrieval.runs import CLASSES, OTHERS, make_run, pack_tiny
 from tests.worlds import run_in_world
 
 
@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "eval").iterdir())}
 
 
-def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], archive: list[int]) -> list[list[int]]:
+def unit_vectors(dataset: Dataset, encoder: torch.nn.Module, samples: set[int] | list[int]) -> dict[int, np.ndarray]:
     from marc_dist.data.augment import eval_transform
     from marc_dist.data.reader import IndexedReader
 
@@ -40,9 +40,14 @@ def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], 
     encoder.eval()
     unit = {}
     with torch.inference_mode():
-        for sample in {*queries, *archive}:
+        for sample in samples:
             x = encoder(eval_transform(reader.image(sample), 32)[None])[0][0].double().numpy()
             unit[sample] = x / np.linalg.norm(x)
+    return unit
+
+
+def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], archive: list[int]) -> list[list[int]]:
+    unit = unit_vectors(dataset, encoder, {*queries, *archive})
     return [sorted((i for i in archive if i != q), key=lambda i: -float(unit[q] @ unit[i])) for q in queries]
 
 
@@ -89,14 +94,45 @@ def test_files_agree(evaluated: Path, tiny: Dataset) -> None:
     assert summary["per_label"][0]["archive_count"] == int(tiny.label_counts("train")[0])
 
 
-@pytest.mark.parametrize(("protocol", "worlds"), [("test_vs_train", (3,)), ("leave_one_out", (2,))])
+@pytest.mark.parametrize(("protocol", "worlds"), [("test_vs_train", (3,)), ("leave_one_out", (2,)), ("transfer", (3,))])
 def test_ranks_write_the_same_bytes(tiny: Dataset, tmp_path: Path, protocol: str, worlds: tuple[int, ...]) -> None:
-    config = make_run(tmp_path / "run", tiny, eval__protocol=protocol)
+    words = {}
+    if protocol == "transfer":
+        words["eval__archive_dir"] = str(pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other").root)
+    config = make_run(tmp_path / "run", tiny, eval__protocol=protocol, eval__extra=True, **words)
     run(config, tmp_path / "run")
     alone = files(tmp_path / "run")
+    assert set(alone) == {"metrics.json", "per_label.csv", "per_query.parquet", "map.parquet"}
     for world in worlds:
         run_in_world(run, world, config, tmp_path / "run")
         assert files(tmp_path / "run") == alone
+
+
+def test_transfer_against_loops(tiny: Dataset, tmp_path: Path) -> None:
+    """Ids, keys and labels of two data sets that write and order their classes differently."""
+    other = pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other")
+    words = {"eval__protocol": "transfer", "eval__archive_dir": str(other.root), "eval__baseline": False}
+    config = make_run(tmp_path / "run", tiny, **words)
+    summary = run(config, tmp_path / "run")
+    assert summary["classes"] == ["red & blue", "green"] and [row["label"] for row in summary["per_label"]] == [
+        "red & blue",
+        "green",
+    ]
+    ours, theirs = tiny.labels[:, [0, 2]], other.labels[:, [2, 0]]
+    queries = [q for q in tiny.rows("test").tolist() if ours[q].any()]
+    archive = other.rows("train").tolist()
+    assert summary["queries"]["fingerprint"] == tiny.fingerprint and summary["archive"]["split"] == "train"
+    assert summary["archive"]["fingerprint"] == other.fingerprint
+    assert [row["archive_count"] for row in summary["per_label"]] == theirs[archive].sum(axis=0).tolist()
+    encoder = load_encoder(tmp_path / "run")[0]
+    asked, there = unit_vectors(tiny, encoder, queries), unit_vectors(other, encoder, archive)
+    rows = results.read(tmp_path / "run" / "eval")[1]
+    assert [(row["id"], row["key"]) for row in rows] == [(q, tiny.keys[q]) for q in queries]
+    for row, query in zip(rows, queries, strict=True):
+        order = sorted(archive, key=lambda i: -float(asked[query] @ there[i]))
+        assert row["top"] == order[:10]
+        hits = [bool((ours[query] & theirs[i]).any()) for i in order]
+        assert row["P@3"] == pytest.approx(np.mean(hits[:3])) and row["num_relevant"] == sum(hits)
 
 
 def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
