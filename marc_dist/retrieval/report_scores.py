@@ -62,6 +62,8 @@ def _lines(rows: Sequence[Row], names: Sequence[str]) -> str:
         explained |= {kind} if kind != row.name else set()
         if row.lower:
             note.append("lower is better")
+        if row.kept is not None:
+            note.append(f"{row.kept:,} queries")
         cells = [
             f'<td class="num">{figure(value)}{_between(ends)}</td>'
             for value, ends in zip(row.values, row.intervals, strict=True)

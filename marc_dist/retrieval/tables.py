@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -30,6 +30,7 @@ class Row:
         difference: trained - untrained, None without a baseline.
         between: interval of the difference.
         lower: lower is better.
+        kept: queries that count, where a metric leaves some out.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Row:
     difference: float | None = None
     between: Interval = None
     lower: bool = False
+    kept: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -52,26 +54,24 @@ def figure(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
-def _row(name: str, values: dict[str, float | None], intervals: dict[str, Interval], *, lower: bool = False) -> Row:
+def _row(name: str, values: dict[str, float | None], intervals: dict[str, Interval]) -> Row:
     first, other = values["trained"], values.get("untrained")
     difference = None if first is None or other is None else first - other
     ends = tuple(intervals[who] for who in values)
-    return Row(name, tuple(values.values()), ends, difference, intervals.get("difference"), lower)
+    return Row(name, tuple(values.values()), ends, difference, intervals.get("difference"))
 
 
 def metric_rows(summary: dict[str, Any], *, usual: bool) -> list[Row]:
     """The usual metrics, or all others, in the order in which they were computed."""
     scores, ends = summary["scores"], summary["intervals"]["scores"]
-    return [
-        _row(
-            metric,
-            {who: one[metric] for who, one in scores.items()},
-            {who: one[metric] for who, one in ends.items()},
-            lower=metric in summary["lower_is_better"],
-        )
-        for metric in scores["trained"]
-        if is_usual(metric) == usual
-    ]
+    rows = []
+    for metric in scores["trained"]:
+        if is_usual(metric) == usual:
+            values = {who: one[metric] for who, one in scores.items()}
+            row = _row(metric, values, {who: one[metric] for who, one in ends.items()})
+            lower, kept = metric in summary["lower_is_better"], summary["queries_kept"].get(metric)
+            rows.append(replace(row, lower=lower, kept=kept))
+    return rows
 
 
 def third_rows(summary: dict[str, Any]) -> list[Row]:
