@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 600.0, 200.0
 
@@ -85,21 +85,85 @@ def line_chart(title: str, points: Sequence[tuple[float, float | None]], *, from
     )
 
 
-def bar(value: float | None, name: str, what: str) -> str:
+def bar(value: float | None, name: str, what: str, ends: Sequence[float] | None = None) -> str:
     """One horizontal bar for a value in [0, 1], with its figure.
 
     Args:
         value: the share, or None for a missing one.
         name: CSS class, and the series it belongs to.
         what: what is measured, for readers that do not see the bar.
+        ends: of its interval, drawn as a thin line.
     """
     if value is None:
         return f'<div class="bar {esc(name)}"><i style="width:0"></i><span>no images</span></div>'
-    width = 100 * min(max(value, 0.0), 1.0)
-    told = esc(f"{what}, {name}: {value:.3f}")
+    told = esc(f"{what}, {name}: {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
+    reach = f'd="M{_per_cent(ends[0])} 5H{_per_cent(ends[1])}"' if ends else ""
+    line = f'<path class="halo" {reach}/><path class="whisker" {reach}/>' if reach else ""
     return (
         f'<div class="bar {esc(name)}" role="img" aria-label="{told}" title="{told}">'
         f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" width="100" height="10"/><rect class="fill" width="{width:.2f}" height="10"/></svg>'
-        f"<span>{value:.3f}</span></div>"
+        f'<rect class="track" width="100" height="10"/><rect class="fill" width="{_per_cent(value)}" height="10"/>'
+        f"{line}</svg><span>{value:.3f}</span></div>"
     )
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}"
+
+
+def whiskers(rows: Sequence[tuple[str, float, Sequence[float] | None]]) -> str:
+    """Dots with their intervals on one scale from 0 to 1, a line for each series; for the eye alone.
+
+    Args:
+        rows: (series, value, ends of its interval).
+    """
+    height = 10 * len(rows)
+    lines = []
+    for at, (name, value, ends) in enumerate(rows):
+        y = 10 * at + 5
+        thin = f'<path class="reach" d="M{_per_cent(ends[0])} {y}H{_per_cent(ends[1])}"/>' if ends else ""
+        lines.append(
+            f'<g class="{esc(name)}"><path class="grid" d="M0 {y}H100"/>{thin}'
+            f'<path class="dot" d="M{_per_cent(value)} {y}h0"/></g>'
+        )
+    return (
+        f'<div class="scale" aria-hidden="true"><span>0</span><svg viewBox="0 0 100 {height}" '
+        f'preserveAspectRatio="none" style="height:{height + 4}px">{"".join(lines)}</svg><span>1</span></div>'
+    )
+
+
+def recall_chart(title: str, curves: Mapping[str, Sequence[float] | None], chance: float | None) -> str:
+    """Precision against recall, both from 0 to 1, a line for each series.
+
+    Args:
+        title: what is drawn.
+        curves: series -> precision at equal steps of recall from 0 to 1; None for one without values.
+        chance: precision of answers in random order, drawn as a broken line.
+    """
+    known = {name: values for name, values in curves.items() if values}
+    if not known:
+        return f'<figure class="chart"><figcaption>{esc(title)}</figcaption><p>no queries</p></figure>'
+    box = (0.0, 1.0, 0.0, 1.0)
+    lines = [f'<path class="grid" d="M0 {y:.0f}H{WIDTH:.0f}"/>' for y in (0, HEIGHT / 2, HEIGHT)]
+    if chance is not None:
+        lines.append(f'<path class="chance" d="{_paths([(0.0, chance), (1.0, chance)], box)}"/>')
+    for name, values in reversed(known.items()):  # the first one on top
+        points = [(at / (len(values) - 1), value) for at, value in enumerate(values)]
+        lines.append(f'<path class="curve {esc(name)}" d="{_paths(points, box)}"/>')
+    told = "; ".join(
+        f"{name} {values[len(values) // 10]:.2f} at recall 0.1, {values[len(values) // 2]:.2f} at 0.5"
+        for name, values in known.items()
+    )
+    marks = "".join(f'<span style="top:{100 - 50 * at}%">{at / 2:g}</span>' for at in range(3))
+    return (
+        f'<figure class="chart recall"><figcaption>{esc(title)}</figcaption>'
+        f'<div class="plot"><div class="ylabels" aria-hidden="true">{marks}</div>'
+        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{esc(f"precision, {title}: {told}")}">{"".join(lines)}</svg></div>'
+        '<div class="xlabels" aria-hidden="true"><span>0</span><span>recall</span><span>1</span></div></figure>'
+    )
+
+
+def dots(points: Sequence[tuple[int, int]]) -> str:
+    """SVG path data of a dot at each place."""
+    return "".join(f"M{x} {y}h0" for x, y in points)

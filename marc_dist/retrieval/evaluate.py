@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +14,13 @@ from marc_dist import comm
 from marc_dist.config import Config, DataError, ModelConfig
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.plan import rank_part
-from marc_dist.retrieval import metrics, results
+from marc_dist.retrieval import results
 from marc_dist.retrieval.embed import Embedder, feature_width
-from marc_dist.retrieval.exact import Int, full_ranking
+from marc_dist.retrieval.embedding_map import embedding_map, map_samples
+from marc_dist.retrieval.exact import Float32, Int, full_ranking
 from marc_dist.retrieval.index import check_spec
 from marc_dist.retrieval.protocols import Protocol, Side, choose
+from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.search import make_part, recall, top_k
 from marc_dist.retrieval.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.store import Store, splits_of
@@ -32,19 +33,6 @@ FULL_LIMIT = 20_000
 BLOCK = 64
 KNOWN = ("backbone", "head_hidden", "head_dim")
 """What encoder.json tells of ``model``, for an encoder that lies alone."""
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What one encoder found: metrics (Q,), label AP (Q, L) with NaN, first answers (Q, TOP) as sample ids or -1.
-
-    ``recall``: of an approximate index, against exact search.
-    """
-
-    scores: dict[str, metrics.Float]
-    label_ap: metrics.Float
-    top: Int
-    recall: float | None
 
 
 def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
@@ -79,19 +67,23 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     spec = parse_spec(config.eval.index)
     check_spec(spec, feature_width(trained, config.eval.features))
     tell(protocol.sentence)
-    find = partial(search, protocol=protocol, spec=spec, config=config, image_size=info["image_size"], say=tell)
-    found = {"trained": find(trained, folder=folder, what="trained")}
+    find = partial(
+        search, protocol=protocol, spec=spec, config=config, image_size=info["image_size"], folder=folder, say=tell
+    )
+    encoders = {"trained": trained}
     if config.eval.baseline:
         alone = not (folder / "config.yaml").is_file()
         model = ModelConfig(**{key: info[key] for key in KNOWN}) if alone else config.model
-        untrained = build_encoder(model, int(info["seed"]), info["image_size"])
-        untrained.to(next(trained.parameters()).dtype)
+        encoders["untrained"] = build_encoder(model, int(info["seed"]), info["image_size"])
+        encoders["untrained"].to(next(trained.parameters()).dtype)
         info = {**info, "untrained_weights": _origin(model, int(info["seed"]))}
-        found["untrained"] = find(untrained, folder=folder, what="untrained")
-    tables = {name: (one.scores, one.label_ap, one.top) for name, one in found.items()}
-    summary = results.summarise(config, protocol, info, tables)
+    answers = {name: find(encoder, what=name) for name, encoder in encoders.items()}
+    found = {name: one.searched for name, one in answers.items()}
+    recalls = {name: one.recall for name, one in answers.items() if one.recall is not None}
+    summary = results.summarise(config, protocol, info, found, index_recall=recalls or None)
     if comm.rank() == 0:
-        results.write(folder / "eval", summary, protocol, tables)
+        points = {name: embedding_map(one.shown) for name, one in answers.items()}
+        results.write(folder / "eval", summary, protocol, found, points)
     comm.barrier()
     return summary
 
@@ -136,6 +128,14 @@ def _same_classes(folder: Path, classes: tuple[str, ...], dataset: Dataset) -> N
         )
 
 
+class Answered(NamedTuple):
+    """What one encoder found, the vectors of the map's images, and an approximate index's recall."""
+
+    searched: Searched
+    shown: Float32
+    recall: float | None
+
+
 def search(
     encoder: Encoder,
     *,
@@ -146,7 +146,7 @@ def search(
     folder: Path,
     what: str,
     say: Callable[[str], None],
-) -> Searched:
+) -> Answered:
     """Embed, rank and score with one encoder. A collective; the result is complete on every rank."""
     device = resolve_device(config.train.device)
     embedder = Embedder(encoder, config, image_size=image_size, device=device, what=what, say=say)
@@ -162,7 +162,9 @@ def search(
     else:
         stores = store(protocol.queries, protocol.queries.ids), store(protocol.archive, protocol.archive.ids)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
-    return rank_and_score(*stores, protocol, config, spec, gpu, say)
+    searched, found = rank_and_score(*stores, protocol, config, spec, gpu, say)
+    shown = [one.rows(ids) for one, ids in zip(stores, map_samples(protocol), strict=True)]
+    return Answered(searched, np.concatenate(shown), found)
 
 
 def _continued(head: Int, whole: Int) -> Int:
@@ -181,8 +183,8 @@ def rank_and_score(
     spec: IndexSpec,
     gpu: int | None,
     say: Callable[[str], None],
-) -> Searched:
-    """Ranking and metrics. A collective.
+) -> tuple[Searched, float | None]:
+    """Ranking and metrics, and the recall of an approximate index. A collective.
 
     Args:
         asking: vectors of the queries.
@@ -196,38 +198,24 @@ def rank_and_score(
     device = None if gpu is None else torch.device("cuda", gpu)
     queries, archive_ids, own_ids = asking.rows(protocol.queries.ids), protocol.archive.ids, protocol.own_ids()
     complete = spec.exact and len(archive_ids) <= FULL_LIMIT
-    depth = max(*config.eval.ks, results.TOP)
+    depth = max(*config.eval.ks, TOP)
     mine = rank_part(archive_ids, comm.rank(), comm.world())
     index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
-    _, listed = top_k(index, queries, own_ids, depth, device=device)
+    scores, listed = top_k(index, queries, own_ids, depth, device=device)
     found = None
     if not spec.exact:
         k = min(config.eval.ks)
         found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
         say(f"index: finds {100 * found:.1f} % of the exact first {k}")
     archive = index.space(answering.rows(archive_ids)) if complete else None
-    scoring = metrics.Scoring(config.eval.ks, config.eval.gain, config.eval.relevance)
-    labels = metrics.label_sets(protocol.archive.labels[archive_ids])  # once, for all blocks
-    scored = []
+    scoring = scorer(protocol, config.eval, complete=complete)
+    blocks = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
     for start in rank_part(starts, comm.rank(), comm.world()).tolist():
         block = slice(start, start + BLOCK)
-        asked = protocol.queries.labels[protocol.queries.ids[block]]
-        own = protocol.self_positions(own_ids[block])
         ranking = np.where(listed[block] < 0, -1, np.searchsorted(archive_ids, listed[block]))
         if archive is not None:
+            own = protocol.self_positions(own_ids[block])
             ranking = _continued(ranking, full_ranking(index.space(queries[block]), archive, own))
-        scored.append(
-            (
-                metrics.score_queries(ranking, asked, labels, own, scoring, complete=complete),
-                metrics.score_labels(ranking, asked, labels, own, complete=complete),
-                listed[block, : results.TOP],
-            )
-        )
-    everywhere = [block for rank in comm.gather_object(scored) for block in rank]
-    return Searched(
-        {name: np.concatenate([block[0][name] for block in everywhere]) for name in everywhere[0][0]},
-        np.concatenate([block[1] for block in everywhere]),
-        np.concatenate([block[2] for block in everywhere]),
-        found,
-    )
+        blocks.append(scoring.block(start, ranking, scores[block]))
+    return gathered(blocks), found

@@ -15,11 +15,40 @@ from marc_dist.config import Config
 from marc_dist.data.augment import MEAN, STD, Augment
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
+from marc_dist.retrieval.protocols import Bool
 
 SHOWN = 6
 KINDS = ("best", "rare label", "median", "worst")
 TILE, GAP, SIDE = 112, 8, 188
 RIGHT, WRONG, INK, FAINT, PAPER = "#1a7f4b", "#b3372f", "#1d232b", "#5b6673", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of one side, and their labels (len(dataset), L) over the classes of the evaluation."""
+
+    dataset: Dataset
+    reader: IndexedReader
+    labels: Bool
+
+
+@dataclass(frozen=True)
+class Galleries:
+    """Both sides, and the classes that are scored."""
+
+    queries: Gallery
+    archive: Gallery
+    classes: tuple[str, ...]
+
+    def shared(self, query: int, answer: int) -> list[tuple[str, bool]]:
+        """(label, shared with the query) for every label of an answer, shared ones first, in class order."""
+        ours, theirs = self.queries.labels[query], self.archive.labels[answer]
+        pairs = [(name, bool(ours[at])) for at, name in enumerate(self.classes) if theirs[at]]
+        return sorted(pairs, key=lambda pair: not pair[1])
+
+    def asked(self, query: int) -> list[str]:
+        """The query's labels, in class order."""
+        return [name for at, name in enumerate(self.classes) if self.queries.labels[query, at]]
 
 
 @dataclass(frozen=True)
@@ -37,22 +66,28 @@ def score_name(summary: dict[str, Any]) -> str:
     return f"nDCG@{min(summary['ks'])}"
 
 
-def _rarest(dataset: Dataset, summary: dict[str, Any], ids: Sequence[int]) -> dict[int, int]:
+def _rarest(labels: Bool, summary: dict[str, Any], ids: Sequence[int]) -> dict[int, int]:
     """Query -> archive count of its rarest label that the archive holds; queries without one are left out."""
     counts = np.array([row["archive_count"] for row in summary["per_label"]])
     out = {}
     for sample in ids:
-        held = counts[dataset.labels[sample] & (counts > 0)]
+        held = counts[labels[sample] & (counts > 0)]
         if len(held):
             out[sample] = int(held.min())
     return out
 
 
-def choose_panels(dataset: Dataset, summary: dict[str, Any], rows: Sequence[dict[str, Any]], num: int) -> list[Panel]:
+def choose_panels(labels: Bool, summary: dict[str, Any], rows: Sequence[dict[str, Any]], num: int) -> list[Panel]:
     """``num`` different queries, taken in turn: best, rare label, median, worst, by the trained encoder's score.
 
     Queries without a relevant image are passed over; the best has two labels or more if any query has (a list of one
     common label is perfect too easily); among equals, more labels first, then the lower id.
+
+    Args:
+        labels: (n, L) of the queries' data, by sample id.
+        summary: of ``results.summarise``.
+        rows: of ``per_query.parquet``.
+        num: panels wanted.
     """
     name = score_name(summary)
     score = {row["id"]: float(row[name]) for row in rows if row["encoder"] == "trained" and row["num_relevant"] > 0}
@@ -62,13 +97,13 @@ def choose_panels(dataset: Dataset, summary: dict[str, Any], rows: Sequence[dict
     for row in rows:
         answers.setdefault(row["id"], {})[row["encoder"]] = [sample for sample in row["top"][:SHOWN] if sample >= 0]
     middle = float(np.median(list(score.values())))
-    rarest = _rarest(dataset, summary, sorted(score))
-    labels = {sample: int(dataset.labels[sample].sum()) for sample in score}
+    rarest = _rarest(labels, summary, sorted(score))
+    num_labels = {sample: int(labels[sample].sum()) for sample in score}
     orders = {
-        "best": sorted(score, key=lambda q: (labels[q] < 2, -score[q], -labels[q], q)),
+        "best": sorted(score, key=lambda q: (num_labels[q] < 2, -score[q], -num_labels[q], q)),
         "rare label": sorted(rarest, key=lambda q: (rarest[q], abs(score[q] - middle), q)),
-        "median": sorted(score, key=lambda q: (abs(score[q] - middle), -labels[q], q)),
-        "worst": sorted(score, key=lambda q: (score[q], -labels[q], q)),
+        "median": sorted(score, key=lambda q: (abs(score[q] - middle), -num_labels[q], q)),
+        "worst": sorted(score, key=lambda q: (score[q], -num_labels[q], q)),
     }
     chosen: list[Panel] = []
     taken: set[int] = set()
@@ -79,13 +114,6 @@ def choose_panels(dataset: Dataset, summary: dict[str, Any], rows: Sequence[dict
             taken.add(query)
             chosen.append(Panel(kind, score[query], query, answers[query]))
     return sorted(chosen, key=lambda panel: KINDS.index(panel.kind))
-
-
-def shared(dataset: Dataset, query: int, answer: int) -> list[tuple[str, bool]]:
-    """(label, shared with the query) for every label of an answer, shared ones first, in class order."""
-    ours, theirs = dataset.labels[query], dataset.labels[answer]
-    pairs = [(name, bool(ours[at])) for at, name in enumerate(dataset.classes) if theirs[at]]
-    return sorted(pairs, key=lambda pair: not pair[1])
 
 
 def data_uri(image: Image.Image, side: int = 192) -> str:
@@ -132,7 +160,7 @@ def fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
     return text + "..."
 
 
-def panel_png(dataset: Dataset, reader: IndexedReader, panels: Sequence[Panel], title: str, metric: str) -> bytes:
+def panel_png(galleries: Galleries, panels: Sequence[Panel], title: str, metric: str) -> bytes:
     """The panels as one picture: a line per query, its labels at the left, answers in order, framed by right or wrong.
 
     Under each answer: how many labels of the query it shares.
@@ -149,14 +177,14 @@ def panel_png(dataset: Dataset, reader: IndexedReader, panels: Sequence[Panel], 
     for number, panel in enumerate(panels):
         top = head + number * line
         draw.text((GAP * 2, top), f"{panel.kind}: {metric} {panel.score:.2f}", fill=INK, font=plain)
-        names = [name for name, _ in shared(dataset, panel.query, panel.query)]
+        names = galleries.asked(panel.query)
         for at, name in enumerate(names if len(names) <= 6 else [*names[:5], f"and {len(names) - 5} more"]):
             draw.text((GAP * 2, top + 22 + at * 16), fit(draw, name, tiny, SIDE - GAP), fill=FAINT, font=tiny)
-        sheet.paste(_tile(reader, panel.query), (first, top))
+        sheet.paste(_tile(galleries.queries.reader, panel.query), (first, top))
         for at, answer in enumerate(panel.answers["trained"]):
             left = first + (at + 1) * (TILE + GAP) + GAP
-            num = sum(same for _, same in shared(dataset, panel.query, answer))
-            sheet.paste(_tile(reader, answer), (left, top))
+            num = sum(same for _, same in galleries.shared(panel.query, answer))
+            sheet.paste(_tile(galleries.archive.reader, answer), (left, top))
             colour = RIGHT if num else WRONG
             draw.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline=colour, width=3)
             draw.text((left, top + TILE + 5), f"{num} of {len(names)} shared", fill=colour, font=tiny)

@@ -138,6 +138,14 @@ def common_classes(*classes: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [tuple(table[key] for table in tables) for key in tables[0] if all(key in table for table in tables)]
 
 
+def labels_over(dataset: Dataset, classes: tuple[str, ...]) -> Bool:
+    """(len(dataset), L) labels over the classes of an evaluation, however the data set writes and orders them."""
+    if dataset.classes == classes:
+        return dataset.labels
+    names = {pair[0]: pair[1] for pair in common_classes(classes, dataset.classes)}
+    return dataset.labels[:, np.array([dataset.classes.index(names[name]) for name in classes])]
+
+
 def _transfer(asking: Dataset, answering: Dataset, known: tuple[str, ...], config: EvalConfig) -> Protocol:
     shared = common_classes(known, asking.classes, answering.classes)
     if not shared:
@@ -145,13 +153,12 @@ def _transfer(asking: Dataset, answering: Dataset, known: tuple[str, ...], confi
             f"{answering.root}: no class that the encoder's training data and both sides know; "
             f"the encoder knows {', '.join(known[:8])}, the archive {', '.join(answering.classes[:8])}"
         )
-    ours = asking.labels[:, [asking.classes.index(names[1]) for names in shared]]
-    theirs = answering.labels[:, [answering.classes.index(names[2]) for names in shared]]
+    classes = tuple(names[0] for names in shared)
+    ours, theirs = labels_over(asking, classes), labels_over(answering, classes)
     rows, archive = asking.rows(config.query_split), answering.rows(config.archive_split)
     kept = rows[ours[rows].any(axis=1)]
     if not len(kept):
         raise DataError(f"{asking.root}: no image of {config.query_split!r} carries a label that all know")
-    classes = tuple(names[0] for names in shared)
     told = (
         f"{len(kept)} images of {config.query_split} of {asking.title} ask, every image of {config.archive_split} of "
         f"{answering.title} may answer; scored over the {len(classes)} labels that encoder, queries and archive know "

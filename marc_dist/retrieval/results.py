@@ -7,23 +7,29 @@ import hashlib
 import io
 import json
 import math
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marc_dist.config import Config, DataError
-from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import metrics
+from marc_dist.retrieval.embedding_map import map_samples
 from marc_dist.retrieval.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
-from marc_dist.retrieval.protocols import Protocol
+from marc_dist.retrieval.protocols import Protocol, Side
+from marc_dist.retrieval.scoring import Searched
 from marc_dist.training.runfolder import write_atomic
 
-FORMAT = 1
-TOP = 10
-"""First answers that are kept for every query."""
-Tables = dict[str, tuple[dict[str, metrics.Float], metrics.Float, metrics.Int]]
-"""Encoder -> metrics (Q,) by name, label AP (Q, L), first answers (Q, TOP)."""
+T = TypeVar("T")
+FORMAT = 2
+Tables = Mapping[str, Searched]
+"""Encoder -> what it found."""
+Maps = Mapping[str, NDArray[np.floating]]
+"""Encoder -> coordinates (n, 2) of ``map_samples``, queries first."""
+MAP_COLUMNS = ("encoder", "side", "id", "x", "y")
 
 
 def _plain(value: float) -> float | None:
@@ -59,16 +65,16 @@ def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
     A sample in which a label has no query leaves that label out of its third.
     """
     scores, labels, thirds = {}, {}, {}
-    for name, (one, label_ap, _) in tables.items():
-        scores[name] = resampled_means(np.stack([*_named(one).values()], axis=1))
-        labels[name] = resampled_means(label_ap)
+    for name, one in tables.items():
+        scores[name] = resampled_means(np.stack([*_named(one.scores).values()], axis=1))
+        labels[name] = resampled_means(one.label_ap)
         groups = [metrics.mean_known(labels[name][:, chosen].T) for chosen in _groups(third).values()]
         thirds[name] = np.stack(groups, axis=1)
     if "untrained" in tables:
         for means in (scores, labels, thirds):
             means["difference"] = means["trained"] - means["untrained"]
     ends = [{name: percentile_interval(values) for name, values in means.items()} for means in (scores, labels, thirds)]
-    metric_names, third_names = list(_named(tables["trained"][0])), list(_groups(third))
+    metric_names, third_names = list(_named(tables["trained"].scores)), list(_groups(third))
     return {
         "level": LEVEL,
         "draws": DRAWS,
@@ -80,24 +86,66 @@ def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
     }
 
 
+def _rounded(curve: metrics.Float) -> list[float] | None:
+    return None if np.isnan(curve).any() else [round(float(value), 4) for value in curve]
+
+
+def _curves(one: Searched, third: metrics.Int) -> dict[str, Any] | None:
+    """Precision at recall 0, 0.01, ..., 1: mean over queries, over the labels of a third, and of every label."""
+    if one.curves is None:
+        return None
+    groups = {name: metrics.mean_known(one.curves.labels[chosen]) for name, chosen in _groups(third).items()}
+    return {
+        "queries": _rounded(one.curves.queries),
+        "thirds": {name: _rounded(curve) for name, curve in groups.items()},
+        "labels": [_rounded(curve) for curve in one.curves.labels],
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    dataset = side.dataset
+    splits = sorted({str(split) for split in dataset.split[side.ids].tolist()})
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "fingerprint": dataset.fingerprint,
+        "split": ", ".join(splits),
+    }
+
+
 def summarise(
-    config: Config, dataset: Dataset, protocol: Protocol, info: dict[str, Any], tables: Tables
+    config: Config,
+    protocol: Protocol,
+    info: dict[str, Any],
+    tables: Tables,
+    *,
+    index_recall: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says: how it was measured, and every mean."""
-    counts = np.asarray(dataset.labels[protocol.archive].sum(axis=0), dtype=np.int64)
-    asked = dataset.labels[protocol.queries].sum(axis=0)
+    """What ``metrics.json`` says: how it was measured, and every mean.
+
+    Args:
+        config: ``eval``.
+        protocol: both sides.
+        info: of ``encoder.json``; ``untrained_weights`` if there is a baseline.
+        tables: what each encoder found.
+        index_recall: encoder -> share of the exact first answers that an inexact index finds.
+    """
+    queries, archive = protocol.queries, protocol.archive
+    counts = np.asarray(archive.labels[archive.ids].sum(axis=0), dtype=np.int64)
+    asked = queries.labels[queries.ids].sum(axis=0)
     third = metrics.label_thirds(counts)
-    means = {name: metrics.mean_known(label_ap) for name, (_, label_ap, _) in tables.items()}
-    trained = tables["trained"][0]
+    means = {name: metrics.mean_known(one.label_ap) for name, one in tables.items()}
+    trained = tables["trained"].scores
     scoring = metrics.Scoring()
     averages = {
-        name: {m: metrics.mean_known(v[:, None])[0] for m, v in _named(one[0]).items()} for name, one in tables.items()
+        name: {m: metrics.mean_known(v[:, None])[0] for m, v in _named(one.scores).items()}
+        for name, one in tables.items()
     }
     return {
         "format": FORMAT,
-        "dataset": dataset.name,
-        "title": dataset.title,
-        "fingerprint": dataset.fingerprint,
+        "queries": _side(queries),
+        "archive": _side(archive),
+        "classes": list(protocol.classes),
         "trained_on": info.get("fingerprint"),
         "backbone": info["backbone"],
         "image_size": info["image_size"],
@@ -105,19 +153,22 @@ def summarise(
         "protocol": config.eval.protocol,
         "protocol_sentence": protocol.sentence,
         "features": config.eval.features,
+        "index": config.eval.index,
+        "index_recall": None if index_recall is None else dict(index_recall),
         "gain": config.eval.gain,
         "relevance": config.eval.relevance,
         "denominator": scoring.denominator,
         "ideal": scoring.ideal,
         "ks": list(config.eval.ks),
         "full_ranking": "mAP" in trained,
-        "num_queries": len(protocol.queries),
-        "num_archive": len(protocol.archive),
-        "relevant_share": float(trained["num_relevant"].mean() / len(protocol.archive)),
+        "num_queries": len(queries.ids),
+        "num_archive": len(archive.ids),
+        "relevant_share": float(trained["num_relevant"].mean() / len(archive.ids)),
         "queries_without_relevant": int((trained["num_relevant"] == 0).sum()),
         "scores": {name: {metric: _plain(value) for metric, value in one.items()} for name, one in averages.items()},
         # metrics that leave queries out, and how many they keep
         "queries_kept": {m: int((~np.isnan(v)).sum()) for m, v in trained.items() if np.isnan(v).any()},
+        "lower_is_better": [metric for metric in _named(trained) if metrics.lower_is_better(metric)],
         "intervals": _intervals(tables, third),
         "thirds": {name: _thirds(means[name], third) for name in tables},
         "per_label": [
@@ -128,8 +179,9 @@ def summarise(
                 "third": metrics.THIRDS[third[at]],
                 "ap": {name: _plain(means[name][at]) for name in tables},
             }
-            for at, label in enumerate(dataset.classes)
+            for at, label in enumerate(protocol.classes)
         ],
+        "curves": {name: _curves(one, third) for name, one in tables.items()},
     }
 
 
@@ -147,40 +199,86 @@ def _csv(summary: dict[str, Any]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(dataset: Dataset, protocol: Protocol, tables: Tables) -> bytes:
-    """One row per encoder and query: who, its metrics, its first answers (-1: none)."""
-    import pyarrow as pa
+def _bytes(table: Any) -> bytes:
     import pyarrow.parquet as pq
 
-    parts = []
-    for name, (one, _, top) in tables.items():
-        columns: dict[str, Any] = {
-            "encoder": [name] * len(protocol.queries),
-            "id": protocol.queries,
-            "key": dataset.keys[protocol.queries].tolist(),
-            **one,
-            "num_relevant": one["num_relevant"].astype(np.int64),
-            "top": pa.array(top.tolist(), type=pa.list_(pa.int64())),
-        }
-        parts.append(pa.table(columns))
     sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(parts), sink)
+    pq.write_table(table, sink)
     return sink.getvalue()
 
 
-def write(folder: Path, summary: dict[str, Any], dataset: Dataset, protocol: Protocol, tables: Tables) -> None:
-    """Write ``per_query.parquet``, ``per_label.csv`` and, last, ``metrics.json``, which holds the SHA-256 of both.
+def _parquet(protocol: Protocol, tables: Tables) -> bytes:
+    """One row per encoder and query: who, its metrics, its first answers (-1: none)."""
+    import pyarrow as pa
+
+    queries, parts = protocol.queries, []
+    for name, one in tables.items():
+        columns: dict[str, Any] = {
+            "encoder": [name] * len(queries.ids),
+            "id": queries.ids,
+            "key": queries.dataset.keys[queries.ids].tolist(),
+            **one.scores,
+            "num_relevant": one.scores["num_relevant"].astype(np.int64),
+            "top": pa.array(one.top.tolist(), type=pa.list_(pa.int64())),
+        }
+        parts.append(pa.table(columns))
+    return _bytes(pa.concat_tables(parts))
+
+
+def _map_parquet(protocol: Protocol, maps: Maps) -> bytes:
+    """One row per encoder and image of the map."""
+    import pyarrow as pa
+
+    asked, answering = map_samples(protocol)
+    sides = ["query"] * len(asked) + ["archive"] * len(answering)
+    parts = []
+    for name, points in maps.items():
+        columns = ([name] * len(sides), sides, np.concatenate([asked, answering]), *points.astype(np.float32).T)
+        parts.append(pa.table(dict(zip(MAP_COLUMNS, columns, strict=True))))
+    return _bytes(pa.concat_tables(parts))
+
+
+def _json(summary: dict[str, Any]) -> bytes:
+    """Indented, with lists of numbers on one line each."""
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    flat = re.sub(r"\[\n\s+([-+.\de]+(?:,\n\s+[-+.\de]+)*)\n\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    return (flat + "\n").encode()
+
+
+def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tables, maps: Maps | None = None) -> None:
+    """Write ``per_query.parquet``, ``per_label.csv``, ``map.parquet`` and, last, ``metrics.json`` with their SHA-256.
 
     All bytes exist before the first file is touched. A death between two files leaves a set that ``read`` refuses.
+
+    Args:
+        folder: made when it is not there.
+        summary: of ``summarise``.
+        protocol: both sides.
+        tables: what each encoder found.
+        maps: coordinates of ``map_samples(protocol)`` by encoder; without them there is no ``map.parquet``.
 
     Raises:
         LaunchError: no room, or the folder cannot be written.
     """
-    files = {"per_query.parquet": _parquet(dataset, protocol, tables), "per_label.csv": _csv(summary)}
+    files = {"per_query.parquet": _parquet(protocol, tables), "per_label.csv": _csv(summary)}
+    if maps:
+        files["map.parquet"] = _map_parquet(protocol, maps)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["metrics.json"] = (json.dumps({**summary, "sha256": sums}, indent=2, allow_nan=False) + "\n").encode()
+    files["metrics.json"] = _json({**summary, "sha256": sums})
     for name, data in files.items():
         write_atomic(folder / name, data)
+    if not maps:
+        (folder / "map.parquet").unlink(missing_ok=True)
+
+
+def _rows(folder: Path, name: str, sums: Any) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    data = (folder / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise DataError(f"{folder}: its files are of different evaluations; evaluate again with marc-eval")
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -189,19 +287,31 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         DataError: not there, of another format, or a mixture of two evaluations.
     """
+    summary = _read(folder, lambda: json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+    if summary.get("format") != FORMAT:
+        raise DataError(
+            f"{folder}/metrics.json: expected format {FORMAT}, got {summary.get('format')!r}; "
+            "evaluate again with marc-eval"
+        )
+    return summary, _read(folder, lambda: _rows(folder, "per_query.parquet", summary.get("sha256", {})))
+
+
+def read_map(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``map.parquet``; none when the evaluation drew no map.
+
+    Raises:
+        DataError: damaged, or of another evaluation.
+    """
+    sums = summary.get("sha256", {})
+    return _read(folder, lambda: _rows(folder, "map.parquet", sums)) if "map.parquet" in sums else []
+
+
+def _read(folder: Path, reader: Callable[[], T]) -> T:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        data = (folder / "per_query.parquet").read_bytes()
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        return reader()
     except FileNotFoundError:
         raise DataError(f"{folder}: no evaluation; make one with marc-eval {folder.parent}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder}: cannot be read ({error}); evaluate again with marc-eval") from None
-    if summary.get("format") != FORMAT:
-        raise DataError(f"{folder}/metrics.json: expected format {FORMAT}, got {summary.get('format')!r}")
-    if hashlib.sha256(data).hexdigest() != summary.get("sha256", {}).get("per_query.parquet"):
-        raise DataError(f"{folder}: its files are of different evaluations; evaluate again with marc-eval")
-    return summary, rows

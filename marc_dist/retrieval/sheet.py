@@ -20,7 +20,8 @@ QUERY = 176
 MORE_CSS = """
 .answers { row-gap:18px; } .query h3 { margin-top:6px; } .query h3::first-letter { text-transform:none; }
 .panel > div:last-child { padding-top:0; } .tile img { outline:none; } .rank { margin:5px 0 4px; }
-.plain { color:var(--faint); border:1px solid var(--line); } .key { margin:0 0 4px; font-size:12px; color:var(--faint); }
+.plain { color:var(--faint); border:1px solid var(--line); } .key { margin:0 0 4px; font-size:12px;
+  color:var(--faint); }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cli.evaluate import main
-from tests.retrieval.runs import make_run, pack_tiny
+from tests.retrieval.runs import OTHERS, make_run, pack_tiny
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def test_a_run_is_scored_and_shown(run: Path, capsys: pytest.CaptureFixture[str]
         "metrics.json",
         "per_label.csv",
         "per_query.parquet",
+        "map.parquet",
         "panel.png",
     }
     for scores in summary["scores"].values():
@@ -58,6 +59,20 @@ def test_print_resolves_and_stops(run: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(run), "--print", "eval.gain=jaccard", "--data", "elsewhere"]) == 0
     out = capsys.readouterr().out
     assert "gain: jaccard" in out and "dir: elsewhere" in out and "backbone: test_resnet" in out
+
+
+def test_another_benchmark_is_searched(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other")
+    words = ["--protocol", "transfer", "--no-report", "eval.baseline=false"]
+    assert main([str(run), "--archive", str(tmp_path / "other"), *words]) == 0
+    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    assert summary["protocol"] == "transfer" and "carry none of them" in capsys.readouterr().err
+    assert main([str(run), "--queries", str(tmp_path / "other"), "--index", "sign", *words]) == 0
+    assert json.loads((run / "eval" / "metrics.json").read_text())["index"] == "sign"
+    capsys.readouterr()
+    assert "search over the labels that both know" in refused(capsys, str(run), "--archive", str(tmp_path / "other"))
+    assert "eval.protocol: " in refused(capsys, str(run), "--protocol", "transfre")
+    assert "FAISS refuses it" in refused(capsys, str(run), "--index", "NOPE")
 
 
 def test_help_imports_nothing_heavy() -> None:

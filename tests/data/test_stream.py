@@ -129,6 +129,17 @@ def test_leaving_early_and_coming_back(dataset: Dataset, packed: Path, reference
     assert all(torch.equal(a.images, b.images) for a, b in zip(again, reference, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_within_another_epoch(dataset: Dataset, packed: Path, reference: list[Batch], workers: int) -> None:
+    """A lane that stands early in one epoch is not the one that is asked for later in another."""
+    loader = StreamLoader(dataset, config(packed, num_workers=workers), 0, 1, CPU)
+    next(iter(loader.epoch(0)))
+    again = list(loader.epoch(1, 3))
+    loader.close()
+    assert [batch.ids.tolist() for batch in again] == [batch.ids.tolist() for batch in reference[3:]]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(again, reference[3:], strict=True))
+
+
 # How good a shuffle is
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from marc_dist.config import Config, DataError, LaunchError, ModelConfig
+from marc_dist.config import Config, ConfigError, DataError, LaunchError, ModelConfig
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import evaluate as ev
 from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.training.export import load_encoder
 from marc_dist.training.model import build_encoder
-from tests.retrieval.runs import CLASSES, make_run
+from tests.retrieval.runs import CLASSES, OTHERS, make_run, pack_tiny
 from tests.worlds import run_in_world
 
 
@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "eval").iterdir())}
 
 
-def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], archive: list[int]) -> list[list[int]]:
+def unit_vectors(dataset: Dataset, encoder: torch.nn.Module, samples: set[int] | list[int]) -> dict[int, np.ndarray]:
     from marc_dist.data.augment import eval_transform
     from marc_dist.data.reader import IndexedReader
 
@@ -40,9 +40,14 @@ def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], 
     encoder.eval()
     unit = {}
     with torch.inference_mode():
-        for sample in {*queries, *archive}:
+        for sample in samples:
             x = encoder(eval_transform(reader.image(sample), 32)[None])[0][0].double().numpy()
             unit[sample] = x / np.linalg.norm(x)
+    return unit
+
+
+def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], archive: list[int]) -> list[list[int]]:
+    unit = unit_vectors(dataset, encoder, {*queries, *archive})
     return [sorted((i for i in archive if i != q), key=lambda i: -float(unit[q] @ unit[i])) for q in queries]
 
 
@@ -89,14 +94,45 @@ def test_files_agree(evaluated: Path, tiny: Dataset) -> None:
     assert summary["per_label"][0]["archive_count"] == int(tiny.label_counts("train")[0])
 
 
-@pytest.mark.parametrize(("protocol", "worlds"), [("test_vs_train", (3,)), ("leave_one_out", (2,))])
+@pytest.mark.parametrize(("protocol", "worlds"), [("test_vs_train", (3,)), ("leave_one_out", (2,)), ("transfer", (3,))])
 def test_ranks_write_the_same_bytes(tiny: Dataset, tmp_path: Path, protocol: str, worlds: tuple[int, ...]) -> None:
-    config = make_run(tmp_path / "run", tiny, eval__protocol=protocol)
+    words = {}
+    if protocol == "transfer":
+        words["eval__archive_dir"] = str(pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other").root)
+    config = make_run(tmp_path / "run", tiny, eval__protocol=protocol, eval__extra=True, **words)
     run(config, tmp_path / "run")
     alone = files(tmp_path / "run")
+    assert set(alone) == {"metrics.json", "per_label.csv", "per_query.parquet", "map.parquet"}
     for world in worlds:
         run_in_world(run, world, config, tmp_path / "run")
         assert files(tmp_path / "run") == alone
+
+
+def test_transfer_against_loops(tiny: Dataset, tmp_path: Path) -> None:
+    """Ids, keys and labels of two data sets that write and order their classes differently."""
+    other = pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other")
+    words = {"eval__protocol": "transfer", "eval__archive_dir": str(other.root), "eval__baseline": False}
+    config = make_run(tmp_path / "run", tiny, **words)
+    summary = run(config, tmp_path / "run")
+    assert summary["classes"] == ["red & blue", "green"] and [row["label"] for row in summary["per_label"]] == [
+        "red & blue",
+        "green",
+    ]
+    ours, theirs = tiny.labels[:, [0, 2]], other.labels[:, [2, 0]]
+    queries = [q for q in tiny.rows("test").tolist() if ours[q].any()]
+    archive = other.rows("train").tolist()
+    assert summary["queries"]["fingerprint"] == tiny.fingerprint and summary["archive"]["split"] == "train"
+    assert summary["archive"]["fingerprint"] == other.fingerprint
+    assert [row["archive_count"] for row in summary["per_label"]] == theirs[archive].sum(axis=0).tolist()
+    encoder = load_encoder(tmp_path / "run")[0]
+    asked, there = unit_vectors(tiny, encoder, queries), unit_vectors(other, encoder, archive)
+    rows = results.read(tmp_path / "run" / "eval")[1]
+    assert [(row["id"], row["key"]) for row in rows] == [(q, tiny.keys[q]) for q in queries]
+    for row, query in zip(rows, queries, strict=True):
+        order = sorted(archive, key=lambda i: -float(asked[query] @ there[i]))
+        assert row["top"] == order[:10]
+        hits = [bool((ours[query] & theirs[i]).any()) for i in order]
+        assert row["P@3"] == pytest.approx(np.mean(hits[:3])) and row["num_relevant"] == sum(hits)
 
 
 def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +152,8 @@ def test_every_archive_goes_through_the_index(tiny: Dataset, tmp_path: Path, mon
     config = make_run(tmp_path / "run", tiny, eval__baseline=False)
     found = ev.top_k
 
-    def swapped(*args: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores, ids = found(*args)
+    def swapped(*args: Any, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        scores, ids = found(*args, **how)
         return scores, ids[:, [1, 0, *range(2, ids.shape[1])]]
 
     monkeypatch.setattr(ev, "top_k", swapped)
@@ -219,10 +255,49 @@ def test_diverged_weights_are_told_with_the_image(
     with torch.no_grad():
         next(trained.parameters()).fill_(float("nan"))
     monkeypatch.setattr(ev, "load_encoder", lambda folder: (trained, info))
-    with pytest.raises(DataError, match=r"trained encoder: features of .*all.tar: <b>0</b>.* and 37 more"):
+    with pytest.raises(DataError, match=r"trained encoder: features of .*all.tar: <b>3</b>.* and 7 more"):
         run(config, tmp_path / "run")
 
 
 def test_evaluation_that_is_missing_or_foreign(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluation; make one with marc-eval"):
         results.read(tmp_path / "eval")
+
+
+def test_a_second_evaluation_embeds_nothing(tiny: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said: list[str] = []
+    evaluate(make_run(folder, tiny), folder, said.append)
+    assert sum("images/s" in line for line in said) == 2
+    before = files(folder)
+    said.clear()
+    evaluate(make_run(folder, tiny), folder, said.append)
+    assert sum("vectors of 40 images from" in line for line in said) == 2 and not any("images/s" in x for x in said)
+    assert files(folder) == before
+    said.clear()
+    evaluate(make_run(folder, tiny, eval__protocol="oml", eval__index="sign", eval__ks=[5]), folder, said.append)
+    assert not any("images/s" in line for line in said)
+
+
+@pytest.mark.parametrize("word", ["itq8", "IVF6,Flat:nprobe=1"])
+def test_other_indexes_are_evaluated_the_same_on_any_ranks(tiny: Dataset, tmp_path: Path, word: str) -> None:
+    """Codes give full rankings, ties by id; an approximate index gives lists, and says what it missed."""
+    folder = tmp_path / "run"
+    config = make_run(folder, tiny, eval__index=word, eval__ks=[3])
+    summary = run(config, folder)
+    alone = files(folder)
+    run_in_world(run, 3, config, folder)
+    assert files(folder) == alone
+    assert summary["index"] == word and summary["full_ranking"] == (word == "itq8")
+    assert ("mAP" in summary["scores"]["trained"]) == (word == "itq8")
+    if word == "itq8":
+        assert summary["index_recall"] is None
+    else:
+        assert 0.3 < summary["index_recall"]["trained"] < 1.0
+
+
+def test_an_index_that_cannot_be_is_told_before_embedding(tiny: Dataset, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="eval.index=PQ7: FAISS refuses it"):
+        evaluate(make_run(tmp_path / "run", tiny, eval__index="PQ7"), tmp_path / "run", said.append)
+    assert not (tmp_path / "run" / "embeddings").exists()

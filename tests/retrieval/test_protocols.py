@@ -9,32 +9,35 @@ import pytest
 
 from marc_dist.config import DataError, EvalConfig
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval.protocols import choose
+from marc_dist.retrieval.protocols import choose, common_classes, labels_over
+from tests.retrieval.runs import OTHERS, pack_tiny
 
 
 def test_test_vs_train(tiny: Dataset) -> None:
     chosen = choose(tiny, EvalConfig())
-    assert chosen.queries.tolist() == list(range(3, 40, 4))
-    assert chosen.archive.tolist() == [i for i in range(40) if i % 4 != 3]
-    assert (chosen.self_positions(chosen.queries) == -1).all()
+    assert chosen.queries.ids.tolist() == list(range(3, 40, 4))
+    assert chosen.archive.ids.tolist() == [i for i in range(40) if i % 4 != 3]
+    assert (chosen.self_positions(chosen.own_ids()) == -1).all()
+    assert chosen.one_dataset and chosen.classes == tiny.classes and np.array_equal(chosen.archive.labels, tiny.labels)
 
 
 def test_leave_one_out_knows_each_query_in_the_archive(tiny: Dataset) -> None:
     chosen = choose(tiny, EvalConfig(protocol="leave_one_out"))
-    assert np.array_equal(chosen.queries, chosen.archive)
-    assert chosen.self_positions(chosen.queries).tolist() == list(range(10))
+    assert np.array_equal(chosen.queries.ids, chosen.archive.ids)
+    assert chosen.self_positions(chosen.own_ids()).tolist() == list(range(10))
 
 
 def test_oml_is_a_fifth_drawn_by_seed_and_key(tiny: Dataset) -> None:
     config = EvalConfig(protocol="oml", query_split="train")
     chosen = choose(tiny, config)
-    assert len(chosen.queries) == 6 and len(chosen.archive) == 24
-    assert sorted([*chosen.queries, *chosen.archive]) == tiny.rows("train").tolist()
-    assert chosen.queries.tolist() == [6, 13, 17, 25, 28, 37]  # fixed for good: another numpy must not change it
-    assert choose(tiny, config.model_copy(update={"seed": 25})).queries.tolist() != chosen.queries.tolist()
+    queries, archive = chosen.queries.ids, chosen.archive.ids
+    assert len(queries) == 6 and len(archive) == 24
+    assert sorted([*queries, *archive]) == tiny.rows("train").tolist()
+    assert queries.tolist() == [6, 13, 17, 25, 28, 37]  # fixed for good: another numpy must not change it
+    assert choose(tiny, config.model_copy(update={"seed": 25})).queries.ids.tolist() != queries.tolist()
     turned = dataclasses.replace(tiny, keys=tiny.keys[::-1], split=tiny.split[::-1])  # another packing, same keys
     again = choose(turned, config)
-    assert sorted(turned.keys[again.queries]) == sorted(tiny.keys[chosen.queries])
+    assert sorted(turned.keys[again.queries.ids]) == sorted(tiny.keys[queries])
 
 
 @pytest.mark.parametrize("protocol", ["oml", "leave_one_out"])
@@ -49,3 +52,59 @@ def test_a_split_of_one_image_is_refused(tiny: Dataset, protocol: str) -> None:
 def test_unknown_split_is_told(tiny: Dataset) -> None:
     with pytest.raises(DataError, match="no split named 'val'; it has test, train"):
         choose(tiny, EvalConfig(archive_split="val"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return pack_tiny(tmp_path_factory.mktemp("other") / "data", 24, 3, OTHERS, "other")
+
+
+def test_common_classes_look_past_case_separators_and_plural() -> None:
+    ours, theirs = ("bare soil", "Cars", "sea", "tree", "trees"), ("CAR", "Bare-Soil", "tree", "lake")
+    assert common_classes(ours, theirs) == [("bare soil", "Bare-Soil"), ("Cars", "CAR")]  # two trees are no tree
+    assert common_classes(("b", "a"), ("a", "b"), ("A", "c", "B_")) == [("b", "b", "B_"), ("a", "a", "A")]
+    assert common_classes(("a",), ("b",)) == []
+
+
+def test_labels_over_the_classes_of_an_evaluation(tiny: Dataset, other: Dataset) -> None:
+    assert labels_over(tiny, tiny.classes) is tiny.labels  # also classes that common_classes would not join
+    columns = labels_over(other, ("red & blue", "green"))
+    assert np.array_equal(columns, other.labels[:, [OTHERS.index("Red_&_Blue"), OTHERS.index("Greens")]])
+
+
+def test_transfer_asks_one_set_and_searches_another(tiny: Dataset, other: Dataset) -> None:
+    known = ("red & blue", "green", "dark'\"", "sky")
+    chosen = choose(tiny, EvalConfig(protocol="transfer"), archive=other, known=known)
+    assert chosen.classes == ("red & blue", "green") and not chosen.one_dataset
+    at, there = [tiny.classes.index(name) for name in chosen.classes], [2, 0]
+    kept = [i for i in tiny.rows("test").tolist() if tiny.labels[i, at].any()]
+    assert chosen.queries.ids.tolist() == kept and len(kept) < 10
+    assert chosen.archive.ids.tolist() == other.rows("train").tolist()
+    assert np.array_equal(chosen.queries.labels, tiny.labels[:, at]) and chosen.queries.dataset is tiny
+    assert np.array_equal(chosen.archive.labels, other.labels[:, there]) and chosen.archive.dataset is other
+    assert (chosen.own_ids() == -1).all() and len(chosen.own_ids()) == len(kept)
+    assert f"{10 - len(kept)} images carry none of them" in chosen.sentence and "2 labels" in chosen.sentence
+
+
+def test_transfer_within_one_set_leaves_labels_out(tiny: Dataset) -> None:
+    chosen = choose(tiny, EvalConfig(protocol="transfer", archive_split="test"), known=("Green",))
+    assert chosen.one_dataset and chosen.classes == ("Green",)
+    assert (chosen.self_positions(chosen.own_ids()) >= 0).all()  # a query does not find itself
+
+
+def test_transfer_without_a_common_label_is_refused(tiny: Dataset, other: Dataset) -> None:
+    with pytest.raises(DataError, match="no class that the encoder's training data and both sides know.*knows lake"):
+        choose(tiny, EvalConfig(protocol="transfer"), archive=other, known=("lake",))
+    split = tiny.split.copy()
+    split[3] = "bare"  # the image without labels
+    with pytest.raises(DataError, match="no image of 'bare' carries a label"):
+        choose(
+            dataclasses.replace(tiny, split=split), EvalConfig(protocol="transfer", query_split="bare"), archive=other
+        )
+
+
+def test_an_archive_of_other_classes_or_for_another_protocol(tiny: Dataset, other: Dataset) -> None:
+    with pytest.raises(DataError, match="other classes than those of the queries.*--protocol transfer"):
+        choose(tiny, EvalConfig(), archive=other)
+    with pytest.raises(DataError, match="eval.protocol=oml splits one data set"):
+        choose(tiny, EvalConfig(protocol="oml"), archive=tiny)

@@ -17,10 +17,12 @@ from marc_dist.data.augment import MEAN, STD
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.loader import TrainLoader
 from marc_dist.data.reader import IndexedReader
-from marc_dist.retrieval import charts, panel, results
+from marc_dist.retrieval import charts, panel, report, results
+from marc_dist.retrieval import report_pictures as pictures
 from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.retrieval.report import read_curves, write_report
-from tests.retrieval.runs import HOSTILE, make_run, pack_tiny
+from marc_dist.retrieval.report_scores import recall_charts, signed
+from tests.retrieval.runs import HOSTILE, OTHERS, make_run, pack_tiny
 
 
 class Page(HTMLParser):
@@ -68,9 +70,11 @@ def test_hostile_names_stay_text(page: Page) -> None:
 def test_nothing_comes_from_outside(page: Page, evaluated: Path) -> None:
     text = re.sub(r'base64,[^"]*', "", (evaluated / "report.html").read_text())
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
-    for _, attributes in page.tags:
+    places = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+    for tag, attributes in page.tags:
         for key in ("src", "href", "srcset", "action"):
-            assert attributes.get(key, "data:").startswith("data:")
+            place = attributes.get(key, "data:")
+            assert place.startswith("data:") or (tag == "use" and place in places)
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
 
@@ -99,8 +103,8 @@ def test_views_are_those_that_training_draws(page: Page, evaluated: Path, tiny: 
             drawn |= {(epoch, view, int(i)): views[view, at] for view in (0, 1) for at, i in enumerate(batch.ids)}
     loader.close()
     scale, shift = np.array(STD), np.array(MEAN)
-    for sample, pictures in first:
-        for picture, (epoch, view) in zip(pictures, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=False):
+    for sample, views in first:
+        for picture, (epoch, view) in zip(views, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=False):
             pixels = drawn[epoch, view, sample].numpy().transpose(1, 2, 0) * scale + shift
             assert np.abs(np.asarray(picture) / 255 - pixels.clip(0, 1)).max() < 0.51 / 255
     assert sum(a.get("alt", "").startswith("view ") for tag, a in page.tags if tag == "img") == 18
@@ -114,6 +118,11 @@ def test_figures_of_both_encoders_are_shown(page: Page, evaluated: Path) -> None
     for scores in summary["scores"].values():
         for value in scores.values():
             assert f"{value:.4f}" in text
+    for name, pair in summary["intervals"]["scores"]["difference"].items():
+        gain = summary["scores"]["trained"][name] - summary["scores"]["untrained"][name]
+        assert signed(gain) in text and f"{signed(pair[0], 3)} to {signed(pair[1], 3)}" in text
+    for pair in summary["intervals"]["thirds"]["untrained"].values():
+        assert f"{pair[0]:.3f}\u2013{pair[1]:.3f}" in text
     for chart in ("loss", "learning rate", "gradient norm", "images per second"):
         assert chart in text
     for key in ("loss.tau", "train.seed", "eval.protocol"):
@@ -133,7 +142,7 @@ def test_panel_picture(evaluated: Path) -> None:
 def test_panels_are_different_queries_of_each_kind(evaluated: Path, tiny: Dataset) -> None:
     summary, rows = results.read(evaluated / "eval")
     name = panel.score_name(summary)
-    panels = panel.choose_panels(tiny, summary, rows, 4)
+    panels = panel.choose_panels(tiny.labels, summary, rows, 4)
     assert [one.kind for one in panels] == list(panel.KINDS) and len({one.query for one in panels}) == 4
     score = {row["id"]: row[name] for row in rows if row["encoder"] == "trained" and row["num_relevant"]}
     by_kind = {one.kind: one for one in panels}
@@ -143,14 +152,18 @@ def test_panels_are_different_queries_of_each_kind(evaluated: Path, tiny: Datase
     counts = tiny.label_counts("train")
     rarest = {q: min(counts[label] for label in range(len(counts)) if tiny.labels[q, label]) for q in score}
     assert rarest[by_kind["rare label"].query] == min(rarest.values())
-    assert panel.choose_panels(tiny, summary, rows, 0) == []
-    assert len(panel.choose_panels(tiny, summary, rows, 50)) == len(score)  # never twice, never a query without answers
+    assert panel.choose_panels(tiny.labels, summary, rows, 0) == []
+    assert len(panel.choose_panels(tiny.labels, summary, rows, 50)) == len(
+        score
+    )  # never twice, never a query without answers
 
 
 def test_shared_labels_come_first(tiny: Dataset) -> None:
+    side = panel.Gallery(tiny, IndexedReader(tiny), tiny.labels)
+    galleries = panel.Galleries(side, side, tiny.classes)
     for query in range(10):
         for answer in range(10, 20):
-            pairs = panel.shared(tiny, query, answer)
+            pairs = galleries.shared(query, answer)
             assert sum(same for _, same in pairs) == int((tiny.labels[query] & tiny.labels[answer]).sum())
             assert [same for _, same in pairs] == sorted((same for _, same in pairs), reverse=True)
             assert len(pairs) == tiny.labels[answer].sum()
@@ -223,9 +236,103 @@ def test_a_gap_breaks_the_curve() -> None:
     assert "nan" not in charts.line_chart("one", [(3, 0.5)])
 
 
+def test_precision_and_recall_of_queries_and_thirds(page: Page, evaluated: Path) -> None:
+    summary, _ = results.read(evaluated / "eval")
+    told = [
+        a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("aria-label", "").startswith("precision,")
+    ]
+    assert [one.split(":")[0] for one in told] == [
+        "precision, all queries",
+        *(
+            f"precision, {third} labels"
+            for third in ("rare", "medium", "common")
+            if summary["thirds"]["trained"][third]["mAP"]
+        ),
+    ]
+    curve = summary["curves"]["untrained"]["queries"]
+    assert f"untrained {curve[10]:.2f} at recall 0.1, {curve[50]:.2f} at 0.5" in told[0]
+    num_curves = sum(a.get("class", "").startswith("curve ") for tag, a in page.tags if tag == "path")
+    assert num_curves == 2 * len(told)
+
+
+def test_maps_of_labels(page: Page, evaluated: Path, tiny: Dataset) -> None:
+    """Every map holds all images in grey and one label's carriers in colour, as compact paths."""
+    told = [a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("aria-label", "").startswith("map of")]
+    counts = [(int(n), name) for n, name in zip(tiny.labels.sum(axis=0), tiny.classes, strict=True) if n]
+    counts.sort(key=lambda pair: pair[0])
+    assert told == [
+        f"map of the {who} encoder, {num} images with {name} in colour"
+        for num, name in counts
+        for who in ("trained", "untrained")
+    ]
+    paths = {a["class"]: [b["d"] for t, b in page.tags if b.get("class") == a["class"] and t == "path"]
+             for tag, a in page.tags if tag == "path" and a.get("class") in ("all", "some")}  # fmt: skip
+    assert [path.count("M") for path in paths["all"]] == [40, 40]
+    assert [path.count("M") for path in paths["some"]] == [num for num, _ in counts for _ in range(2)]
+    every = paths["all"][0].split("M")[1:]
+    assert set(paths["some"][0].split("M")[1:]) <= set(every)
+    places = np.array([[int(n) for n in one.removesuffix("h0").split()] for one in every])
+    assert places.min() >= pictures.MAP_MARGIN - 1 and (places <= np.array(pictures.MAP_SIZE) - 23).all()
+    assert "All 40 images of queries and archive" in " ".join(page.text)
+
+
+def test_labels_worth_a_map() -> None:
+    carried = np.zeros((400, 9), dtype=bool)
+    for label, num in enumerate((3, 4, 200, 0, 90, 50, 40, 300, 10)):
+        carried[:num, label] = True
+    assert pictures.shown_labels(carried) == [1, 8, 6, 4, 2, 7]  # 3 of 400 are too few
+    assert pictures.shown_labels(carried[:, 3:5]) == [1]
+
+
+def test_two_sets_are_told_apart(tiny: Dataset, tmp_path: Path) -> None:
+    """Pictures, keys, labels and maps come from the side they belong to; other data on either side are refused."""
+    other = pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other <b>")
+    words = {"eval__protocol": "transfer", "eval__archive_dir": str(other.root), "eval__panels": 2, "eval__extra": True}
+    config = make_run(tmp_path / "run", tiny, **words)
+    summary = evaluate(config, tmp_path / "run", lambda line: None)
+    parsed = Page()
+    parsed.feed(write_report(config, tmp_path / "run").read_text())
+    text = " ".join(parsed.text)
+    assert f"tiny {HOSTILE} in other <b>" in text and summary["classes"] == ["red & blue", "green"]
+    assert (summary["queries"]["title"], summary["archive"]["title"]) == (tiny.title, other.title)
+    _, rows = results.read(tmp_path / "run" / "eval")
+    answers = {row["key"]: row["top"] for row in rows if row["encoder"] == "trained"}
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    key = re.match(r"query (.*): ", images[0]["alt"])[1]
+    reader = IndexedReader(other)
+    for image, sample in zip(images[1:7], answers[key][:6], strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
+        assert picture.tobytes() == reader.image(sample).tobytes()
+        named = image["alt"].rsplit(": ", 1)[1]
+        known = [name for name, at in (("red & blue", 2), ("green", 0)) if other.labels[sample, at]]
+        assert sorted(named.split(", ")) == sorted(known or ["no labels"])
+    assert "images of the query side" not in text and f"all images of tiny {HOSTILE}" in text
+    assert "all further metrics" in text and "lower is better" in text and "ANMRR_mpeg7" in text
+    folded = [a for tag, a in parsed.tags if tag == "details"]
+    assert folded and all("open" not in a for a in folded)
+    for word in ("eval.archive_dir", "data.dir"):
+        changed = load_config(tmp_path / "run" / "config.yaml", [f"{word}={pack_tiny(tmp_path / word, seed=9).root}"])
+        with pytest.raises(DataError, match="not the data"):
+            write_report(changed, tmp_path / "run")
+
+
+def test_cut_rankings_and_indexes_that_are_not_exact(evaluated: Path, tmp_path: Path) -> None:
+    summary, _ = results.read(evaluated / "eval")
+    cut = {**summary, "curves": {"trained": None, "untrained": None}, "index": "IVF8,<PQ4>", "index_recall": None}
+    assert recall_charts(cut) == "" and recall_charts(summary) != ""
+    assert report._index(summary) == "" and report._index(cut) == " Index: IVF8,<PQ4>."
+    told = report._index({**cut, "index_recall": {"trained": 0.98765}})
+    assert told.endswith("share of the exact first answers that it finds: 0.988 (trained).")
+
+
 def test_bars() -> None:
     assert 'width="25.00"' in charts.bar(0.25, "trained", "AP") and "0.250" in charts.bar(0.25, "trained", "AP")
     assert "no images" in charts.bar(None, "trained", "AP")
+    whisker = charts.bar(0.25, "trained", "AP", (0.2, 0.375))
+    assert 'class="whisker" d="M20.00 5H37.50"' in whisker and "AP, trained: 0.250 (0.200 to 0.375)" in whisker
+    drawn = charts.whiskers([("trained", 0.5, (0.25, 1.2)), ("untrained", 0.125, None)])
+    assert 'd="M25.00 5H100.00"' in drawn and "M12.50 15h0" in drawn and drawn.count("reach") == 1
+    assert "no queries" in charts.recall_chart("rare", {"trained": None}, 0.5)
     assert "&lt;i&gt;" in charts.bar(0.5, "trained", "<i>")
     assert [charts.short(v) for v in (0, 0.25, 12_000, 1e-5, 150.4, 2e6)] == [
         "0",

@@ -59,7 +59,7 @@ def look(report: Path, width: int, folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads(html.unescape(found[1])), done.stderr
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 400, 320])
 def test_report_fits_and_is_quiet(evaluated: Path, tmp_path: Path, width: int) -> None:
     seen, log = look(evaluated / "report.html", width, tmp_path)
     assert width - 20 <= seen["width"] <= width
