@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from marc_dist.config import Config
 from marc_dist.retrieval.charts import dots, esc
 from marc_dist.retrieval.embedding_map import MAP_POINTS
 from marc_dist.retrieval.panel import Galleries, Gallery, Panel, data_uri, score_name, training_views
+from marc_dist.retrieval.protocols import Bool
 from marc_dist.retrieval.report_scores import legend
 
 NUM_VIEWED = 3
@@ -103,7 +103,7 @@ def map_sentence(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str
     told = f"All {num:,} images" if num < MAP_POINTS else f"{num:,} images, evenly spaced,"
     return (
         f"{told} of queries and archive, placed by the features of {'each' if len(summary['scores']) > 1 else 'the'} "
-        "encoder (t-SNE): what lies together is found together; distances between groups mean little. "
+        "encoder (t\u2011SNE): what lies together is found together; distances between groups mean little. "
         "Every map shows all of them, and in colour those that carry one label; rare labels first."
     )
 
@@ -118,18 +118,21 @@ def _places(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(x, y) for x, y in placed.tolist()]
 
 
-def shown_labels(carried: NDArray[np.bool_]) -> list[int]:
-    """Up to ``MAP_LABELS`` labels worth a map, the rarest half first, then the most common, each by frequency.
+def shown_labels(carried: Bool) -> list[int]:
+    """Up to ``MAP_LABELS`` labels worth a map, by frequency: half of them the rarest, half the most common.
+
+    Rarer ones than ``LEAST_SHARE`` are passed over; those on most of the images come last, they tell little.
 
     Args:
         carried: (n, L) labels of the map's images.
     """
     counts = carried.sum(axis=0)
-    order = [
-        at for at in np.argsort(counts, kind="stable").tolist() if counts[at] >= max(1.0, LEAST_SHARE * len(carried))
-    ]
-    half = MAP_LABELS // 2
-    return order if len(order) <= MAP_LABELS else [*order[:half], *order[-half:]]
+    least = max(1.0, LEAST_SHARE * len(carried))
+    order = [at for at in np.argsort(counts, kind="stable").tolist() if counts[at] >= least]
+    rare = order[: MAP_LABELS // 2]
+    over = 2 * counts - len(carried)
+    common = sorted(order[len(rare) :], key=lambda at: (over[at] > 0, abs(over[at])))
+    return sorted([*rare, *common[: MAP_LABELS - len(rare)]], key=order.index)
 
 
 def maps(summary: dict[str, Any], galleries: Galleries, rows: Sequence[dict[str, Any]]) -> str:
@@ -150,7 +153,7 @@ def maps(summary: dict[str, Any], galleries: Galleries, rows: Sequence[dict[str,
     return f'{legend(summary)}<div class="maps {many}">{"".join(figures)}</div>'
 
 
-def _map_figure(title: str, chosen: NDArray[np.bool_], places: dict[str, list[tuple[int, int]]], *, drawn: bool) -> str:
+def _map_figure(title: str, chosen: Bool, places: dict[str, list[tuple[int, int]]], *, drawn: bool) -> str:
     """One label on the map of each encoder; the grey dots are written out once and then pointed at."""
     num = int(chosen.sum())
     out = []

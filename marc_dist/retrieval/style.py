@@ -66,7 +66,7 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .chips { display:flex; flex-wrap:wrap; align-content:flex-start; gap:3px; }
 .chips li { font-size:12px; line-height:1.3; padding:1px 6px;
   border-radius:9px; } .same { background:var(--same); color:var(--same-ink); }
-.chips .other { padding-left:0; color:var(--faint); text-decoration:line-through; }
+.chips .other { padding-left:3px; color:var(--faint); text-decoration:line-through; }
 .none { margin:0; font-size:12px; color:var(--faint); }
 details { margin-top:12px; } summary { cursor:pointer; color:var(--faint); font-size:14px; margin-bottom:8px; }
 .charts { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr)); gap:16px; }
@@ -85,14 +85,15 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
 .recalls { display:grid; grid-template-columns:repeat(auto-fit,minmax(136px,1fr)); gap:16px; }
 .recall .plot { grid-template-columns:32px 1fr; height:190px; } .recall .plot svg { height:190px; }
 .recall .xlabels { margin-left:32px; }
-.maps { display:grid; gap:22px 20px; } .pairs { grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr)); }
-.singles { grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); } .maps figure { margin:0; min-width:0; }
+.maps { display:grid; gap:22px 20px; } .pairs { grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr)); }
+.singles { grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr)); }
+.maps figure { margin:0; min-width:0; }
 .maps figcaption { margin-bottom:6px; color:var(--ink); } .maps figcaption span { color:var(--faint); }
 .pairs figure div { display:grid; grid-template-columns:1fr 1fr; gap:6px; }
 .maps svg { width:100%; aspect-ratio:4/3; display:block; background:var(--card); border:1px solid var(--line);
   border-radius:8px; }
-.all,.some { fill:none; stroke:var(--dim); stroke-width:2.5; stroke-linecap:round; vector-effect:non-scaling-stroke; }
-.some { stroke:var(--trained); stroke-width:3; }
+.all,.some { fill:none; stroke:var(--dim); stroke-width:2; stroke-linecap:round; vector-effect:non-scaling-stroke; }
+.some { stroke:var(--trained); stroke-width:2.5; }
 .untrained .some { stroke:var(--untrained); }
 #settings th { width:38%; font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
 #settings td { font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }

@@ -130,7 +130,7 @@ def test_figures_of_both_encoders_are_shown(page: Page, evaluated: Path) -> None
 
 
 def test_labels_go_from_common_to_rare(page: Page, tiny: Dataset) -> None:
-    counts = [int(n) for n in re.findall(r"(\d+) in archive", " ".join(page.text))]
+    counts = [int(n) for n in re.findall(r"([\d]+) in archive", " ".join(page.text))]
     assert counts == sorted(tiny.label_counts("train").tolist(), reverse=True)
 
 
@@ -280,8 +280,11 @@ def test_labels_worth_a_map() -> None:
     carried = np.zeros((400, 9), dtype=bool)
     for label, num in enumerate((3, 4, 200, 0, 90, 50, 40, 300, 10)):
         carried[:num, label] = True
-    assert pictures.shown_labels(carried) == [1, 8, 6, 4, 2, 7]  # 3 of 400 are too few
-    assert pictures.shown_labels(carried[:, 3:5]) == [1]
+    assert pictures.shown_labels(carried) == [1, 8, 6, 5, 4, 2]  # 3 of 400 are too few, 300 too many
+    carried[:201, 2] = True
+    assert pictures.shown_labels(carried) == [1, 8, 6, 5, 4, 2]  # one of most images, where others are too few
+    assert pictures.shown_labels(carried[:, [7, 2, 4, 5, 0]]) == [3, 2, 1, 0]
+    assert pictures.shown_labels(carried[:, 3:4]) == []
 
 
 def test_two_sets_are_told_apart(tiny: Dataset, tmp_path: Path) -> None:
