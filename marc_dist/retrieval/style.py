@@ -41,7 +41,7 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .labels th { width:30%; } .labels td { padding-right:0; vertical-align:middle; }
 .labels td.num { width:142px; font-size:14px; white-space:nowrap; }
 .unseen { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%); }
-.legend { display:flex; flex-wrap:wrap; gap:2px 18px; font-size:14px; color:var(--faint); margin-bottom:6px; }
+.legend { display:flex; flex-wrap:wrap; gap:2px 18px; font-size:14px; color:var(--faint); margin-bottom:10px; }
 .legend li::before { content:""; display:inline-block; width:12px; height:12px; border-radius:3px; margin-right:7px;
   background:var(--trained); vertical-align:-1px; } .legend .untrained::before { background:var(--untrained); }
 .legend .random::before { height:0; width:18px; border-radius:0; border-top:2px dashed var(--faint); background:none;
@@ -93,7 +93,7 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
 .maps svg { width:100%; aspect-ratio:4/3; display:block; background:var(--card); border:1px solid var(--line);
   border-radius:8px; }
 .all,.some { fill:none; stroke:var(--dim); stroke-width:2; stroke-linecap:round; vector-effect:non-scaling-stroke; }
-.some { stroke:var(--trained); stroke-width:2.5; }
+.some { stroke:var(--trained); stroke-width:3; }
 .untrained .some { stroke:var(--untrained); }
 #settings th { width:38%; font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
 #settings td { font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
