@@ -138,6 +138,7 @@ def test_better_is_told_by_the_metric(made: Any) -> None:
     assert dataclasses.replace(rows["ANMRR"], between=(0.1, 0.2)).verdict == "worse"
     assert dataclasses.replace(rows["mAP"], between=(-0.2, -0.1)).verdict == "worse"
     assert dataclasses.replace(rows["mAP"], between=(-0.2, 0.1)).verdict == ""
+    assert dataclasses.replace(rows["mAP"], between=(0.2, 0.2)).verdict == ""  # of one query
 
 
 def test_the_terminal_tells_intervals_and_stars(made: Any) -> None:
