@@ -95,7 +95,7 @@ def bar(value: float | None, name: str, what: str, ends: Sequence[float] | None 
         ends: of its interval, drawn as a thin line.
     """
     if value is None:
-        return f'<div class="bar {esc(name)}"><i style="width:0"></i><span>no images</span></div>'
+        return '<div class="bar absent">no images</div>'
     told = esc(f"{what}, {name}: {value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
     reach = f'd="M{_per_cent(ends[0])} 5H{_per_cent(ends[1])}"' if ends else ""
     line = f'<path class="halo" {reach}/><path class="whisker" {reach}/>' if reach else ""

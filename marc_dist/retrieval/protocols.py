@@ -162,6 +162,8 @@ def _transfer(asking: Dataset, answering: Dataset, known: tuple[str, ...], confi
     told = (
         f"{len(kept)} images of {config.query_split} of {asking.title} ask, every image of {config.archive_split} of "
         f"{answering.title} may answer; scored over the {len(classes)} labels that encoder, queries and archive know "
-        f"({', '.join(classes)}); {len(rows) - len(kept)} images carry none of them and do not ask"
+        f"({', '.join(classes)})"
     )
+    if len(kept) < len(rows):
+        told += f"; {len(rows) - len(kept)} images carry none of them and do not ask"
     return Protocol(Side(asking, kept, ours), Side(answering, archive, theirs), classes, told)

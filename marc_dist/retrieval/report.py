@@ -148,7 +148,9 @@ def _section(title: str, body: str, lead: str) -> str:
 
 
 def _head(name: str, config: Config | None, summary: dict[str, Any]) -> str:
-    facts = [_titles(summary), f"{summary['backbone']}, {summary['image_size']} px"]
+    queries, archive = summary["queries"]["title"], summary["archive"]["title"]
+    facts = [archive] if queries == archive else [f"queries: {queries}", f"archive: {archive}"]
+    facts += [f"{summary['backbone']}, {summary['image_size']} px"]
     if config is not None:
         facts += [
             f"{config.loss.name} ({config.loss.aggregate}), tau {config.loss.tau:g}",

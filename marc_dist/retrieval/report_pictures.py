@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from marc_dist.config import Config
 from marc_dist.retrieval.charts import dots, esc
 from marc_dist.retrieval.embedding_map import MAP_POINTS
 from marc_dist.retrieval.panel import Galleries, Gallery, Panel, data_uri, score_name, training_views
+from marc_dist.retrieval.protocols import Bool
 from marc_dist.retrieval.report_scores import legend
 
 NUM_VIEWED = 3
 MAP_SIZE, MAP_MARGIN = (1000, 750), 24
-MAP_LABELS = 6
+NUM_MAPS = 6
 LEAST_SHARE = 0.01
 """Of a map's images that a label must be on to have a map of its own."""
 
@@ -103,7 +103,7 @@ def map_sentence(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str
     told = f"All {num:,} images" if num < MAP_POINTS else f"{num:,} images, evenly spaced,"
     return (
         f"{told} of queries and archive, placed by the features of {'each' if len(summary['scores']) > 1 else 'the'} "
-        "encoder (t-SNE): what lies together is found together; distances between groups mean little. "
+        "encoder (t\u2011SNE): what lies together is found together; distances between groups mean little. "
         "Every map shows all of them, and in colour those that carry one label; rare labels first."
     )
 
@@ -118,18 +118,22 @@ def _places(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(x, y) for x, y in placed.tolist()]
 
 
-def shown_labels(carried: NDArray[np.bool_]) -> list[int]:
-    """Up to ``MAP_LABELS`` labels worth a map, the rarest half first, then the most common, each by frequency.
+def shown_labels(carried: Bool, num: int = NUM_MAPS) -> list[int]:
+    """Up to ``num`` labels worth a map, by frequency: half of them the rarest, half the most common.
+
+    Rarer ones than ``LEAST_SHARE`` are passed over; those on most of the images come last, they tell little.
 
     Args:
         carried: (n, L) labels of the map's images.
+        num: of maps.
     """
     counts = carried.sum(axis=0)
-    order = [
-        at for at in np.argsort(counts, kind="stable").tolist() if counts[at] >= max(1.0, LEAST_SHARE * len(carried))
-    ]
-    half = MAP_LABELS // 2
-    return order if len(order) <= MAP_LABELS else [*order[:half], *order[-half:]]
+    least = max(1.0, LEAST_SHARE * len(carried))
+    order = [at for at in np.argsort(counts, kind="stable").tolist() if counts[at] >= least]
+    rare = order[: num // 2]
+    over = 2 * counts - len(carried)
+    common = sorted(order[len(rare) :], key=lambda at: (over[at] > 0, abs(over[at])))
+    return sorted([*rare, *common[: num - len(rare)]], key=order.index)
 
 
 def maps(summary: dict[str, Any], galleries: Galleries, rows: Sequence[dict[str, Any]]) -> str:
@@ -141,16 +145,18 @@ def maps(summary: dict[str, Any], galleries: Galleries, rows: Sequence[dict[str,
     sides = {"query": galleries.queries.labels, "archive": galleries.archive.labels}
     carried = np.stack([sides[row["side"]][row["id"]] for row in first])
     places = {name: _places(some) for name, some in by_encoder.items()}
-    marked = [(galleries.classes[at], carried[:, at]) for at in shown_labels(carried)]
+    marked = []
     if galleries.queries.dataset.fingerprint != galleries.archive.dataset.fingerprint:
         asked = np.array([row["side"] == "query" for row in first])
-        marked.insert(0, (f"all images of {galleries.queries.dataset.title}", asked))
-    figures = [_map_figure(title, chosen, places, drawn=at > 0) for at, (title, chosen) in enumerate(marked)]
+        marked.append((f"all images of {galleries.queries.dataset.title}", asked))
+    chosen = shown_labels(carried, NUM_MAPS - len(marked))
+    marked += [(galleries.classes[at], carried[:, at]) for at in chosen]
+    figures = [_map_figure(title, some, places, drawn=at > 0) for at, (title, some) in enumerate(marked)]
     many = "pairs" if len(places) > 1 else "singles"
     return f'{legend(summary)}<div class="maps {many}">{"".join(figures)}</div>'
 
 
-def _map_figure(title: str, chosen: NDArray[np.bool_], places: dict[str, list[tuple[int, int]]], *, drawn: bool) -> str:
+def _map_figure(title: str, chosen: Bool, places: dict[str, list[tuple[int, int]]], *, drawn: bool) -> str:
     """One label on the map of each encoder; the grey dots are written out once and then pointed at."""
     num = int(chosen.sum())
     out = []
@@ -163,4 +169,4 @@ def _map_figure(title: str, chosen: NDArray[np.bool_], places: dict[str, list[tu
             f'<svg class="{esc(name)}" viewBox="0 0 {MAP_SIZE[0]} {MAP_SIZE[1]}" role="img" aria-label="{told}">'
             f'{grey}<path class="some" d="{some}"/></svg>'
         )
-    return f"<figure><figcaption>{esc(title)}<span>{num:,}</span></figcaption><div>{''.join(out)}</div></figure>"
+    return f"<figure><figcaption>{esc(title)}<span>{num:,} images</span></figcaption><div>{''.join(out)}</div></figure>"

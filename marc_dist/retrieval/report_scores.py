@@ -87,6 +87,7 @@ def score_table(summary: dict[str, Any]) -> str:
     )
     if len(names) == 2:
         note += " A difference is coloured where its interval excludes 0."
+    kind = "scores pair" if len(names) == 2 else "scores"
     width = len(names) + 1 + (len(names) == 2)
     groups = "".join(
         f'<tbody><tr><th scope="rowgroup" class="group" colspan="{width}">{esc(group)}</th>'
@@ -98,7 +99,7 @@ def score_table(summary: dict[str, Any]) -> str:
         if groups
         else ""
     )
-    table = f'<table class="scores">{_head(names)}<tbody>{_lines(rows, names)}</tbody></table>'
+    table = f'<table class="{kind}">{_head(names)}<tbody>{_lines(rows, names)}</tbody></table>'
     return f'{table}<p class="note">{esc(note)}</p>{more}'
 
 
@@ -137,12 +138,11 @@ def label_table(summary: dict[str, Any]) -> str:
         bars = "".join(bar(value, name, f"average precision of {row.name}", ends) for name, value, ends in series)
         gain = ""
         if len(names) == 2:
-            told = MISSING if row.difference is None else signed(row.difference, 3)
-            gain = f'<td class="num"><b class="{row.verdict}">{told}</b>{_between(row.between, difference=True)}</td>'
-        lines.append(
-            f'<tr><th scope="row">{esc(row.name)}<small>{label["archive_count"]} in archive, {label["query_count"]} '
-            f"queries, {esc(label['third'])}</small></th><td>{bars}</td>{gain}</tr>"
-        )
+            by = "" if row.difference is None else signed(row.difference, 3)
+            gain = f'<td class="num"><b class="{row.verdict}">{by}</b>{_between(row.between, difference=True)}</td>'
+        asked = f"{label['query_count']:,} {'query' if label['query_count'] == 1 else 'queries'}"
+        told = f"{label['archive_count']:,} in archive, {asked}, {esc(label['third'])}"
+        lines.append(f'<tr><th scope="row">{esc(row.name)}<small>{told}</small></th><td>{bars}</td>{gain}</tr>')
     columns = ["label", "average precision", *(["difference"] if len(names) == 2 else [])]
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     return (

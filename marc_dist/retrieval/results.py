@@ -62,13 +62,16 @@ def _named(scores: dict[str, metrics.Float]) -> dict[str, metrics.Float]:
 def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
     """Bootstrap intervals over queries: of every metric, label and third of the labels, and of trained - untrained.
 
-    A sample in which a label has no query leaves that label out of its third.
+    A label for which one query counts has no interval: all its samples are that query. In its third, a label keeps its
+    mean over all queries where a sample has none for it; else the samples would be means over other labels.
     """
     scores, labels, thirds = {}, {}, {}
     for name, one in tables.items():
         scores[name] = resampled_means(np.stack([*_named(one.scores).values()], axis=1))
-        labels[name] = resampled_means(one.label_ap)
-        groups = [metrics.mean_known(labels[name][:, chosen].T) for chosen in _groups(third).values()]
+        drawn = resampled_means(one.label_ap)
+        filled = np.where(np.isnan(drawn), metrics.mean_known(one.label_ap), drawn)
+        groups = [metrics.mean_known(filled[:, chosen].T) for chosen in _groups(third).values()]
+        labels[name] = np.where((~np.isnan(one.label_ap)).sum(axis=0) > 1, drawn, np.nan)
         thirds[name] = np.stack(groups, axis=1)
     if "untrained" in tables:
         for means in (scores, labels, thirds):

@@ -41,13 +41,14 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .labels th { width:30%; } .labels td { padding-right:0; vertical-align:middle; }
 .labels td.num { width:142px; font-size:14px; white-space:nowrap; }
 .unseen { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%); }
-.legend { display:flex; flex-wrap:wrap; gap:2px 18px; font-size:14px; color:var(--faint); margin-bottom:6px; }
+.legend { display:flex; flex-wrap:wrap; gap:2px 18px; font-size:14px; color:var(--faint); margin-bottom:10px; }
 .legend li::before { content:""; display:inline-block; width:12px; height:12px; border-radius:3px; margin-right:7px;
   background:var(--trained); vertical-align:-1px; } .legend .untrained::before { background:var(--untrained); }
 .legend .random::before { height:0; width:18px; border-radius:0; border-top:2px dashed var(--faint); background:none;
   vertical-align:4px; }
 .bar { display:grid; grid-template-columns:1fr 52px; gap:8px; align-items:center; font-size:13px; line-height:17px;
   font-variant-numeric:tabular-nums; } .bar span { text-align:right; }
+.bar.absent { display:block; color:var(--faint); }
 .bar svg { width:100%; height:11px; display:block; }
 .bar.untrained span { color:var(--faint); } .track { fill:var(--line); opacity:.55; } .fill { fill:var(--trained); }
 .bar.untrained .fill { fill:var(--untrained); }
@@ -66,7 +67,7 @@ th.group { padding-top:22px; font-weight:600; } .note { margin:10px 0 0; font-si
 .chips { display:flex; flex-wrap:wrap; align-content:flex-start; gap:3px; }
 .chips li { font-size:12px; line-height:1.3; padding:1px 6px;
   border-radius:9px; } .same { background:var(--same); color:var(--same-ink); }
-.chips .other { padding-left:0; color:var(--faint); text-decoration:line-through; }
+.chips .other { padding-left:3px; color:var(--faint); text-decoration:line-through; }
 .none { margin:0; font-size:12px; color:var(--faint); }
 details { margin-top:12px; } summary { cursor:pointer; color:var(--faint); font-size:14px; margin-bottom:8px; }
 .charts { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr)); gap:16px; }
@@ -85,13 +86,16 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
 .recalls { display:grid; grid-template-columns:repeat(auto-fit,minmax(136px,1fr)); gap:16px; }
 .recall .plot { grid-template-columns:32px 1fr; height:190px; } .recall .plot svg { height:190px; }
 .recall .xlabels { margin-left:32px; }
-.maps { display:grid; gap:22px 20px; } .pairs { grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr)); }
-.singles { grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); } .maps figure { margin:0; min-width:0; }
-.maps figcaption { margin-bottom:6px; color:var(--ink); } .maps figcaption span { color:var(--faint); }
+.maps { display:grid; gap:22px 20px; align-items:end; }
+.pairs { grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr)); }
+.singles { grid-template-columns:repeat(auto-fill,minmax(300px,1fr)); }
+.maps figure { margin:0; min-width:0; }
+.maps figcaption { margin-bottom:6px; color:var(--ink); } .maps figcaption span { color:var(--faint);
+  white-space:nowrap; padding-left:12px; }
 .pairs figure div { display:grid; grid-template-columns:1fr 1fr; gap:6px; }
 .maps svg { width:100%; aspect-ratio:4/3; display:block; background:var(--card); border:1px solid var(--line);
   border-radius:8px; }
-.all,.some { fill:none; stroke:var(--dim); stroke-width:2.5; stroke-linecap:round; vector-effect:non-scaling-stroke; }
+.all,.some { fill:none; stroke:var(--dim); stroke-width:2; stroke-linecap:round; vector-effect:non-scaling-stroke; }
 .some { stroke:var(--trained); stroke-width:3; }
 .untrained .some { stroke:var(--untrained); }
 #settings th { width:38%; font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13px; }
@@ -105,10 +109,11 @@ figcaption b { color:var(--ink); font-variant-numeric:tabular-nums; }
   .rank { font-size:12px; } .rank span { font-weight:500; }
   .num { padding-left:8px; font-size:14px; } .cards { grid-template-columns:1fr 1fr; } .recalls { gap:10px; }
   .recalls .chart { padding:10px; } .recall .plot { height:120px; } .recall .plot svg { height:120px; }
-  .scores tr { display:grid; grid-template-columns:repeat(3,1fr); }
-  .scores th:first-child { grid-column:1 / -1; border:0; padding:9px 0 0; }
-  .scores thead th:first-child { display:none; }
-  .scores .num { width:auto; text-align:left; padding:3px 0 9px; } .scores td.num small { white-space:normal; }
+  .pair tr { display:grid; grid-template-columns:repeat(3,1fr); }
+  .pair th:first-child { grid-column:1 / -1; border:0; padding:9px 0 0; }
+  .pair thead th:first-child { display:none; }
+  .pair .num { width:auto; text-align:left; padding:3px 0 9px; } .pair td.num small { white-space:normal; }
   .labels th { width:36%; } .labels td.num { width:74px; } .labels td.num small { display:none; }
-  .bar { grid-template-columns:1fr 40px; gap:6px; } }
+  .bar { grid-template-columns:1fr 40px; gap:6px; } .singles { grid-template-columns:1fr 1fr; gap:16px 10px; }
+  .card { padding:12px; } .card strong { font-size:26px; } }
 """

@@ -43,8 +43,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` where the interval of the difference excludes 0, else empty."""
-        if self.between is None or self.between[0] <= 0.0 <= self.between[1]:
+        """``better`` or ``worse`` where the interval of the difference excludes 0, else empty.
+
+        An interval without width comes from too few queries to draw from, and says nothing.
+        """
+        if self.between is None or self.between[0] <= 0.0 <= self.between[1] or self.between[0] == self.between[1]:
             return ""
         return "better" if (self.between[0] > 0.0) != self.lower else "worse"
 

@@ -60,11 +60,27 @@ def test_intervals_are_those_of_the_queries(made: Any) -> None:
         low, high = told["scores"][name]["mAP"]
         assert low < summary["scores"][name]["mAP"] < high
         for row, pair in zip(summary["per_label"], told["per_label"][name], strict=True):
-            assert (pair is None) == (row["ap"][name] is None)
+            column = tables[name].label_ap[:, summary["per_label"].index(row)]
+            assert (pair is None) == ((~np.isnan(column)).sum() < 2)
             assert pair is None or pair[0] <= row["ap"][name] <= pair[1]
         for third, pair in told["thirds"][name].items():
             assert pair[0] <= summary["thirds"][name][third]["mAP"] <= pair[1]
     assert (told["draws"], told["level"]) == (1000, 0.95)
+
+
+def test_thirds_are_of_the_same_labels_in_every_draw(made: Any) -> None:
+    """One label of four has a single query, which a third of all draws miss, and an AP far from the others'."""
+    config, protocol, tables = made
+    found = tables["trained"]
+    label_ap = np.full_like(found.label_ap, 0.9)
+    label_ap[:, 0] = np.nan
+    label_ap[2, 0] = 0.1
+    label_ap[:, -1] = np.nan
+    changed = {"trained": dataclasses.replace(found, label_ap=label_ap)}
+    told = results.summarise(config, protocol, INFO, changed)
+    assert told["intervals"]["per_label"]["trained"][0] is None and told["per_label"][0]["ap"]["trained"] == 0.1
+    mean = told["thirds"]["trained"]["all"]["mAP"]
+    assert mean == pytest.approx(0.7) and told["intervals"]["thirds"]["trained"]["all"] == pytest.approx([mean, mean])
 
 
 def test_queries_that_are_left_out_are_counted(made: Any) -> None:
@@ -122,6 +138,7 @@ def test_better_is_told_by_the_metric(made: Any) -> None:
     assert dataclasses.replace(rows["ANMRR"], between=(0.1, 0.2)).verdict == "worse"
     assert dataclasses.replace(rows["mAP"], between=(-0.2, -0.1)).verdict == "worse"
     assert dataclasses.replace(rows["mAP"], between=(-0.2, 0.1)).verdict == ""
+    assert dataclasses.replace(rows["mAP"], between=(0.2, 0.2)).verdict == ""  # of one query
 
 
 def test_the_terminal_tells_intervals_and_stars(made: Any) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from marc_dist.retrieval.evaluate import evaluate
+from marc_dist.retrieval.report import write_report
+from tests.retrieval.runs import make_run, pack_tiny
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
@@ -69,6 +73,18 @@ def test_report_fits_and_is_quiet(evaluated: Path, tmp_path: Path, width: int) -
     assert "CONSOLE" not in log
     assert seen["small"] == 0
     assert seen["title"] == "tiny<run>: retrieval report"
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_everything_at_once_fits_too(tmp_path: Path, width: int) -> None:
+    """Two data sets, all metrics unfolded, long and unbroken names."""
+    classes = ("green" * 12, "D" * 60, "land of many words " * 4, "a", "never")
+    asking = pack_tiny(tmp_path / "data", classes=classes, title="T" * 90)
+    other = pack_tiny(tmp_path / "other", 24, 3, classes, "other " * 12)
+    config = make_run(tmp_path / "run", asking, eval__archive_dir=str(other.root), eval__extra=True)
+    evaluate(config, tmp_path / "run", lambda line: None)
+    seen, log = look(write_report(config, tmp_path / "run"), width, tmp_path)
+    assert seen["scroll"] <= seen["width"] and seen["wide"] == [] and seen["small"] == 0 and "CONSOLE" not in log
 
 
 def test_the_probe_sees_faults(tmp_path: Path) -> None:
