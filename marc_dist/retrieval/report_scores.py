@@ -95,7 +95,7 @@ def score_table(summary: dict[str, Any]) -> str:
         for group, some in further_rows(summary).items()
     )
     more = (
-        f'<details><summary>all further metrics</summary><table class="scores">{_head(names)}{groups}</table></details>'
+        f'<details><summary>all further metrics</summary><table class="{kind}">{_head(names)}{groups}</table></details>'
         if groups
         else ""
     )
