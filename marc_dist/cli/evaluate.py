@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from marc_dist.config import Config
 
 EPILOG = """\
-RUN/eval then holds metrics.json, per_label.csv, per_query.parquet and panel.png; RUN/report.html shows it all.
+RUN/eval then holds metrics.json, per_label.csv, per_query.parquet, map.parquet and panel.png; RUN/report.html shows it
+all. Vectors are kept in RUN/embeddings: another evaluation of the same encoder embeds nothing.
 Definitions of the metrics: docs/metrics.md.
 
 examples:

@@ -217,5 +217,5 @@ def rank_and_score(
         if archive is not None:
             own = protocol.self_positions(own_ids[block])
             ranking = _continued(ranking, full_ranking(index.space(queries[block]), archive, own))
-        blocks.append(scoring.block(start, ranking, scores[block]))
+        blocks.append(scoring.block(start, ranking, None if spec.kind == "binary" else scores[block]))
     return gathered(blocks), found
