@@ -73,7 +73,7 @@ def _check_data(config: Config) -> None:
     from marc_dist.data.dataset import open_dataset
 
     here = config.data.reader == "indexed"
-    open_dataset(config.data.dir, shards=here).rows(config.data.train_split)
+    open_dataset(config.data.dir, shards=here).train_rows(config.data)
 
 
 def _job_dir(what: str, config: Config) -> Path:
