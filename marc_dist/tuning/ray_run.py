@@ -109,6 +109,10 @@ class _Bridge:
         self.cooling: list[tuple[float, Run]] = []
         self.error: Exception | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its hooks into a folder that nobody reads; nothing of ours goes there."""
+        return type(None), ()
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
         """The configuration of a new trial of Tune's, None for not now, "FINISHED"."""
         try:

@@ -147,5 +147,6 @@ def quiet_environment() -> None:
         "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
     }.items():
         os.environ[name] = value
