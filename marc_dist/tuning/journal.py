@@ -42,7 +42,7 @@ class Plan(Section):
     epochs: int = Field(ge=1, description="of a whole trial")
     whole_epochs: int = Field(ge=1, description="of the training that best.yaml describes")
     grace: int | None = Field(None, ge=1, description="epochs before a trial may stop early; null = none does")
-    eta: float = Field(3.0, gt=1.0, le=100.0, description="one in eta goes on at each rung")
+    eta: float = Field(4.0, gt=1.0, le=100.0, description="one in eta goes on at each rung")
     ahead: int = Field(ge=1, description="setting n is chosen from the results of settings 0 to n - ahead")
     retries: int = Field(2, ge=0, le=1000, description="further starts of a trial that fails")
 
