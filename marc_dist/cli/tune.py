@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDR", help="a Ray cluster: auto, or HOST:PORT (default: Ray on this machine)"
     )
     where.add_argument(
-        "--connect-timeout", type=float, default=30.0, metavar="S", help="longest wait for it, seconds (30)"
+        "--connect-timeout", type=float, default=20.0, metavar="S", help="longest wait for it, seconds (20)"
     )
     where.add_argument(
         "--concurrent", type=int, metavar="N", help="trials at a time (default: a quarter of --trials, if they fit)"

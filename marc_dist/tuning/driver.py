@@ -19,7 +19,7 @@ TRIALS = 16
 GRACE_SHARE = 27
 """A trial runs at least 1/27 of its epochs, one at least."""
 ETA = 4.0
-"""As in Ray Tune. With 3, TPE's ever better suggestions pass the rungs so often that more than half of all epochs run."""
+"""As in Ray Tune. With 3, TPE's ever better suggestions pass so often that more than half of all epochs run."""
 
 
 def check_objectives(names: tuple[str, ...]) -> None:

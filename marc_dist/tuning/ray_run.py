@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,12 @@ def ray_cluster(address: str | None, timeout_s: float) -> Iterator[Any]:
     """
     quiet_environment()
     if address is not None:
-        with connected(address, timeout_s) as found:
+        with ExitStack() as stack:
+            try:
+                found = stack.enter_context(connected(address, timeout_s))
+            except LaunchError as error:  # in the words of this command
+                text = str(error).replace("cluster.address=", "--address ")
+                raise LaunchError(text.replace("cluster.connect_timeout_s", "--connect-timeout")) from None
             yield found
         return
     with _own_ray() as found:

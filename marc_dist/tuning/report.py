@@ -52,7 +52,7 @@ def _html(search: Search, drawn: dict[str, bytes]) -> str:
         f"{len(search.points)} of {search.num_settings} settings, {len(runs)} trials",
         f"{plan.epochs} epochs a trial, {search.epochs_used:g} epochs in all",
         early,
-        f"scored on {float(plan.base['data.validation_share']):.0%} of {plan.base['data.train_split']}; no trial sees it",
+        f"scored on {float(plan.base['data.validation_share']):.0%} of {plan.base['data.train_split']}, kept aside",
     ]
     listed = "".join(f"<li>{esc(fact)}</li>" for fact in facts)
     pictures = "".join(

@@ -143,7 +143,7 @@ def test_nested_sections_are_the_same_as_dotted_keys() -> None:
         ({"parameters": {"loss.tua": {"uniform": [0, 1]}}}, r"mine: loss.tua: unknown key; did you mean loss.tau\?"),
         ({"parameters": {"loss.tau": {"uniform": [0.5, 0.1]}}}, r"loss.tau: uniform: empty range \[0.5, 0.1\]"),
         ({"parameters": {"loss.tau": {"uniform": [0.1, 0.1]}}}, r"empty range \[0.1, 0.1\]; expected low < high"),
-        ({"parameters": {"optim.lr": {"loguniform": [0, 0.1]}}}, r"cannot contain 0, got \[0, 0.1\]; .* or use uniform"),
+        ({"parameters": {"optim.lr": {"loguniform": [0, 0.1]}}}, r"cannot contain 0, got \[0, 0.1\]; .*use uniform"),
         ({"parameters": {"optim.lr": {"loguniform": [-1, 1]}}}, r"cannot contain 0, got \[-1, 1\]"),
         ({"parameters": {"loss.tau": {"uniform": [0.1, 20]}}}, r"loss.tau: expected less than or equal to 10, got 20"),
         ({"parameters": {"loss.tau": {"uniform": [0.1, float("nan")]}}}, r"expected \[low, high\], two numbers"),
