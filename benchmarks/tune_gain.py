@@ -132,9 +132,8 @@ def told(name: str, figures: dict[str, Any]) -> bool:
         one = figures["test"][metric]
         low, high = one["gain"]["low"], one["gain"]["high"]
         ends = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
-        print(
-            f"  test {metric:8} default {one['default']:.4f}  tuned {one['tuned']:.4f}  gain {one['gain']['mean']:+.4f}{ends}"
-        )
+        both = f"default {one['default']:.4f}  tuned {one['tuned']:.4f}"
+        print(f"  test {metric:8} {both}  gain {one['gain']['mean']:+.4f}{ends}")
     word = "beats" if gain["mean"] > 0 else "does NOT beat"
     print(f"  the tuned setting {word} the default on the test split: mAP {after:.4f} against {before:.4f}")
     used = common.verdict("epochs used, of all trials in full", 100 * figures["share_of_all_in_full"], 50, " %")

@@ -89,6 +89,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def folder_of(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder of the search that these words of a command line mean, and the words that begin it or go on with it.
+
+    Everything is checked that needs no Ray; nothing is written.
+
+    Raises:
+        ConfigError: a fault in the words, or options that a cluster job decides.
+    """
+    from marc_dist.config import ConfigError, user_path
+
+    options = _parser().parse_intermixed_args(words)
+    if options.address or options.executor != "ray" or options.report or options.show:
+        raise ConfigError("tune: --address, --executor, --report and --print are marc-tune's own; leave them away here")
+    _check_numbers(options)
+    if options.resume and not options.arguments:
+        from marc_dist.tuning.journal import read_plan
+
+        read_plan(user_path(options.resume))
+        return user_path(options.resume).absolute(), list(words)
+    folder, _, _ = _new(options)
+    more = [] if options.resume is not None else ["--resume", str(folder)]  # a start after the first goes on
+    return folder, [*words, *more]
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
     from marc_dist.config import ConfigError
 

@@ -18,12 +18,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from marc_dist.cluster.job import SEARCH_LINES
 from marc_dist.config import ConfigError, LaunchError
 from marc_dist.config.schema import Section
 from marc_dist.training.runfolder import read_lines, write_atomic
 
 SEARCH = "search.json"
-LINES = "trials.jsonl"
+LINES = SEARCH_LINES
 ROWS = "trials.parquet"
 
 
