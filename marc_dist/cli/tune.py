@@ -185,13 +185,14 @@ def _pack_sample(config: Config) -> None:
             raise DataError(f"{folder}: the built-in sample could not be packed")
 
 
-def _check_data(config: Config) -> None:
+def _check_data(plan: Plan) -> None:
     """Shards, split and validation samples exist; told now, not by every trial."""
+    from marc_dist.config import Config, build
     from marc_dist.data.dataset import open_dataset
+    from marc_dist.tuning.validate import check_groups
 
-    dataset = open_dataset(config.data.dir)
-    dataset.train_rows(config.data)
-    dataset.validation_rows(config.data)
+    data = build(Config, plan.base).data
+    check_groups(open_dataset(data.dir), data, plan.objectives)
 
 
 def _size(options: argparse.Namespace, device: str, have_gpus: float) -> Size:
@@ -303,12 +304,11 @@ def _search(options: argparse.Namespace, folder: Path, plan: Plan, device: str, 
     """Run the trials that are left; the exit code."""
     from rich.console import Console
 
-    from marc_dist.config import Config, build
     from marc_dist.tuning.board import Board, print_end
     from marc_dist.tuning.driver import Recorder, ahead_of, begin, open_search, require_folder
     from marc_dist.tuning.journal import SEARCH, Journal, alone
 
-    _check_data(build(Config, plan.base))
+    _check_data(plan)
     if not known and (folder / SEARCH).is_file():  # told before Ray starts
         plan = begin(folder, plan, resume=options.resume is not None)
         known = True

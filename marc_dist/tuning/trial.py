@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from marc_dist.cluster.failure import read_end, verdict
-from marc_dist.config import Config, ConfigError, build, dump_yaml
+from marc_dist.config import Config, ConfigError, dump_yaml, flatten, user_path
 from marc_dist.training.log import VALIDATION
 from marc_dist.training.runfolder import prepare, read_lines, write_atomic
 from marc_dist.tuning.journal import Plan
@@ -74,8 +74,6 @@ def base_settings(config: Config, epochs: int) -> dict[str, Any]:
     Raises:
         ConfigError: a setting that no search can follow.
     """
-    from marc_dist.config import flatten
-
     if config.train.max_steps is not None:
         raise ConfigError("train.max_steps: a search counts in epochs; use --epochs instead")
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
@@ -83,6 +81,9 @@ def base_settings(config: Config, epochs: int) -> dict[str, Any]:
         flat["data.validation_share"] = SHARE
     if config.train.keep_checkpoints == type(config.train).model_fields["keep_checkpoints"].default:
         flat["train.keep_checkpoints"] = 1
+    for key in ("data.dir", "data.cache_dir", "model.weights"):  # a search may go on from another folder
+        if flat[key] is not None:
+            flat[key] = str(user_path(str(flat[key])).absolute())
     flat["train.epochs"] = epochs
     return flat
 
@@ -116,10 +117,3 @@ def write_best(search: Search, folder: Path) -> Path | None:
     path = folder / BEST
     write_atomic(path, dump_yaml(config, comments=True).encode())
     return path
-
-
-def read_best(folder: Path) -> Config:
-    """What ``best.yaml`` says."""
-    from marc_dist.config import load_yaml
-
-    return build(Config, load_yaml(folder / BEST), place=f"{folder / BEST}: ")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist.config import Config
+from marc_dist.config import Config, ConfigError, DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,26 @@ METRICS = {
 """What a training reports of its validation samples; higher is better in all of them. Definitions: docs/metrics.md."""
 BLOCK = 64  # queries ranked at a time
 Ids = NDArray[np.int64]
+
+
+def check_groups(dataset: Dataset, data: DataConfig, objectives: Sequence[str]) -> None:
+    """Refuse an objective that no validation sample of this data could have a value for.
+
+    Raises:
+        ConfigError: names the objective and the share.
+    """
+    from marc_dist.retrieval import metrics
+
+    queries, archive = dataset.validation_rows(data), dataset.train_rows(data)
+    counts = dataset.label_counts(archive)
+    known, third = dataset.labels[queries].any(axis=0) & (counts > 0), metrics.label_thirds(counts)
+    groups = {f"{name}_mAP": third == at for at, name in enumerate(metrics.THIRDS)}
+    for name in objectives:
+        if name in groups and not (known & groups[name]).any():
+            raise ConfigError(
+                f"objective {name}: none of the {len(queries)} validation samples of {dataset.root} has such a label; "
+                f"raise data.validation_share={data.validation_share:g}, or choose another objective"
+            )
 
 
 def validate(encoder: Encoder, dataset: Dataset, config: Config, tick: Callable[[], None]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_a_search_on_two_nodes(tiny_dir: Path, tmp_path: Path) -> None:
         (only,) = attempts(folder)
         assert (only.code, only.error) == (0, None), _logs(folder)
         assert newest_step(folder) == len(events(folder))
+        status = [sys.executable, "-m", "marc_dist.cli.jobs", "status", "--json", str(folder)]
+        told = json.loads(subprocess.run(status, env=cluster.env, capture_output=True, check=True).stdout)
+        assert (told["kind"], told["what"], told["state"]) == ("slurm", "tune", "done")
     found = open_search(folder, Journal(folder))
     assert found.over and len(found.runs) == 3 and (folder / "best.yaml").is_file()
     assert (folder / "logs/ray-1.log").is_file()  # the second node took part

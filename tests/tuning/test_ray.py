@@ -150,3 +150,29 @@ def test_kills_of_every_kind(cluster: RayCluster, tiny_dir: Path, tmp_path: Path
     )
     assert driver.wait(timeout=300) == 0, _told(other)
     assert story(_read(other)) == story(found)
+
+
+def test_ranks_on_two_nodes_score_as_one_process(cluster: RayCluster, tiny_dir: Path, tmp_path: Path) -> None:
+    """A trial of two ranks, each with all cores of a node; a rank's actor is killed on the way."""
+    run = run_file(tmp_path, tiny_dir, **{"train.epochs": 6, "train.precision": "float64"})
+    alone, folder = tmp_path / "alone", tmp_path / "spread"
+    words = ["smoke", str(run), "--trials", "1", "--no-early-stop"]
+    driver = _start(alone, *words, "--executor", "local", "--out", str(alone))
+    assert driver.wait(timeout=120) == 0, _told(alone)
+    size = ["--procs-per-trial", "2", "--cpus-per-proc", "2"]
+    driver = _start(folder, *words, *size, "--address", cluster.address, "--out", str(folder))
+    try:
+        assert _soon(lambda: _rows(folder) >= 1), _told(folder)
+        os.kill(pids_that_name("ray::Rank")[0], signal.SIGKILL)
+        assert driver.wait(timeout=120) == 0, _told(folder)
+    finally:
+        driver.kill()
+        driver.wait()
+    (one,), (two,) = _read(alone).runs.values(), _read(folder).runs.values()
+    assert (two.state, two.faults, two.starts) == ("done", 1, 2)
+    assert one.rows.keys() == two.rows.keys()
+    for epoch, row in one.rows.items():
+        assert two.rows[epoch]["mAP"] == pytest.approx(row["mAP"], abs=1e-9)
+        assert two.rows[epoch]["label_mAP"] == pytest.approx(row["label_mAP"], abs=1e-9)
+    assert len(list((folder / "trials/0000/logs").glob("rank-*.log"))) == 2
+    assert _soon(lambda: not _trials(folder), 10)
