@@ -22,6 +22,7 @@ LEVELS = {
     "training": 3,
     "retrieval": 4,
     "cluster": 5,
+    "tuning": 6,
     "cli": 7,
 }
 PURE = {
@@ -40,8 +41,9 @@ OWNERS = {
     "webdataset": ("data/stream.py",),
     "submitit": ("cluster/slurm.py", "cluster/local.py"),
     "ray": ("cluster/ray.py", "cluster/ray_supervisor.py", "tuning/"),
+    "optuna": ("tuning/",),
 }
-TORCH_FREE = ("cli", "config", "cluster", "place")
+TORCH_FREE = ("cli", "config", "cluster", "place", "tuning")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -122,11 +124,11 @@ def test_pure_rooms_import_only_mathematics(rule: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in MODULES if place(path).startswith(TORCH_FREE)], ids=place)
 def test_login_nodes_import_no_torch_by_name(path: Path) -> None:
-    heavy = {"torch", "torchvision", "timm", "faiss", "ray", "submitit", "matplotlib", "webdataset"}
+    heavy = {"torch", "torchvision", "timm", "faiss", "ray", "submitit", "matplotlib", "webdataset", "optuna"}
     assert not heavy & {name.split(".")[0] for name in imports(path, top_level_only=True)}
 
 
-@pytest.mark.parametrize("command", ["shard", "train", "launch", "evaluate", "jobs"])
+@pytest.mark.parametrize("command", ["shard", "train", "launch", "evaluate", "jobs", "tune"])
 def test_commands_answer_help_without_torch(command: str) -> None:
     code = f"""
 import sys
@@ -135,7 +137,7 @@ try:
     main(["--help"])
 except SystemExit as stop:
     assert stop.code in (0, None), stop.code
-heavy = {{"torch", "faiss", "ray", "timm", "submitit", "matplotlib", "scipy", "pyarrow"}} & set(sys.modules)
+heavy = {{"torch", "faiss", "ray", "timm", "submitit", "matplotlib", "scipy", "pyarrow", "optuna"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""``marc-launch``: start a training or evaluation where a preset says: this machine, Slurm or Ray."""
+"""``marc-launch``: start a training, an evaluation or a search where a preset says: this machine, Slurm or Ray."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ examples:
   marc-launch --nodes 4 slurm cluster.partition=gpu cluster.gpus_per_node=8 cluster.time_min=120 run.yaml
   marc-launch --nodes 4 --dry-run slurm run.yaml          the batch script, without Slurm
   marc-launch --nodes 4 --check slurm run.yaml            are all nodes well? no training
+  marc-launch --nodes 4 slurm tune macl run.yaml --trials 64   a search on Ray inside the job; then marc-tune's words
   marc-launch --nodes 2 --follow ./mine.yaml run.yaml     show rank 0's log; Ctrl-C leaves the job alone
 
 Slurm and Ray: the command returns with the job's id; it saves, stops and starts again by itself. marc-jobs shows it.
@@ -40,13 +41,15 @@ files, 1 a failure.
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="marc-launch",
-        usage="marc-launch [--nodes N] [--procs-per-node N] PRESET [train|eval] [RUN_DIR|run.yaml] [key=value ...]",
+        usage="marc-launch [--nodes N] [--procs-per-node N] PRESET [train|eval|tune] [RUN_DIR|run.yaml] [key=value]",
         description="Start a run on all processes of a launcher preset.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", metavar="PRESET", help="launchers/PRESET.yaml, or a file")
-    parser.add_argument("arguments", nargs="*", metavar="...", help="train (unless said) or eval, then its arguments")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="...", help="train (unless said), eval or tune, then its arguments"
+    )
     parser.add_argument("--nodes", type=int, help="machines (default: the preset's, 1)")
     parser.add_argument("--procs-per-node", type=int, help="processes on each (default: one per GPU, or one)")
     parser.add_argument("--print", action="store_true", dest="show", help="print preset and settings, then stop")
@@ -73,7 +76,7 @@ def _check_data(config: Config) -> None:
     from marc_dist.data.dataset import open_dataset
 
     here = config.data.reader == "indexed"
-    open_dataset(config.data.dir, shards=here).rows(config.data.train_split)
+    open_dataset(config.data.dir, shards=here).train_rows(config.data)
 
 
 def _job_dir(what: str, config: Config) -> Path:
@@ -162,6 +165,36 @@ def _dry_run(job: Job, preset: LocalPreset | SlurmPreset | RayPreset, job_dir: P
     sys.stdout.write("# --- the run's settings\n" + dump_yaml(config))
 
 
+def _tune(options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Queue a search: one task a node, which brings up Ray there; see ``marc_dist.tuning.allocation``."""
+    from marc_dist.cli.tune import folder_of
+    from marc_dist.cluster.job import new_job
+    from marc_dist.cluster.preset import PREFIX, SlurmPreset, load_preset
+    from marc_dist.config import LaunchError
+
+    _check_size(options)
+    cluster = [word for word in words if word.startswith(PREFIX)]
+    words = [word for word in words if not word.startswith(PREFIX)]
+    preset = load_preset(options.preset, cluster, nodes=options.nodes, procs_per_node=options.procs_per_node)
+    if not isinstance(preset, SlurmPreset):
+        where = "marc-tune itself" if preset.kind == "local" else "marc-tune --address HOST:PORT"
+        raise LaunchError(f"tune: expected a slurm preset, got kind {preset.kind}; use {where}")
+    if preset.container.runtime != "none" or preset.array.seeds or preset.array.overrides:
+        raise LaunchError("tune: runs without containers and arrays; leave cluster.container and cluster.array away")
+    folder, words = folder_of(words)
+    cpus = (preset.cpus_per_proc or 1) * preset.num_procs
+    preset = preset.model_copy(update={"procs_per_node": 1, "cpus_per_proc": cpus, "preflight": False})
+    arguments = ["-m", "marc_dist.tuning.allocation", str(folder), *words]
+    values = {"nodes": preset.nodes, "procs_per_node": 1, "preset": preset.model_dump(mode="json")}
+    job = new_job(preset.kind, arguments, what="tune", **values)
+    if options.show or options.dry_run:
+        from marc_dist.cluster.slurm import render
+
+        print(render(job, preset, folder))
+        return 0
+    return _hand_over(job, folder, options)
+
+
 def _body(options: argparse.Namespace) -> int:
     from marc_dist.cli.common import run_config
     from marc_dist.cluster.preset import PREFIX, LocalPreset, SlurmPreset, load_preset
@@ -246,10 +279,18 @@ def _hand_over(job: Job, job_dir: Path, options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code. ``--help`` is answered before anything of ours is imported."""
-    options = _parser().parse_intermixed_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    words: list[str] | None = None
+    if "tune" in given and not {"train", "eval"} & set(given[: given.index("tune")]):
+        at = given.index("tune")
+        given, words = given[:at], given[at + 1 :]  # what follows is for marc-tune, options and all
+    options = _parser().parse_intermixed_args(given)
     from marc_dist.cli.common import run_command
 
-    return run_command("marc-launch", lambda _: _body(options), argv)
+    def body(_: Sequence[str]) -> int:
+        return _body(options) if words is None else _tune(options, words)
+
+    return run_command("marc-launch", body, argv)
 
 
 if __name__ == "__main__":

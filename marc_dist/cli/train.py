@@ -16,6 +16,7 @@ from marc_dist.training.watchdog import EXIT_HUNG
 if TYPE_CHECKING:
     from marc_dist.config import Config
     from marc_dist.training.profile import Profile
+    from marc_dist.training.trainer import Validate
 
 EPILOG = """\
 A run goes on by itself from its newest checkpoint: start the same command again, on any number of processes.
@@ -75,7 +76,7 @@ def _body(options: argparse.Namespace) -> int:
         from marc_dist.training.trainer import run_rank  # torch; after the handlers, so that no signal is lost
 
         try:
-            result = run_rank(config, stop=stop, give_up=_give_up)
+            result = run_rank(config, stop=stop, give_up=_give_up, validate=_validate(config))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise LaunchError(
@@ -84,6 +85,15 @@ def _body(options: argparse.Namespace) -> int:
             # what people cause comes as ours; this one needs its traceback
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return EXIT_REQUEUE if result.interrupted else 0
+
+
+def _validate(config: Config) -> Validate | None:
+    """What scores the validation samples, if some are kept from training."""
+    if not config.data.validation_share:
+        return None
+    from marc_dist.tuning.validate import validate
+
+    return validate
 
 
 def _check(config: Config) -> int:

@@ -25,6 +25,8 @@ from marc_dist.training.watchdog import EXIT_HUNG
 
 JOB = "job.json"
 ATTEMPTS = "attempts.jsonl"
+SEARCH_LINES = "trials.jsonl"
+"""What a search has done, a line an event; see ``tuning/journal.py``."""
 
 Word = Literal["pending", "running", "done", "stopped", "failed", "cancelled", "unknown"]
 OVER = frozenset({"done", "stopped", "failed", "cancelled"})
@@ -141,8 +143,10 @@ class Attempt(NamedTuple):
 
 
 def newest_step(run_dir: Path) -> int:
-    """Global steps in the newest checkpoint, by its name; 0 without one."""
+    """Global steps in the newest checkpoint, by its name; of a search, the lines of its record; 0 without any."""
     steps = [path.stem.rpartition("-")[2] for path in checkpoints(run_dir)]
+    with suppress(OSError):
+        steps.append(str((run_dir / SEARCH_LINES).read_bytes().count(b"\n")))
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 

@@ -126,7 +126,7 @@ def planned_steps(run_dir: Path) -> int | None:
         from marc_dist.data.dataset import open_dataset
         from marc_dist.data.plan import num_steps
 
-        rows = open_dataset(config.data.dir, shards=False).rows(config.data.train_split)
+        rows = open_dataset(config.data.dir, shards=False).train_rows(config.data)
     except (MarcError, OSError):
         return None
     whole = config.train.epochs * num_steps(len(rows), config.train.global_batch)

@@ -61,7 +61,7 @@ def submit(job: Job, preset: RayPreset, run_dir: Path) -> Job:
             lack marc-dist or do not see the folder.
     """
     name = str(run_dir.resolve())
-    with _cluster(preset.address, preset.connect_timeout_s) as ray:
+    with connected(preset.address, preset.connect_timeout_s) as ray:
         _check_size(job, preset, [node for node in ray.nodes() if node["Alive"]])
         address = preset.address
         if not address.startswith("ray://"):
@@ -80,7 +80,7 @@ def state(job: Job, run_dir: Path) -> State:
         return over
     preset = preset_of(job, run_dir)
     try:
-        with _cluster(preset.address, preset.connect_timeout_s) as ray:
+        with connected(preset.address, preset.connect_timeout_s) as ray:
             submitted_at, word, detail = ray.get(_supervisor(ray, job).state.remote(), timeout=ANSWER_S)
     except LaunchError as error:
         return State("unknown", str(error))
@@ -104,7 +104,7 @@ def cancel(job: Job, run_dir: Path) -> None:
     if _over(job, run_dir) is not None:
         return
     preset = preset_of(job, run_dir)
-    with _cluster(preset.address, preset.connect_timeout_s) as ray:
+    with connected(preset.address, preset.connect_timeout_s) as ray:
         deadline = time.monotonic() + preset.stop_grace_s + LEAVE_S + LOST_S
         while time.monotonic() < deadline:
             try:
@@ -132,7 +132,7 @@ def _over(job: Job, run_dir: Path) -> State | None:
 
 
 @contextmanager
-def _cluster(address: str, timeout_s: float) -> Iterator[Any]:
+def connected(address: str, timeout_s: float) -> Iterator[Any]:
     """The module ``ray``, connected; left as it was found.
 
     Raises:

@@ -33,6 +33,10 @@ class DataConfig(Section):
     lanes: int = Field(8, ge=1, le=4096, description="streamed: shards read side by side, over all ranks")
     shuffle: int = Field(1000, ge=1, le=10_000_000, description="streamed: samples of a lane's shuffle buffer")
     train_split: Name = Field("train", description="split to train on")
+    validation_share: float = Field(
+        0.0, ge=0.0, le=0.9, description="share of train_split kept from training, to choose settings by; 0 = none"
+    )
+    validation_seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the draw of these samples, by their keys")
     image_size: int = Field(224, ge=16, le=4096, description="side of the square given to the encoder, pixels")
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
     num_workers: int = Field(2, ge=0, le=256, description="loader processes per rank; 0 loads in the main process")
@@ -264,6 +268,9 @@ class TrainConfig(Section):
     timeout_s: float = Field(
         600.0, ge=2.0, le=86400.0, description="longest wait for another rank, seconds; then the late one is named"
     )
+    validate_every: int = Field(
+        1, ge=1, description="epochs between scores of the validation samples, if there are any"
+    )
     max_nonfinite: int = Field(10, ge=1, description="consecutive skipped steps (non-finite loss) before the run stops")
 
 
@@ -318,6 +325,10 @@ class Config(Section):
         if self.data.sampler == "uniform":
             names: tuple[str, ...] = ("repeat_threshold", "repeat_max")
             keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
+        if not self.data.validation_share:
+            keys += ["data.validation_seed"] if self.data.validation_seed != fields["validation_seed"].default else []
+            every = type(self.train).model_fields["validate_every"].default
+            keys += ["train.validate_every"] if self.train.validate_every != every else []
         names = ("urls", "lanes", "shuffle") if self.data.reader == "indexed" else ("cache", "cache_dir")
         keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
         return keys
@@ -327,6 +338,11 @@ class Config(Section):
         if self.data.reader == "streamed" and self.data.sampler != "uniform":
             raise ValueError(
                 "data.sampler=label_aware chooses samples, but data.reader=streamed takes them as they come"
+            )
+        if self.data.reader == "streamed" and self.data.validation_share:
+            raise ValueError(
+                "data.validation_share keeps samples from training, but data.reader=streamed takes them as they come; "
+                "use data.reader=indexed"
             )
         if self.loss.name == "ntxent" and self.data.num_views < 2:
             raise ValueError("loss.name=ntxent has other views as positives, but data.num_views is 1; use at least 2")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist.config import DataError, user_path
+from marc_dist.config import DataConfig, DataError, user_path
+from marc_dist.data.plan import held_out
 
 FORMAT = 1
 SCHEMA = {
@@ -63,13 +64,38 @@ class Dataset:
             raise DataError(f"{self.root}: no split named {split!r}; it has {known}")
         return ids
 
-    def label_counts(self, split: str) -> NDArray[np.int64]:
-        """(L,) samples of a split that carry each label."""
-        return np.asarray(self.labels[self.rows(split)].sum(axis=0), dtype=np.int64)
+    def train_rows(self, data: DataConfig) -> NDArray[np.int64]:
+        """Ids of the samples that training visits, ascending: ``train_split`` without its validation samples.
 
-    def cooccurrence(self, split: str) -> NDArray[np.int64]:
-        """(L, L) samples of a split that carry both labels; the diagonal holds ``label_counts``."""
-        rows = self.labels[self.rows(split)].astype(np.int64)
+        Raises:
+            DataError: the folder has no such split, or nothing of it is left.
+        """
+        return self._divided(data)[0]
+
+    def validation_rows(self, data: DataConfig) -> NDArray[np.int64]:
+        """Ids of the samples of ``train_split`` that are kept from training, ascending; none if no share is."""
+        return self._divided(data)[1]
+
+    def _divided(self, data: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rows = self.rows(data.train_split)
+        if not data.validation_share:
+            return rows, rows[:0]
+        kept = held_out(self.keys[rows].tolist(), data.validation_share, data.validation_seed)
+        if not kept.any() or kept.all():
+            raise DataError(
+                f"{self.root}: split {data.train_split!r} has {len(rows)} samples, too few for "
+                f"data.validation_share={data.validation_share:g}; expected at least one on each side"
+            )
+        return rows[~kept], rows[kept]
+
+    def label_counts(self, split: str | NDArray[np.int64]) -> NDArray[np.int64]:
+        """(L,) samples of a split, or of these ids, that carry each label."""
+        rows = self.rows(split) if isinstance(split, str) else split
+        return np.asarray(self.labels[rows].sum(axis=0), dtype=np.int64)
+
+    def cooccurrence(self, split: str | NDArray[np.int64]) -> NDArray[np.int64]:
+        """(L, L) samples of a split, or of these ids, that carry both labels; the diagonal holds ``label_counts``."""
+        rows = self.labels[self.rows(split) if isinstance(split, str) else split].astype(np.int64)
         return rows.T @ rows
 
     def place(self, sample: int) -> str:

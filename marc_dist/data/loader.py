@@ -57,7 +57,7 @@ class _TrainTasks(Tasks):
     def __init__(
         self, dataset: Dataset, config: Config, rank: int, world: int, tick: Callable[[], None] = lambda: None
     ) -> None:
-        self.rows = dataset.rows(config.data.train_split)
+        self.rows = dataset.train_rows(config.data)
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
         self.cache: DecodedCache | None = None
@@ -69,7 +69,7 @@ class _TrainTasks(Tasks):
     def _open_cache(self, tick: Callable[[], None]) -> None:
         data = self.config.data
         root = cache_root(data.cache_dir)
-        reason = why_not(self.dataset, self.rows, root)
+        reason = why_not(self.dataset, self.dataset.rows(data.train_split), root)
         if reason is not None:
             self.note = f"decoded pictures are not kept, {reason}; every picture is decoded each time"
             return

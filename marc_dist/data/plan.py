@@ -3,11 +3,13 @@
 order(epoch)  = permutation of the split, a function of (seed, epoch, dataset fingerprint)
 global step s = rows s * G to (s + 1) * G of that order; the last step of an epoch may be smaller
 rank r of W   = a contiguous part of the step, sizes differing by at most one, possibly none
+validation    = samples of the split that no epoch visits, a function of (validation seed, keys)
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +55,26 @@ def epoch_order(rows: Ids, *, seed: int, epoch: int, fingerprint: str) -> Ids:
     """
     ids = np.asarray(rows, dtype=np.int64)
     return ids[np.lexsort((ids, keyed(ids, seed, epoch, fingerprint)))]
+
+
+def held_out(keys: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which samples are kept from training, to choose settings by: those whose keys hash lowest.
+
+    Depends on the keys and the seed alone: not on their order, on ids, on numpy, ranks or ``train.seed``.
+
+    Args:
+        keys: (n,) distinct names of the samples.
+        share: of the samples, 0 to 1; ``round(share * n)`` are chosen.
+        seed: other seeds choose others.
+
+    Returns:
+        (n,) True for a chosen sample.
+    """
+    names = list(map(str, keys))
+    order = sorted(range(len(names)), key=lambda at: (hashlib.sha256(f"{seed}:{names[at]}".encode()).digest(), at))
+    chosen = np.zeros(len(names), dtype=bool)
+    chosen[order[: round(share * len(names))]] = True
+    return chosen
 
 
 def num_steps(num_rows: int, global_batch: int) -> int:

@@ -17,6 +17,7 @@ from marc_dist.training.runfolder import truncate_lines
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 BAD = "bad_samples.jsonl"
+VALIDATION = "validation.jsonl"
 
 
 class RunLog:
@@ -39,7 +40,7 @@ class RunLog:
         self._started, self._first_step = time.monotonic(), first_step
         if not speaks:
             return
-        for name in (METRICS, SKIPPED, BAD):
+        for name in (METRICS, SKIPPED, BAD, VALIDATION):
             truncate_lines(run_dir / name, first_step)
         from torch.utils.tensorboard.writer import SummaryWriter
 

@@ -34,6 +34,7 @@ HARMLESS = frozenset(
         "train.log_every",
         "train.max_nonfinite",
         "train.timeout_s",
+        "train.validate_every",
     }
 )
 """Settings that do not change what a run computes; all of ``eval`` belongs to them."""
@@ -134,6 +135,21 @@ def prepare(config: Config) -> Path:
         refuse_changes(plain_settings(load_config(path)), config, str(run_dir))
     write_config(config)
     return run_dir
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``.jsonl`` file, without a torn last line or anything else that is not one; none if missing."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if line.endswith(b"\n") and isinstance(record, dict):
+                found.append(record)
+    return found
 
 
 def truncate_lines(path: Path, step: int) -> None:

@@ -147,9 +147,9 @@ class Setup:
     def _statistics(self) -> LabelStatistics | None:
         if self.config.loss.counts == "batch":
             return None
-        split = self.config.data.train_split
-        counts = torch.from_numpy(self.dataset.label_counts(split)).to(self.device)
-        return LabelStatistics(counts, torch.from_numpy(self.dataset.cooccurrence(split)).to(self.device))
+        rows = self.dataset.train_rows(self.config.data)
+        counts = torch.from_numpy(self.dataset.label_counts(rows)).to(self.device)
+        return LabelStatistics(counts, torch.from_numpy(self.dataset.cooccurrence(rows)).to(self.device))
 
     def _refuse_several_labels(self) -> None:
         """``supcon_single`` wants one label a sample: say so before anything is trained."""

@@ -12,14 +12,16 @@ from typing import TypeVar
 from marc_dist import comm
 from marc_dist.config import Config, DataError, LaunchError, MarcError
 from marc_dist.data.batches import Batch
+from marc_dist.data.dataset import Dataset
 from marc_dist.training.checkpoint import save_checkpoint
 from marc_dist.training.device import resolve_device
 from marc_dist.training.export import save_encoder
 from marc_dist.training.figures import Window, describe
-from marc_dist.training.log import BAD, SKIPPED, RunLog
+from marc_dist.training.log import BAD, SKIPPED, VALIDATION, RunLog
+from marc_dist.training.model import Encoder
 from marc_dist.training.preflight import PREFLIGHT, preflight_of_run
 from marc_dist.training.remarks import remarks
-from marc_dist.training.runfolder import plain_settings, write_config
+from marc_dist.training.runfolder import plain_settings, read_lines, write_config
 from marc_dist.training.schedule import learning_rate
 from marc_dist.training.setup import Setup, agree
 from marc_dist.training.signals import StopFlag
@@ -27,6 +29,9 @@ from marc_dist.training.step import StepResult
 from marc_dist.training.watchdog import Watchdog
 
 T = TypeVar("T")
+Validate = Callable[[Encoder, Dataset, Config, Callable[[], None]], dict[str, float]]
+"""Scores of the validation samples, a collective that gives the same on every rank: (encoder on its device, data,
+settings, what to call now and then) -> figures by name. Retrieval stands above training, so it is handed in."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def run_rank(
     resume: bool = True,
     stop: StopFlag | None = None,
     give_up: Callable[[str], None] | None = None,
+    validate: Validate | None = None,
 ) -> TrainResult:
     """One rank of a run: join the world that the environment describes, train, leave.
 
@@ -67,6 +73,7 @@ def run_rank(
         stop: see ``train``.
         give_up: must end the process; called from another thread, with the reason, when ``train.timeout_s`` have
             passed without progress. Nobody looks on when None.
+        validate: see ``train``.
     """
     here, device, timeout_s = (
         comm.world_from_env(os.environ),
@@ -81,7 +88,7 @@ def run_rank(
     comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
     if os.environ.get(PREFLIGHT) == "1":
         preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
-    result = train(config, resume=resume, stop=stop, watchdog=watchdog)
+    result = train(config, resume=resume, stop=stop, watchdog=watchdog, validate=validate)
     if watchdog is not None:
         watchdog.stop()
     comm.leave()  # not after an error: a rank that fails must not wait for others
@@ -89,7 +96,12 @@ def run_rank(
 
 
 def train(
-    config: Config, *, resume: bool = True, stop: StopFlag | None = None, watchdog: Watchdog | None = None
+    config: Config,
+    *,
+    resume: bool = True,
+    stop: StopFlag | None = None,
+    watchdog: Watchdog | None = None,
+    validate: Validate | None = None,
 ) -> TrainResult:
     """Train in the present process group, from the newest checkpoint of ``train.run_dir`` when there is one.
 
@@ -98,18 +110,23 @@ def train(
         resume: go on from a checkpoint; False refuses a folder that has some.
         stop: looked at once a step; when set on any rank, all ranks save the same step and return.
         watchdog: told where the run is.
+        validate: scores the samples of ``data.validation_share`` every ``train.validate_every`` epochs and at the end,
+            each time before the checkpoint of that step; the figures go into ``validation.jsonl``.
 
     Raises:
         ConfigError: settings that do not fit the machine, or the run so far.
         DataError: shards that cannot be read, or that are not those of the run so far.
         LaunchError: a full disk; too many non-finite steps in a row.
     """
-    return _Run(config, resume, StopFlag() if stop is None else stop, watchdog).go()
+    return _Run(config, resume, StopFlag() if stop is None else stop, watchdog, validate).go()
 
 
 class _Run:
-    def __init__(self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None, validate: Validate | None
+    ) -> None:
         self.config = config
+        self.validate = validate if config.data.validation_share else None
         self.at: Callable[[int, str], None] = (lambda step, phase: None) if watchdog is None else watchdog.at
         self.run_dir = Path(config.train.run_dir)
         self.stop = stop
@@ -142,6 +159,8 @@ class _Run:
         """Steps until the end, ``train.max_steps`` or a signal; then the encoder."""
         try:
             self._greet()
+            if self.first_step and self._due(self.first_step) and not self._validated(self.first_step):
+                self._validate(self.first_step)  # the run was stopped between this step's checkpoint and its scores
             step, interrupted = self._steps()
             if not interrupted:
                 self._export(step)
@@ -156,7 +175,7 @@ class _Run:
             self.log.say(note)
         for remark in remarks(self.config, len(self.dataset.classes)):
             self.log.say(remark)
-        rows = len(self.dataset.rows(self.config.data.train_split))
+        rows = len(self.dataset.train_rows(self.config.data))
         self.log.say(
             f"{self.run_dir}: {self.dataset.name}, {rows} samples, {self.total_steps} steps, {comm.world()} rank(s) on "
             f"{self.setup.device.type}" + (f", going on after step {self.first_step}" if self.first_step else "")
@@ -177,7 +196,10 @@ class _Run:
                 self._account(result, batch, step, epoch)
                 self._report(result, batch, step, epoch, lr)
                 interrupted = result.stop and step < self.last_step
-                if interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
+                due = self._due(step)
+                if due and not interrupted:
+                    self._validate(step)
+                if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
                     self._save(step)
                 if interrupted or step == self.last_step:
                     break
@@ -188,6 +210,35 @@ class _Run:
                 f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
             )
         return step, interrupted
+
+    def _due(self, step: int) -> bool:
+        """Whether the validation samples are scored after this step."""
+        epochs, rest = divmod(step, self.loader.steps_per_epoch)
+        whole = rest == 0 and epochs % self.config.train.validate_every == 0
+        return self.validate is not None and (whole or step == self.last_step)
+
+    def _validated(self, step: int) -> bool:
+        """Whether the run's files have these scores; rank 0 says so to all."""
+        lines = read_lines(self.run_dir / VALIDATION) if self.main else []
+        return agree(any(line.get("step") == step for line in lines), None)
+
+    def _validate(self, step: int) -> None:
+        """Score the validation samples with the encoder as it is, and write the figures down."""
+        assert self.validate is not None
+        began = time.monotonic()
+        encoder = self.setup.learner.encoder
+        modes = [(module, module.training) for module in encoder.modules()]
+        self.at(step, "validating")
+        figures = self.validate(encoder.eval(), self.dataset, self.config, lambda: self.at(step, "validating"))
+        for module, mode in modes:
+            module.training = mode
+        epoch = step / self.loader.steps_per_epoch
+        record = {"step": step, "epoch": int(epoch) if epoch.is_integer() else epoch, **figures}
+        seconds = time.monotonic() - began
+        self.log.append(VALIDATION, {**record, "seconds": seconds, "time": time.time()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
+        self.log.say(f"epoch {record['epoch']:g}: validation  {shown}  ({seconds:.1f} s)")
+        self.window.started += seconds  # not part of the speed of training
 
     def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
         """Write down bad samples and a skipped step; give up after too many."""

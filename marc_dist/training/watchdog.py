@@ -31,6 +31,7 @@ PHASES = (
     "backpropagating",
     "agreeing",
     "updating",
+    "validating",
     "saving",
     "done",
 )

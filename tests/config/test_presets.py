@@ -47,7 +47,7 @@ def test_the_wheel_carries_the_presets(tmp_path: Path, monkeypatch: pytest.Monke
     (wheel,) = tmp_path.glob("marc_dist-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    for kind in ("launchers", "shards"):
+    for kind in ("launchers", "shards", "tune_spaces"):
         shipped = sorted(path.stem for path in (ROOT / kind).glob("*.yaml"))
         assert shipped == list_presets(kind)  # type: ignore[arg-type]
         code = f"from marc_dist.config import list_presets, find_preset; print(list_presets({kind!r})); "

@@ -1,0 +1,190 @@
+"""A whole search: plan and space into a folder, trials until it is over, rows and the best setting as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from marc_dist.config import Config, ConfigError, LaunchError
+from marc_dist.config.suggest import suggestion
+from marc_dist.tuning.asha import rungs
+from marc_dist.tuning.journal import SEARCH, Journal, Plan, read_plan, write_plan, write_rows
+from marc_dist.tuning.search import Search
+from marc_dist.tuning.space import How, Space, parse_space
+from marc_dist.tuning.trial import base_settings, trials_dir, write_best
+from marc_dist.tuning.validate import METRICS
+
+TRIALS = 16
+GRACE_SHARE = 27
+"""A trial runs at least 1/27 of its epochs, one at least."""
+ETA = 4.0
+"""As in Ray Tune. With 3, TPE's ever better suggestions pass so often that more than half of all epochs run."""
+
+
+def check_objectives(names: tuple[str, ...]) -> None:
+    """Refuse a metric that no trial would report, before anything starts.
+
+    Raises:
+        ConfigError: names the nearest metric.
+    """
+    for name in names:
+        if name not in METRICS:
+            known = ", ".join(METRICS)
+            raise ConfigError(
+                f"objective {name}: the trainer does not report it{suggestion(name, METRICS)}; it reports {known}"
+            )
+
+
+def new_plan(
+    space: Space,
+    config: Config,
+    *,
+    trials: int | None = None,
+    epochs: int | None = None,
+    how: How | None = None,
+    objectives: tuple[str, ...] = (),
+    early_stopping: bool | None = None,
+    grace: int | None = None,
+    eta: float = ETA,
+    **values: Any,
+) -> Plan:
+    """The plan of a search, with every key, range and first point checked.
+
+    Args:
+        space: what varies.
+        config: of the run.
+        trials: settings; None = ``TRIALS``, or the whole grid.
+        epochs: budget of a trial; None = the run's.
+        how: None = the space's.
+        objectives: () = the space's.
+        early_stopping: None = the space's.
+        grace: epochs before a trial may stop; None = a 27th of the budget.
+        eta: one in eta goes on.
+        values: further fields of the plan.
+
+    Raises:
+        ConfigError: a fault in any of it.
+    """
+    objectives = objectives or space.objectives
+    check_objectives(objectives)
+    budget = epochs or config.train.epochs
+    base = base_settings(config, budget)
+    how = how or space.how
+    if how == "grid":
+        points = space.grid(base)
+        trials = trials or len(points)
+    else:
+        space.first_points(base)
+    stops = space.early_stopping if early_stopping is None else early_stopping
+    grace = grace or max(1, round(budget / GRACE_SHARE))
+    if grace > budget:
+        raise ConfigError(f"--grace {grace}: expected at most the {budget} epochs of a trial")
+    return Plan(
+        space=space.name,
+        source=space.source,
+        base=base,
+        how=how,
+        trials=trials or TRIALS,
+        objectives=objectives,
+        epochs=budget,
+        whole_epochs=config.train.epochs,
+        grace=grace if stops and rungs(budget, grace, eta) else None,
+        eta=eta,
+        ahead=values.pop("ahead", 1),
+        **values,
+    )
+
+
+def ahead_of(concurrent: int) -> int:
+    """How many settings may be under way beyond the last one whose result counts.
+
+    Half as many again as run at a time: then nobody waits for one slow trial, and results are used soon.
+    """
+    return concurrent + concurrent // 2
+
+
+def open_search(folder: Path, journal: Journal) -> Search:
+    """The search of a folder, as far as it has come.
+
+    Raises:
+        ConfigError: there is none, or its record is damaged.
+    """
+    plan = read_plan(folder)
+    try:
+        return Search(plan, parse_space(plan.source, plan.space, str(folder / SEARCH)), journal)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}/trials.jsonl: not the record of this search ({type(error).__name__}: {error}); "
+            "start another one with another --out"
+        ) from None
+
+
+def begin(folder: Path, plan: Plan, *, resume: bool) -> Plan:
+    """Make a search's folder ready; the plan to follow.
+
+    Args:
+        folder: of the search.
+        plan: what is asked for now.
+        resume: go on with what is there; only the number of trials and of retries may change then.
+
+    Raises:
+        ConfigError: there is a search and ``resume`` is off, or it is another one.
+    """
+    if not (folder / SEARCH).is_file():
+        write_plan(folder, plan)
+        return plan
+    before = read_plan(folder)
+    if not resume:
+        raise ConfigError(f"{folder}: holds a search; go on with it with --resume, or choose another --out")
+    changed = before.differences(plan)
+    if changed:
+        raise ConfigError(
+            f"{folder}: the search has begun with other settings: {'; '.join(changed)}; keep them (marc-tune --resume "
+            f"{folder} alone does), or start another one with another --out"
+        )
+    return extend(folder, trials=plan.trials, retries=plan.retries)
+
+
+def extend(folder: Path, *, trials: int | None = None, retries: int | None = None) -> Plan:
+    """Change how many settings or retries a search has; what has been tried stays."""
+    plan = read_plan(folder)
+    new = {"trials": trials or plan.trials, "retries": plan.retries if retries is None else retries}
+    plan = plan.model_copy(update=new)
+    write_plan(folder, plan)
+    return plan
+
+
+class Recorder:
+    """Keeps ``trials.parquet`` and ``best.yaml`` up to date with the journal.
+
+    Args:
+        search: what is recorded.
+        folder: of the search.
+        show: what else to do on every call.
+    """
+
+    def __init__(self, search: Search, folder: Path, show: Callable[[], None]) -> None:
+        self.search, self.folder, self._show = search, folder, show
+        self._over = -1
+
+    def show(self) -> None:
+        """Write the files when a trial has ended since the last call."""
+        over = sum(run.state != "open" for run in self.search.runs.values())
+        if over != self._over:
+            self._over = over
+            self.write()
+        self._show()
+
+    def write(self) -> Path | None:
+        """Write both files; the path of ``best.yaml`` when there is a best setting."""
+        write_rows(self.folder, self.search.rows())
+        return write_best(self.search, self.folder)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be one, before Ray starts."""
+    try:
+        trials_dir(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None

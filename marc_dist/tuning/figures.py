@@ -1,0 +1,252 @@
+"""Figures of a search: history, parallel coordinates, alpha x beta, curves with intervals, importance, Pareto set.
+
+Each takes a matplotlib figure's axes and plain numbers. matplotlib is imported inside functions only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from marc_dist.tuning.importance import importances
+from marc_dist.tuning.search import Search, interval
+from marc_dist.tuning.space import Parameter
+
+BINS = 6  # of a curve over a parameter with many values
+BLUE, FAINT, RED = "#0b6e75", "#b9c2ca", "#b3372f"
+LEAST_SURFACE = 4
+
+
+def score(search: Search, number: int, metric: str | None = None) -> float:
+    """Mean of a setting over its seeds."""
+    return statistics.fmean(search.values(number, metric or search.plan.objectives[0]))
+
+
+def figures(search: Search) -> dict[str, bytes]:
+    """Every figure that the search has enough for: name -> PNG."""
+    from matplotlib.figure import Figure
+
+    out: dict[str, bytes] = {}
+    drawn = (
+        ("history", _history, (7.5, 3.6)),
+        ("parallel", _parallel, (9.0, 4.4)),
+        ("surface", _surface, (10.5, 4.4)),
+        ("curves", _curves, (10.5, 3.4)),
+        ("importance", _importance, (7.5, 3.0)),
+        ("pareto", _pareto, (6.0, 4.4)),
+    )
+    for name, draw, size in drawn:
+        figure = Figure(figsize=size, layout="constrained")
+        if draw(search, figure):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+            out[name] = buffer.getvalue()
+    return out
+
+
+def _history(search: Search, figure: Any) -> bool:
+    """Every setting in order, and the best so far of those trained in full."""
+    known = [at for at in range(len(search.points)) if search.values(at, search.plan.objectives[0])]
+    if not known:
+        return False
+    full = set(search.finished())
+    axes = figure.add_subplot()
+    for chosen, colour, label in (
+        ([at for at in known if at not in full], FAINT, "stopped early"),
+        ([at for at in known if at in full], BLUE, "trained in full"),
+    ):
+        if chosen:
+            axes.scatter(chosen, [score(search, at) for at in chosen], s=18, color=colour, label=label)
+    best, steps = -math.inf, []
+    for at in sorted(full):
+        best = max(best, score(search, at))
+        steps.append((at, best))
+    if steps:
+        axes.step(*zip(*steps, strict=True), where="post", color=RED, linewidth=1.2, label="best so far")
+    axes.set(xlabel="setting", ylabel=f"validation {search.plan.objectives[0]}")
+    axes.legend(frameon=False, fontsize=8)
+    return True
+
+
+def _place(parameter: Parameter, value: Any) -> float:
+    """Where a value lies on a parameter's axis, 0 to 1."""
+    sampler = parameter.sampler
+    if sampler.kind in ("choice", "grid", "fixed"):
+        last = max(len(sampler.values) - 1, 1)
+        near = [at for at, known in enumerate(sampler.values) if known == value]
+        return near[0] / last if near else 0.5
+    low, high = (float(str(end)) for end in sampler.values)
+    if sampler.logarithmic:
+        low, high, value = math.log(low), math.log(high), math.log(max(float(value), 1e-300))
+    return (float(value) - low) / (high - low)
+
+
+def _parallel(search: Search, figure: Any) -> bool:
+    """A line a setting over all parameters; colour is the score, faint lines were stopped early."""
+    import matplotlib
+    from matplotlib.colors import Normalize
+
+    parameters = [one for one in search.space.parameters if len(one.sampler.values) > 1]
+    full = search.finished()
+    if not full or not parameters:
+        return False
+    axes = figure.add_subplot()
+    values = [score(search, at) for at in full]
+    norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1e-9)
+    colours = matplotlib.colormaps["viridis"]
+    for at in range(len(search.points)):
+        point = search.points[at]
+        line = [(x, _place(one, point[one.name])) for x, one in enumerate(parameters) if one.name in point]
+        if at in full:
+            line.append((len(parameters), norm(score(search, at))))
+        style = {"color": colours(norm(score(search, at))), "linewidth": 1.6, "zorder": 2} if at in full else {}
+        axes.plot(*zip(*line, strict=True), **({"color": FAINT, "linewidth": 0.6, "alpha": 0.6} | style))
+    for x, one in enumerate(parameters):
+        axes.axvline(x, color="black", linewidth=0.6)
+        marks = one.sampler.values if one.sampler.kind in ("choice", "grid", "fixed") else one.sampler.values[:2]
+        for value in marks[:8]:
+            axes.annotate(_text(value), (x, _place(one, value)), xytext=(3, 2), textcoords="offset points", fontsize=7)
+    axes.axvline(len(parameters), color="black", linewidth=0.6)
+    names = [*(one.name for one in parameters), search.plan.objectives[0]]
+    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=15)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label=search.plan.objectives[0])
+    return True
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def surface_points(search: Search) -> list[tuple[float, float, float]]:
+    """(alpha, beta, score) of every pair that was trained in full, mean over settings with that pair."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for at in search.finished():
+        point = search.points[at]
+        pair = point.get("loss.alpha"), point.get("loss.beta")
+        if isinstance(pair[0], int | float) and isinstance(pair[1], int | float):
+            cells.setdefault((float(pair[0]), float(pair[1])), []).append(score(search, at))
+    return [(*pair, statistics.fmean(values)) for pair, values in sorted(cells.items())]
+
+
+def _surface(search: Search, figure: Any) -> bool:
+    """Score over alpha and beta, as a surface in space and as a map; between points it is interpolated, no more."""
+    import numpy as np
+
+    points = surface_points(search)
+    alphas, betas = ({point[axis] for point in points} for axis in (0, 1))
+    if len(points) < LEAST_SURFACE or len(alphas) < 2 or len(betas) < 2:
+        return False
+    x, y, z = (np.array(column) for column in zip(*points, strict=True))
+    if np.linalg.matrix_rank(np.stack([x - x.mean(), y - y.mean()]), tol=1e-9) < 2:
+        return False
+    solid = figure.add_subplot(1, 2, 1, projection="3d")
+    solid.plot_trisurf(x, y, z, cmap="viridis", linewidth=0.2, edgecolor="white")
+    solid.set(xlabel="alpha", ylabel="beta", zlabel=search.plan.objectives[0])
+    flat = figure.add_subplot(1, 2, 2)
+    if len(points) == len(alphas) * len(betas):  # a whole grid: a cell a point
+        table = z.reshape(len(alphas), len(betas)).T
+        shown = flat.imshow(table, origin="lower", aspect="auto", cmap="viridis")
+        flat.set_xticks(range(len(alphas)), [f"{value:g}" for value in sorted(alphas)])
+        flat.set_yticks(range(len(betas)), [f"{value:g}" for value in sorted(betas)])
+        for row, line in enumerate(table):
+            for column, value in enumerate(line):
+                flat.annotate(f"{value:.3f}", (column, row), ha="center", va="center", fontsize=7, color="white")
+    else:
+        shown = flat.tricontourf(x, y, z, levels=12, cmap="viridis")
+        flat.scatter(x, y, s=10, color="white", edgecolor="black", linewidth=0.4)
+    flat.set(xlabel="alpha", ylabel="beta")
+    figure.colorbar(shown, ax=flat, label=search.plan.objectives[0])
+    return True
+
+
+def curve(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[tuple[float, float, float, float]]:
+    """Means over a parameter with 95 % intervals: (place, mean, low, high), ascending.
+
+    Args:
+        pairs: (value of the parameter, score).
+        bins: groups of about equal size; a parameter with no more values than this has a group for each.
+
+    Returns:
+        A group of one has low = high = mean. Groups lie at the median of their values.
+    """
+    values = sorted({value for value, _ in pairs})
+    if len(values) <= bins:
+        groups = [[pair for pair in pairs if pair[0] == value] for value in values]
+    else:
+        ordered = sorted(pairs)
+        cuts = [round(at * len(ordered) / bins) for at in range(bins + 1)]
+        groups = [ordered[low:high] for low, high in zip(cuts, cuts[1:], strict=False) if high > low]
+    out = []
+    for group in groups:
+        mean, low, high = interval([value for _, value in group])
+        assert mean is not None
+        place = statistics.median(value for value, _ in group)
+        out.append((place, mean, mean if low is None else low, mean if high is None else high))
+    return out
+
+
+def _curves(search: Search, figure: Any) -> bool:
+    """Score over each number that varies: settings as points, means with intervals as a line."""
+    full = search.finished()
+    numeric = [one for one in search.space.parameters if one.sampler.numeric and len(one.sampler.values) > 1]
+    numeric = [one for one in numeric if sum(one.name in search.points[at] for at in full) > 1]
+    if not numeric:
+        return False
+    columns = min(len(numeric), 3)
+    lines = -(-len(numeric) // columns)
+    figure.set_size_inches(3.5 * columns, 3.2 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number >= len(numeric):
+            axes.set_visible(False)
+            continue
+        one = numeric[number]
+        having = [at for at in full if one.name in search.points[at]]
+        pairs = [(float(str(search.points[at][one.name])), score(search, at)) for at in having]
+        axes.scatter(*zip(*pairs, strict=True), s=14, color=FAINT)
+        places, means, lows, highs = zip(*curve(pairs), strict=True)
+        below = [mean - low for mean, low in zip(means, lows, strict=True)]
+        above = [high - mean for mean, high in zip(means, highs, strict=True)]
+        axes.errorbar(
+            places, means, yerr=[below, above], color=BLUE, capsize=3, linewidth=1.2, marker="o", markersize=3
+        )
+        if one.sampler.logarithmic:
+            axes.set_xscale("log")
+        axes.set(xlabel=one.name, ylabel=search.plan.objectives[0] if number % columns == 0 else "")
+    return True
+
+
+def _importance(search: Search, figure: Any) -> bool:
+    found = importances(search)
+    if not found:
+        return False
+    axes = figure.add_subplot()
+    names = list(found)[::-1]
+    axes.barh(names, [found[name] for name in names], color=BLUE)
+    axes.set(xlabel=f"share of the variation of {search.plan.objectives[0]} (PED-ANOVA)", xlim=(0, 1))
+    return True
+
+
+def _pareto(search: Search, figure: Any) -> bool:
+    """The first two objectives against each other; what no other setting beats in both is joined."""
+    names = search.plan.objectives
+    full = search.finished()
+    if len(names) < 2 or not full:
+        return False
+    axes = figure.add_subplot()
+    best = set(search.pareto())
+    for chosen, colour, label in ((set(full) - best, FAINT, "beaten"), (best, RED, "not beaten")):
+        if chosen:
+            pairs = [(score(search, at, names[0]), score(search, at, names[1])) for at in chosen]
+            axes.scatter(*zip(*pairs, strict=True), s=22, color=colour, label=label)
+    for at in best:
+        where = score(search, at, names[0]), score(search, at, names[1])
+        axes.annotate(f"{at:04d}", where, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.legend(frameon=False, fontsize=8)
+    return True

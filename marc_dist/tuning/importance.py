@@ -1,0 +1,35 @@
+"""How much each parameter matters, by Optuna's PED-ANOVA over the settings that were trained in full."""
+
+from __future__ import annotations
+
+import warnings
+
+from marc_dist.tuning.proposals import new_study
+from marc_dist.tuning.search import Search
+
+LEAST = 6
+"""Settings below which nothing is said."""
+
+
+def importances(search: Search) -> dict[str, float]:
+    """Parameter -> share of the variation of the first objective, largest first; empty when too little is known."""
+    import optuna
+
+    numbers = search.finished()
+    varying = [one.name for one in search.space.parameters if len(one.sampler.values) > 1]
+    if len(numbers) < LEAST or not varying:
+        return {}
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = new_study(search.space, [search.told(number) for number in sorted(numbers)])
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=lambda one: one.values[0]
+            )
+    except (ValueError, RuntimeError):  # too few of them carry a conditional parameter, or all values are equal
+        return {}
+    finally:
+        optuna.logging.set_verbosity(before)
+    return {name: float(value) for name, value in found.items() if name in varying}

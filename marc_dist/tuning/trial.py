@@ -1,0 +1,119 @@
+"""A trial is an ordinary training run in an ordinary run folder: ``marc-train DIR/trials/0007`` would go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marc_dist.cluster.failure import read_end, verdict
+from marc_dist.config import Config, ConfigError, dump_yaml, flatten, user_path
+from marc_dist.training.log import VALIDATION
+from marc_dist.training.runfolder import prepare, read_lines, write_atomic
+from marc_dist.tuning.journal import Plan
+from marc_dist.tuning.search import Run, Search
+from marc_dist.tuning.space import Point, Space
+
+BEST = "best.yaml"
+SHARE = 0.2
+"""Share of the training split that trials are scored on, unless ``data.validation_share`` says otherwise."""
+
+
+def trials_dir(folder: Path) -> Path:
+    """Where the run folders of a search lie."""
+    return folder / "trials"
+
+
+def trial_config(search: Search, run: Run, folder: Path) -> Config:
+    """The settings of one run: the search's base, its point, its seed, its folder.
+
+    Raises:
+        ConfigError: the schema refuses them together.
+    """
+    plan = search.plan
+    own = {
+        "train.run_dir": str(trials_dir(folder) / run.name),
+        "train.seed": (int(plan.base["train.seed"]) + run.seed) % (1 << 32),
+        "train.epochs": plan.epochs,
+    }
+    return search.space.config(run.point, plan.base, own)
+
+
+def prepare_trial(search: Search, run: Run, folder: Path) -> Path:
+    """The run folder of a trial, with its ``config.yaml``; one that has begun is left as it is."""
+    return prepare(trial_config(search, run, folder))
+
+
+def arguments(run_dir: Path) -> list[str]:
+    """Of the Python interpreter of every rank of a trial."""
+    return ["-m", "marc_dist.cli.train", str(run_dir)]
+
+
+def reported(run_dir: Path) -> list[dict[str, Any]]:
+    """What a trial has reported so far, in order of epochs."""
+    return sorted(read_lines(run_dir / VALIDATION), key=lambda row: float(row["epoch"]))
+
+
+def how_it_ended(run_dir: Path, world: int, code: int) -> tuple[int, str]:
+    """Exit code and cause of a trial whose ranks have gone, from what they left in its folder.
+
+    Args:
+        run_dir: of the trial.
+        world: ranks.
+        code: of whatever looked after them; 0 when all ended well.
+    """
+    found = verdict([read_end(run_dir / "logs", rank) for rank in range(world)], code, run_dir / "logs")
+    if code and found.rank is None:
+        return found.code or code, "its processes or their node were lost"
+    return found.code, found.error or ""
+
+
+def base_settings(config: Config, epochs: int) -> dict[str, Any]:
+    """The flat settings that all trials share: those of the run file, and what a search needs of them.
+
+    Raises:
+        ConfigError: a setting that no search can follow.
+    """
+    if config.train.max_steps is not None:
+        raise ConfigError("train.max_steps: a search counts in epochs; use --epochs instead")
+    flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
+    if not config.data.validation_share:
+        flat["data.validation_share"] = SHARE
+    if config.train.keep_checkpoints == type(config.train).model_fields["keep_checkpoints"].default:
+        flat["train.keep_checkpoints"] = 1
+    for key in ("data.dir", "data.cache_dir", "model.weights"):  # a search may go on from another folder
+        if flat[key] is not None:
+            flat[key] = str(user_path(str(flat[key])).absolute())
+    flat["train.epochs"] = epochs
+    return flat
+
+
+def full_config(plan: Plan, space: Space, point: Point, run_dir: Path, **more: Any) -> Config:
+    """A setting trained in full: on all samples of the split, as many epochs as the run file says.
+
+    Args:
+        plan: of the search.
+        space: the plan's.
+        point: the setting.
+        run_dir: of that training.
+        more: stronger settings, ``train__seed=3``.
+    """
+    whole: Mapping[str, Any] = {
+        "data.validation_share": 0.0,
+        "train.epochs": plan.whole_epochs,
+        "train.run_dir": str(run_dir),
+        "train.keep_checkpoints": 2,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+    return space.config(point, plan.base, whole)
+
+
+def write_best(search: Search, folder: Path) -> Path | None:
+    """Write ``best.yaml``, a run file that trains the best setting in full; None while there is none."""
+    ranked = search.finished()
+    if not ranked:
+        return None
+    config = full_config(search.plan, search.space, search.points[ranked[0]], folder / "best")
+    path = folder / BEST
+    write_atomic(path, dump_yaml(config, comments=True).encode())
+    return path

@@ -1,0 +1,141 @@
+"""Scores of the validation samples while a run trains: they ask, the samples that it trains on answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marc_dist.config import Config, ConfigError, DataConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from marc_dist.data.dataset import Dataset
+    from marc_dist.training.model import Encoder
+
+K = 10
+METRICS = {
+    "mAP": "mean average precision over queries",
+    "label_mAP": "mean over labels of their average precision",
+    "rare_mAP": "label_mAP of the rarest third of the labels",
+    "medium_mAP": "label_mAP of the middle third of the labels",
+    "common_mAP": "label_mAP of the commonest third of the labels",
+    f"nDCG@{K}": f"mean normalised discounted gain of the first {K} answers",
+    f"P@{K}": f"mean share of relevant pictures among the first {K}",
+}
+"""What a training reports of its validation samples; higher is better in all of them. Definitions: docs/metrics.md."""
+BLOCK = 64  # queries ranked at a time
+Ids = NDArray[np.int64]
+
+
+def check_groups(dataset: Dataset, data: DataConfig, objectives: Sequence[str]) -> None:
+    """Refuse an objective that no validation sample of this data could have a value for.
+
+    Raises:
+        ConfigError: names the objective and the share.
+    """
+    from marc_dist.retrieval import metrics
+
+    queries, archive = dataset.validation_rows(data), dataset.train_rows(data)
+    counts = dataset.label_counts(archive)
+    known, third = dataset.labels[queries].any(axis=0) & (counts > 0), metrics.label_thirds(counts)
+    groups = {f"{name}_mAP": third == at for at, name in enumerate(metrics.THIRDS)}
+    for name in objectives:
+        if name in groups and not (known & groups[name]).any():
+            raise ConfigError(
+                f"objective {name}: none of the {len(queries)} validation samples of {dataset.root} has such a label; "
+                f"raise data.validation_share={data.validation_share:g}, or choose another objective"
+            )
+
+
+def validate(encoder: Encoder, dataset: Dataset, config: Config, tick: Callable[[], None]) -> dict[str, float]:
+    """Search the training samples with the validation samples and score it. A collective.
+
+    Args:
+        encoder: on its device, in evaluation mode; not changed.
+        dataset: an opened shard folder.
+        config: the run's settings; ``eval.features``, ``eval.batch`` and ``eval.relevance`` count here, too.
+        tick: called after every batch.
+
+    Returns:
+        ``METRICS`` by name, the same on every rank. Features that are not finite score 0 everywhere, and ``diverged``
+        is 1 then. A third without any query is left out of the dictionary.
+
+    Raises:
+        DataError: a picture that cannot be read.
+    """
+    from marc_dist import comm
+
+    queries, archive = dataset.validation_rows(config.data), dataset.train_rows(config.data)
+    ids = np.union1d(queries, archive)
+    features, device = _embed(encoder, dataset, ids, config, tick)
+    everywhere = comm.gather_rows_plain(features.to(device)).cpu().numpy()
+    figures = _scores(everywhere, ids, queries, archive, dataset, config) if comm.rank() == 0 else {}
+    return dict(comm.broadcast_object(figures))
+
+
+def _embed(
+    encoder: Encoder, dataset: Dataset, ids: Ids, config: Config, tick: Callable[[], None]
+) -> tuple[torch.Tensor, torch.device]:
+    """Features of this rank's part of ``ids``, (n, D) float32 on the CPU, and where the encoder is.
+
+    Parts are whole batches of the one-process run, so features do not depend on the number of ranks.
+    """
+    import torch
+
+    from marc_dist import comm
+    from marc_dist.data.loader import iter_eval
+    from marc_dist.data.plan import rank_part
+
+    parameter = next(encoder.parameters())
+    batch = config.eval.batch
+    starts = rank_part(np.arange(0, len(ids), batch, dtype=np.int64), comm.rank(), comm.world())
+    mine = ids[starts[0] : starts[-1] + batch] if len(starts) else ids[:0]
+    parts = []
+    with torch.inference_mode():
+        size, workers, crc = config.data.image_size, config.data.num_workers, config.data.verify_crc
+        for images, _ in iter_eval(dataset, mine, size, batch, workers, crc):
+            both = encoder(images.to(parameter.device, parameter.dtype))
+            parts.append(both[config.eval.features == "projection"].float().cpu())
+            tick()
+        if not parts:  # more ranks than batches: one picture tells the width
+            images = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+            parts.append(encoder(images)[config.eval.features == "projection"].float().cpu()[:0])
+    return torch.cat(parts), parameter.device
+
+
+def _scores(
+    features: NDArray[np.float32], ids: Ids, queries: Ids, archive: Ids, dataset: Dataset, config: Config
+) -> dict[str, float]:
+    """Figures from the features of all ``ids`` in order."""
+    from marc_dist.retrieval import metrics
+    from marc_dist.retrieval.exact import exact_unit, full_ranking
+
+    if not np.isfinite(features).all():
+        return {**dict.fromkeys(METRICS, 0.0), "diverged": 1.0}
+    unit = exact_unit(features)
+    asks, answers = unit[np.searchsorted(ids, queries)], unit[np.searchsorted(ids, archive)]
+    scoring = metrics.Scoring((K,), relevance=config.eval.relevance)
+    sets = metrics.label_sets(dataset.labels[archive])
+    scored: dict[str, list[NDArray[Any]]] = {}
+    label_ap = []
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        asked, own = dataset.labels[queries[block]], np.full(len(queries[block]), -1)
+        ranking = full_ranking(asks[block], answers, own)
+        for name, values in metrics.score_queries(ranking, asked, sets, own, scoring, complete=True).items():
+            scored.setdefault(name, []).append(values)
+        label_ap.append(metrics.score_labels(ranking, asked, sets, own, complete=True))
+    per_label = metrics.mean_known(np.concatenate(label_ap))
+    third = metrics.label_thirds(dataset.label_counts(archive))
+    out = {name: float(np.concatenate(scored[name]).mean()) for name in METRICS if name in scored}
+    groups = {"label": np.full(len(third), True)}
+    groups |= {name: third == at for at, name in enumerate(metrics.THIRDS)}
+    for name, chosen in groups.items():
+        known = per_label[chosen & ~np.isnan(per_label)]
+        if len(known):
+            out[f"{name}_mAP"] = float(known.mean())
+    return {name: out[name] for name in METRICS if name in out}

@@ -1,0 +1,128 @@
+"""``marc-tune`` as a person meets it: mistakes before anything starts, the report; searches are in tests/tuning."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from marc_dist.cli import tune
+from marc_dist.cli.tune import _places
+from tests.retrieval.runs import pack_tiny
+from tests.tuning.searches import events, run_file
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_tiny(tmp_path_factory.mktemp("tiny") / "data").root
+
+
+@pytest.fixture
+def run(tiny_dir: Path, tmp_path: Path) -> Path:
+    return run_file(tmp_path, tiny_dir)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mcal"], r"tune_spaces: no preset named 'mcal'; did you mean macl\?"),
+        (["smoke", "RUN", "loss.tua=1"], r"loss.tua: unknown key; did you mean loss.tau\?"),
+        (["smoke", "RUN", "loss.alpha=-1"], r"loss.alpha: expected greater than or equal to 0, got -1"),
+        (["smoke", "RUN", "more"], r"expected a space, a run file and key=value words"),
+        (["smoke", "RUN", "--trials", "0"], r"--trials: expected 1 or more, got 0"),
+        (["smoke", "RUN", "--eta", "1"], r"--eta: expected more than 1"),
+        (["smoke", "RUN", "--gpus-per-proc", "1.5"], r"--gpus-per-proc: expected 0 to 1 or a whole number"),
+        (["smoke", "RUN", "--gpus-per-proc", "0.5", "--procs-per-trial", "2"], r"NCCL wants one for each"),
+        (["smoke", "RUN", "--objectives", "maP"], r"objective maP: the trainer does not report it; did you mean mAP\?"),
+        (["smoke", "RUN", "--objectives", "mAP,mAP"], r"--objectives: a metric appears twice"),
+        (["smoke", "RUN", "--grace", "99"], r"--grace 99: expected at most the 6 epochs of a trial"),
+        (["smoke", "RUN", "--search", "grid"], r"loss.tau: a grid search needs a list"),
+        (["smoke", "RUN", "train.max_steps=5"], r"train.max_steps: a search counts in epochs"),
+        (["smoke", "RUN", "data.dir=nowhere"], r"nowhere: no such shard folder"),
+        (["smoke", "RUN", "data.validation_share=0.01"], r"too few for data.validation_share=0.01"),
+        (["smoke", "RUN", "--executor", "local", "--address", "auto"], r"--address: names a Ray cluster"),
+        (["--resume", "nowhere"], r"nowhere: no search.json; expected the folder of a search"),
+        (["--report", "nowhere"], r"nowhere: no search.json"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(
+    words: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tune.main([str(run) if word == "RUN" else word for word in words]) == 2
+    told = capsys.readouterr().err
+    assert re.search(message, told), told
+    assert told.startswith("marc-tune: error: ") and told.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_out_of_reach_is_told_in_time(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    assert tune.main(["smoke", str(run), "--address", "127.0.0.1:1"]) == 2
+    assert time.monotonic() - began < 30
+    told = capsys.readouterr().err
+    assert "Ray cluster 127.0.0.1:1: cluster out of reach" in told and told.count("\n") == 1
+    assert "--address HOST:PORT" in told
+
+
+def test_places(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("parameters:\n  loss.tau: {loguniform: [0.03, 0.5]}\n")
+    assert _places([]) == ("macl", [], False)
+    assert _places(["surface"]) == ("surface", [], False)
+    assert _places(["loss.tau=1"]) == ("macl", ["loss.tau=1"], False)
+    assert _places([str(run)]) == ("macl", [str(run)], True)
+    assert _places([str(own)]) == (str(own), [], False)
+    assert _places([str(own), str(run), "a=1"]) == (str(own), [str(run), "a=1"], True)
+    assert _places(["smoke", "data.dir=x"]) == ("smoke", ["data.dir=x"], True)
+
+
+def test_print_shows_space_and_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main(["temperature", str(run), "--print", "--trials", "9", "--seeds", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "#   loss.alpha: uniform [0.05, 2.0], when dynamic in [True], otherwise 0.0" in told
+    assert "# tpe, 9 settings x 2 seed(s) x 6 epochs, early stopping from epoch 1 on" in told
+    assert "validation_share: 0.3" in told and "loss.alpha + loss.beta <= 3" in told
+
+
+@pytest.mark.slow
+def test_alone_it_tunes_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one epoch and two trials: packs the sample, searches, says how to go on; the report is rebuilt from it."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--trials",
+        "2",
+        "--executor",
+        "local",
+        "data.image_size=32",
+        "train.epochs=1",
+        "model.backbone=test_resnet",
+    ]
+    assert tune.main(words) == 0
+    told = capsys.readouterr().out
+    folder = tmp_path / "runs/tune-macl"
+    assert "packing the built-in sample" in told and f"marc-train {folder}/best.yaml" in " ".join(told.split())
+    assert sum(event["event"] == "end" for event in events(folder)) == 2
+    before = (folder / "report.html").read_bytes()
+    for name in ("report.html", "best.yaml", "trials.parquet"):
+        (folder / name).unlink()
+    assert tune.main(["--report", str(folder)]) == 0
+    assert (folder / "report.html").read_bytes() == before and (folder / "best.yaml").is_file()
+    assert tune.main(words) == 2
+    assert "holds a search; go on with it with --resume" in capsys.readouterr().err
+    assert tune.main([*words, "--resume"]) == 0  # nothing is left to do
+    assert tune.main(["--resume", str(folder), "--out", "x"]) == 2

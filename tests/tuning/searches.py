@@ -1,0 +1,76 @@
+"""What the tests of a search share: a tiny data set, a run file for it, a stand-in for the trainer, ways to look."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from marc_dist.config import Config, build, dump_yaml
+from marc_dist.tuning.driver import new_plan
+from marc_dist.tuning.journal import Journal, Plan
+from marc_dist.tuning.search import Search
+from marc_dist.tuning.space import Space, parse_space
+
+SMALL: dict[str, Any] = {
+    "data.image_size": 32, "data.num_workers": 0, "data.cache": "none", "data.validation_share": 0.3,
+    "model.backbone": "test_resnet", "model.head_hidden": 8, "model.head_dim": 6,
+    "train.global_batch": 4, "train.device": "cpu", "train.epochs": 6,
+}  # fmt: skip
+NUMBERS: dict[str, Any] = {
+    "parameters": {
+        "loss.alpha": {"uniform": [0.0, 2.0]},
+        "loss.tau": {"loguniform": [0.03, 0.5]},
+        "optim.lr": {"loguniform": [1e-4, 1e-2]},
+    },
+}
+
+
+def run_file(folder: Path, data: Path, **words: Any) -> Path:
+    """A run file for a tiny data set."""
+    path = folder / "run.yaml"
+    path.write_text(dump_yaml(build(Config, {**SMALL, "data.dir": str(data), **words})))
+    return path
+
+
+def space(source: Mapping[str, Any] = NUMBERS, name: str = "mine") -> Space:
+    return parse_space(source, name, name)
+
+
+def plan(trials: int = 12, source: Mapping[str, Any] = NUMBERS, **values: Any) -> Plan:
+    config = build(Config, values.pop("config", {"train.epochs": 9}))
+    return new_plan(space(source), config, trials=trials, ahead=values.pop("ahead", 3), **values)
+
+
+def search(made: Plan, journal: Journal | None = None) -> Search:
+    return Search(made, space(made.source), journal or Journal(None))
+
+
+def peak(settings: Mapping[str, Any]) -> float:
+    """A score in closed form, best at tau = 0.1, lr = 1e-3, alpha = 0.5."""
+    away = math.log10(settings["loss.tau"] / 0.1) ** 2 + math.log10(settings["optim.lr"] / 1e-3) ** 2
+    return math.exp(-away - (settings["loss.alpha"] - 0.5) ** 2)
+
+
+def trained(settings: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+    """Stands for a training: one row an epoch."""
+    epochs = int(settings["train.epochs"])
+    for epoch in range(1, epochs + 1):
+        value = peak(settings) * epoch / epochs + 0.001 * seed
+        yield {"epoch": epoch, "mAP": value, "rare_mAP": 1 - value}
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a search's folder."""
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def story(found: Search) -> list[Any]:
+    """What a search decided, without times and places."""
+    runs = [
+        (run.name, run.state, run.reason, sorted((epoch, row["mAP"]) for epoch, row in run.rows.items()))
+        for _, run in sorted(found.runs.items())
+    ]
+    return [found.points, runs]
