@@ -161,7 +161,10 @@ def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: 
 
 def _undamaged(folder: Path, split: str, part: dict[str, Any]) -> bool:
     path = folder / _file_name(split)
-    return path.is_file() and _crc(path) == part.get("crc32")
+    try:
+        return path.is_file() and _crc(path) == part.get("crc32")
+    except OSError:  # what cannot be read is made again
+        return False
 
 
 def write_split(
