@@ -192,6 +192,8 @@ def curve(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[tuple[
 
 def _curves(search: Search, figure: Any) -> bool:
     """Score over each number that varies: settings as points, means with intervals as a line."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     full = search.finished()
     numeric = [one for one in search.space.parameters if one.sampler.numeric and len(one.sampler.values) > 1]
     numeric = [one for one in numeric if sum(one.name in search.points[at] for at in full) > 1]
@@ -217,6 +219,9 @@ def _curves(search: Search, figure: Any) -> bool:
         )
         if one.sampler.logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel=one.name, ylabel=search.plan.objectives[0] if number % columns == 0 else "")
     return True
 
