@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from marc_dist.config import EXIT_USER, Config, ConfigError, MarcError, load_config, user_path
+from marc_dist.config import EXIT_USER, Config, ConfigError, MarcError, load_config, printable, user_path
 
 EXIT_INTERRUPTED = 130
 
@@ -57,8 +57,7 @@ def _say_no_more() -> None:
 
 
 def _told(name: str, text: str) -> int:
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # names of files may steer a terminal
+    line = printable(" ".join(text.split()))
     try:
         print(f"{name}: error: {line}", file=sys.stderr, flush=True)
     except OSError:  # what is full may be the disk of the log, too: the exit code still says what happened

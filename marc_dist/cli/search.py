@@ -63,51 +63,68 @@ def _config(folder: Path, options: argparse.Namespace, words: Sequence[str]) -> 
     return load_config(file if file.is_file() else None, words, place=place)
 
 
-def _body(options: argparse.Namespace) -> int:
-    from marc_dist.cli.evaluate import encoder_folder
+def _places(options: argparse.Namespace, queries: Sequence[str], folder: Path) -> tuple[list[Path], Path, Path | None]:
+    """The query pictures, where the sheet goes, and the index folder.
+
+    Raises:
+        ConfigError: what cannot work, before anything is computed.
+    """
     from marc_dist.config import ConfigError, user_path
 
-    queries = [word for word in options.arguments if "=" not in word or os.path.lexists(word)]
-    words = [word for word in options.arguments if word not in queries]
-    folder = encoder_folder([options.encoder])
-    config = _config(folder, options, words)
     if not queries and not options.index_only:
         raise ConfigError("expected a query picture, or --index-only")
+    if options.index_only and (queries or options.label or options.out):
+        raise ConfigError("--index-only: makes the index of the whole archive; expected no pictures, --label or --out")
     if options.top < 1:
         raise ConfigError(f"--top: expected 1 or more, got {options.top}")
     paths = [user_path(query) for query in queries]
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"{path}: no such picture")
-    known = (folder / "config.yaml").is_file() and options.index_dir is None
+    out = folder / "search" if options.out is None else user_path(options.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: a file, expected a folder")
+    return paths, out, None if options.index_dir is None else user_path(options.index_dir)
+
+
+def _body(options: argparse.Namespace) -> int:
+    from marc_dist.cli.evaluate import encoder_folder
+    from marc_dist.config import printable
+
+    queries = [word for word in options.arguments if "=" not in word or os.path.lexists(word)]
+    words = [word for word in options.arguments if word not in queries]
+    folder = encoder_folder([options.encoder])
+    config = _config(folder, options, words)
+    paths, out, index_dir = _places(options, queries, folder)
+    known = (folder / "config.yaml").is_file() and (index_dir is None or not (index_dir / "store.json").exists())
     archive_dir = options.archive or (config.data.dir if known else None)
     from rich.console import Console
 
-    from marc_dist import comm  # torch
-    from marc_dist.retrieval.archive import Archive
-    from marc_dist.training.device import resolve_device
+    from marc_dist.cluster.failure import failure_told
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    here = comm.join(resolve_device(config.train.device).type, folder=folder / "logs")
-    speaks = here.rank == 0
-    index_dir = None if options.index_dir is None else user_path(options.index_dir)
+    with failure_told():
+        from marc_dist import comm  # torch
+        from marc_dist.retrieval.archive import Archive
+        from marc_dist.retrieval.evaluate import LIMIT_S
+        from marc_dist.training.device import resolve_device
 
-    def say(line: str) -> None:
-        if speaks:
-            errors.print(line, markup=False)
+        here = comm.join(resolve_device(config.train.device).type, timeout_s=LIMIT_S, folder=folder / "logs")
+        speaks = here.rank == 0
 
-    archive = Archive(folder, archive_dir, index_dir, options.split, config, say)
-    if options.index_only:
-        archive.build()
+        def say(line: str) -> None:
+            if speaks:
+                errors.print(printable(line), markup=False)
+
+        archive = Archive(folder, archive_dir, index_dir, options.split, config, say)
+        if options.index_only:
+            archive.build()
+        found = archive.search(paths, options.top, options.label) if paths else []
         comm.leave()
-        if speaks:
-            print(f"index of {len(archive.ids)} images: {archive.folder}")
-        return 0
-    found = archive.search(paths, options.top, options.label)
-    comm.leave()
-    if speaks:
-        out = folder / "search" if options.out is None else user_path(options.out)
-        _show(found, archive, out, options.label)
+        if speaks and found:
+            _show(found, archive, out, options.label)
+    if speaks and options.index_only:
+        print(f"index of {len(archive.ids)} images: {archive.folder}")
     return 0
 
 
@@ -117,31 +134,34 @@ def _show(found: Sequence[Answers], archive: Archive, out: Path, labels: Sequenc
     from rich.table import Table
     from rich.text import Text
 
+    from marc_dist.config import printable
     from marc_dist.data.reader import IndexedReader
-    from marc_dist.retrieval.sheet import contact_sheet, labels_of, search_page
+    from marc_dist.retrieval.sheet import contact_sheet, key_of, labels_of, search_page
     from marc_dist.training.runfolder import write_atomic
 
     console, dataset = Console(highlight=False), archive.dataset
     for answers in found:
-        remark = f" ({answers.remark})" if answers.remark else ""
-        table = Table(title=Text(f"{answers.path}{remark}"))
+        remark = f" ({answers.picture.remark})" if answers.picture.remark else ""
+        table = Table(title=Text(printable(f"{answers.path}{remark}")))
         table.add_column("#", justify="right")
         table.add_column("score", justify="right")
         for column in ("key", "split", "labels"):
             table.add_column(column, overflow="fold")
         for at, hit in enumerate(answers.hits, 1):
             names = Text(", ".join(labels_of(dataset, hit.id)))
-            split = Text(str(dataset.split[hit.id]))
-            table.add_row(str(at), f"{hit.score:.4f}", Text(str(dataset.keys[hit.id])), split, names)
+            split = Text(printable(str(dataset.split[hit.id])))
+            table.add_row(str(at), f"{hit.score:.4f}", Text(key_of(dataset, hit.id)), split, names)
         console.print(table)
     with_labels = f", with {' and '.join(labels)}" if labels else ""
-    title = f"Nearest images in {dataset.title}{with_labels}"
+    title = printable(f"Nearest images in {dataset.title}{with_labels}")
     num = f"{len(archive.carriers(labels))} of {len(dataset)} images searched"
     facts = [num, f"index {archive.spec.text}", f"encoder {archive.embedder.fingerprint[:12]}"]
     reader = IndexedReader(dataset)
-    write_atomic(out / "search.png", contact_sheet(found, dataset, reader, title))
-    write_atomic(out / "search.html", search_page(found, dataset, reader, title, facts, labels).encode())
+    sheet = contact_sheet(found, dataset, reader, title)
+    page = search_page(found, dataset, reader, title, facts, labels).encode()
     reader.close()
+    write_atomic(out / "search.png", sheet)
+    write_atomic(out / "search.html", page)
     print(f"sheet: {out / 'search.png'}\npage: {out / 'search.html'}")
 
 

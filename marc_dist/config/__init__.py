@@ -1,6 +1,6 @@
 """Settings: schema, loading, presets, and the errors that people see. Imports nothing else of ours, and no torch."""
 
-from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError
+from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError, printable
 from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
 from marc_dist.config.paths import user_path
 from marc_dist.config.presets import find_preset, list_presets
@@ -37,5 +37,6 @@ __all__ = [
     "load_config",
     "load_yaml",
     "parse_words",
+    "printable",
     "user_path",
 ]

@@ -24,3 +24,8 @@ class DataError(MarcError):
 
 class LaunchError(MarcError):
     """A job that cannot be started as asked, or that failed."""
+
+
+def printable(text: str) -> str:
+    """A name for a terminal or a page: what does not print (it may steer a terminal) is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -217,6 +217,10 @@ def apply(pixels: Tensor, view: View, image_size: int) -> Tensor:
     return out
 
 
+EVAL_TRANSFORM = 1
+"""Version of what ``eval_transform`` does; vectors that were kept are made again when it changes."""
+
+
 def eval_transform(image: Image.Image, image_size: int) -> Tensor:
     """The picture as the encoder sees it outside training: resized to S x S, (3, S, S) float32, normalised."""
     pixels = to_tensor(image)

@@ -13,7 +13,9 @@ from marc_dist.config import DataError
 
 MAX_PIXELS = 64_000_000
 MAX_SCANS = 100  # of a JPEG that large; a smaller one may have more: each one costs time for every pixel
-MAX_ANY_PIXELS = 250_000_000
+MAX_ANY_PIXELS = 178_000_000  # Pillow takes no more
+MEASURED_PIXELS = 4_000_000
+ORIENTATION = 274  # of EXIF
 STRETCH = (2.0, 98.0)
 """Percentiles between which ``decode_any`` spreads a deep picture over 8 bits."""
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow knows more: EPS, for one, runs Ghostscript
@@ -95,7 +97,15 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or any(";16" in str(tile[-1]) for tile in tiles)
 
 
-def decode_any(data: bytes, place: str, side: int) -> tuple[Image.Image, str]:
+class Query(NamedTuple):
+    """Anybody's picture as RGB, the width and height that it had, and what was done to it, empty when nothing."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    remark: str
+
+
+def decode_any(data: bytes, place: str, side: int) -> Query:
     """Anybody's picture as RGB, for a query: what a data set must not hold is brought into shape, and this is told.
 
     As ``decode_rgb`` for pictures that it takes, but turned upright by their EXIF note. CMYK and other colour spaces
@@ -106,9 +116,6 @@ def decode_any(data: bytes, place: str, side: int) -> tuple[Image.Image, str]:
         data: a file's content.
         place: what to call it in a message.
         side: pixels that will be needed; a reduced JPEG keeps twice that.
-
-    Returns:
-        The picture, and a remark for people, empty when nothing was changed.
 
     Raises:
         DataError: not a picture, truncated, more than ``MAX_ANY_PIXELS`` pixels.
@@ -123,29 +130,46 @@ def decode_any(data: bytes, place: str, side: int) -> tuple[Image.Image, str]:
                     raise DataError(
                         f"{place}: {width}x{height} pixels, expected at most {MAX_ANY_PIXELS}; cut it into tiles"
                     )
-                told = "16 bits a channel, the lower 8 dropped" if _is_deep(image) else ""
-                if image.mode == "RGB":
-                    image.draft("RGB", (2 * side, 2 * side))
+                deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+                told = ["the lower 8 of 16 bits dropped"] if _is_deep(image) and not deep else []
+                if image.mode == "RGB" and image.draft("RGB", (2 * side, 2 * side)) and image.size != (width, height):
+                    told.append(f"decoded at {image.width} x {image.height}")
                 image.load()
-                if image.mode not in ACCEPTED:
-                    told = f"{image.mode}, converted to RGB"
-                upright = ImageOps.exif_transpose(image)
-                if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                    low, high = STRETCH
-                    told = f"{image.mode}, percentiles {low:g} to {high:g} spread over 8 bits"
-                    upright = _stretched(upright)
-                return upright.convert("RGB"), told
+                return Query(_plain_rgb(image, deep, told), (width, height), "; ".join(told))
     except DataError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise DataError(f"{place}: more than {MAX_ANY_PIXELS} pixels; cut it into tiles") from None
+    except UnidentifiedImageError:
         raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
     except Exception as error:
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__})") from None
 
 
+def _plain_rgb(image: Image.Image, deep: bool, told: list[str]) -> Image.Image:
+    """A loaded picture upright, in 8 bits and RGB; what was done to it is added to ``told``."""
+    upright = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        told.append("turned as its EXIF note says")
+    if deep:
+        low, high = STRETCH
+        told.append(f"{image.mode}, percentiles {low:g} to {high:g} spread over 8 bits")
+        upright = _stretched(upright)
+    elif image.mode not in ACCEPTED:
+        told.append(f"{image.mode}, converted to RGB")
+    elif image.has_transparency_data:
+        told.append("transparency dropped")
+    return upright.convert("RGB")
+
+
 def _stretched(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    finite = values[np.isfinite(values)]
+    """Spread over 8 bits, some rows at a time; of a large picture, evenly spaced values give the percentiles."""
+    values = np.asarray(image)
+    some = values.reshape(-1)[:: max(1, values.size // MEASURED_PIXELS)].astype(np.float64)
+    finite = some[np.isfinite(some)]
     low, high = np.percentile(finite, STRETCH) if finite.size else (0.0, 1.0)
-    shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-300)
-    return Image.fromarray(np.rint(shares.clip(0, 1) * 255).astype(np.uint8))
+    out = np.empty(values.shape, dtype=np.uint8)
+    for row in range(0, len(values), 256):
+        wide = np.nan_to_num(values[row : row + 256].astype(np.float64), nan=low, posinf=high, neginf=low)
+        out[row : row + 256] = np.rint(((wide - low) / max(high - low, 1e-300)).clip(0, 1) * 255)
+    return Image.fromarray(out)

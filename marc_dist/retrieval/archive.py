@@ -18,17 +18,20 @@ from marc_dist.config import Config, ConfigError, DataError
 from marc_dist.config.suggest import suggestion
 from marc_dist.data.augment import eval_transform
 from marc_dist.data.dataset import open_dataset
-from marc_dist.data.decode import decode_any
+from marc_dist.data.decode import Query, decode_any
 from marc_dist.data.plan import rank_part
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
-from marc_dist.retrieval.index import FactoryPart, check_spec
-from marc_dist.retrieval.search import Part, make_part, top_k
+from marc_dist.retrieval.index import FactoryPart, build, check_spec
+from marc_dist.retrieval.search import Part, learn, top_k
 from marc_dist.retrieval.spec import IndexSpec, parse_spec
-from marc_dist.retrieval.store import SAME, Store, read_store
+from marc_dist.retrieval.store import SAME, Store, check_index_dir, read_store
 from marc_dist.training.device import resolve_device
 from marc_dist.training.export import load_encoder
 from marc_dist.training.runfolder import write_atomic
+
+MAX_BYTES = 1 << 30
+"""Of a query's file."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,27 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answers:
-    """A query picture, what was done to it (or nothing), and its nearest images, best first."""
+    """A query picture and its nearest images, best first."""
 
     path: Path
-    image: Image.Image
-    remark: str
+    picture: Query
     hits: tuple[Hit, ...]
 
 
 class Archive:
-    """An encoder and the vectors of an archive. Making one is a collective.
+    """An encoder, an archive, and where the archive's vectors lie or shall lie; nothing is embedded yet.
 
     Args:
         encoder_dir: holds ``encoder.safetensors``.
         archive_dir: shard folder; None = the one that the index folder was made of.
-        index_dir: where vectors and index lie, or shall lie; None = in the encoder's folder.
+        index_dir: folder of vectors and index; None = in the encoder's folder.
         splits: parts of the archive; none = all of it.
         config: ``eval.features``, ``eval.index``, ``eval.batch``, ``data``, ``train.device``.
         say: takes one line for people.
 
     Raises:
-        ConfigError: an index that FAISS does not know.
-        DataError: no such archive; an index folder that another encoder or another archive made; see ``embed``.
+        ConfigError: an index that FAISS does not know; no archive; a folder of somebody else's.
+        DataError: no such archive; an index folder that another encoder or another archive made.
     """
 
     def __init__(
@@ -80,24 +82,28 @@ class Archive:
         self._device = device if device.type == "cuda" else None
         self.embedder = Embedder(encoder, config, image_size=info["image_size"], device=device, what="archive", say=say)
         check_spec(self.spec, self.embedder.width)
-        root = archive_dir or self._kept_root(index_dir)
-        self.dataset = open_dataset(root)
-        self.splits = sorted(splits) or sorted(set(self.dataset.split.tolist()))
-        self.ids = np.sort(np.concatenate([self.dataset.rows(split) for split in self.splits]))
+        if index_dir is not None:
+            check_index_dir(index_dir)
+        self.dataset = open_dataset(archive_dir or self._kept_root(index_dir))
+        self.splits = sorted(set(splits)) or sorted(set(self.dataset.split.tolist()))
+        self.ids = np.concatenate([self.dataset.rows(split) for split in self.splits])  # as the vectors lie in files
         name = f"trained-{config.eval.features}-{self.dataset.fingerprint[:12]}"
         self.folder = index_dir or encoder_dir / "embeddings" / name
         if index_dir is not None:
             self._refuse_foreign(index_dir)
-        about = {"title": self.dataset.title, "archive_dir": str(self.dataset.root.resolve())}
-        self.store: Store = self.embedder.store(self.folder, self.dataset, self.splits, about, exactly=False)
         self._say = say
-        self._part: tuple[Int, Part] | None = None
+        self._store: Store | None = None
+        self._learnt: bytes | None = None
+        self._part: Part | None = None
 
     @staticmethod
     def _kept_root(index_dir: Path | None) -> str:
-        if index_dir is None:
-            raise ConfigError("--archive: expected the shard folder to search, got none")
-        return str(read_store(index_dir)["about"].get("archive_dir", ""))
+        if index_dir is None or not (index_dir / "store.json").exists():
+            raise ConfigError("--archive: expected the shard folder to search, got none; add --archive DIR")
+        root = read_store(index_dir)["about"].get("archive_dir")
+        if not isinstance(root, str) or not Path(root).is_dir():
+            raise ConfigError(f"{index_dir}: its archive is not at {root}; say where it is with --archive DIR")
+        return root
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Whether an index folder that is there was made by this encoder, of this archive, in this way."""
@@ -110,53 +116,69 @@ class Archive:
                 if part["made"].get(key) != now[key]:
                     was, mine = str(part["made"].get(key))[:12], str(now[key])[:12]
                     raise DataError(
-                        f"{folder}: was made with another {what[key]}, {was}, this one is {mine}; "
+                        f"{folder}: was made with another {what.get(key, key)}, {was}, this one is {mine}; "
                         "search with the one that made it, or make another index with --index-dir"
                     )
 
+    def _vectors(self) -> Store:
+        """The archive's vectors, made when they are not there. A collective."""
+        if self._store is None:
+            about = {"title": self.dataset.title, "archive_dir": str(self.dataset.root.resolve())}
+            self._store = self.embedder.store(self.folder, self.dataset, self.splits, about, exactly=False)
+        return self._store
+
     def _index(self, ids: Int) -> Part:
-        """This rank's index over ``ids``; that of the whole archive is kept, in the folder if it has to be learnt."""
-        whole = len(ids) == len(self.ids)
+        """This rank's index over ``ids``; that of the whole archive is kept, in the folder if it has to be learnt.
+
+        Codes are learnt from the whole archive, whatever part of it is searched.
+        """
+        whole, store = len(ids) == len(self.ids), self._vectors()
         if whole and self._part is not None:
-            return self._part[1]
-        spec = self.spec
+            return self._part
+        spec, mine = self.spec, rank_part(ids, comm.rank(), comm.world())
         if not whole and not spec.exact:
-            self._say(f"index: {len(ids)} filtered images, searched one by one (exact)")
+            self._say(f"index: {len(ids)} images with these labels, searched one by one (exact)")
             spec = IndexSpec("flat", "flat")
-        mine = rank_part(ids, comm.rank(), comm.world())
-        gpu = torch.cuda.current_device() if self._device else None
-        kept = self._read(spec) if whole else None
-        if kept is not None:
-            part: Part = FactoryPart(spec, kept, self.store.rows(mine), mine, filled=True)
-            self._say(f"index: {spec.text}, {part.where}, from {self.folder}")
-        else:
+        part = self._read(spec, mine, store) if whole else None
+        if part is None:
+            if self._learnt is None and spec.kind != "flat":
+                self._learnt = learn(spec, store.rows, self.ids, self._say)
+            gpu = torch.cuda.current_device() if self._device else None
             half = self.embedder.config.eval.float16
-            part = make_part(spec, self.store.rows, ids, mine, gpu, float16=half, say=self._say)
-            if whole and isinstance(part, FactoryPart) and comm.world() == 1:
-                self._write(spec, part.filled())
+            learnt = b"" if self._learnt is None or spec.kind == "flat" else self._learnt
+            part = build(spec, learnt, store.rows(mine), mine, gpu, float16=half, say=self._say)
+            if whole and isinstance(part, FactoryPart):
+                self._write(spec, part, store)
         if whole:
-            self._part = mine, part
+            self._part = part
         return part
 
-    def _depends(self, spec: IndexSpec) -> dict[str, Any]:
-        """What a kept index depends on: the bytes of the vectors, and their order."""
-        parts = read_store(self.folder)["parts"]
-        return {"index": spec.factory, "vectors": {split: parts[split]["crc32"] for split in self.splits}}
+    def _depends(self, spec: IndexSpec, store: Store) -> dict[str, Any]:
+        """What a kept index depends on: the vectors, and their order."""
+        return {"index": spec.factory, "vectors": {split: store.crcs[split] for split in self.splits}}
 
-    def _read(self, spec: IndexSpec) -> bytes | None:
+    def _read(self, spec: IndexSpec, mine: Int, store: Store) -> Part | None:
         """A learnt index of the folder, if it is of these vectors and undamaged."""
         if spec.kind != "factory" or comm.world() > 1:
             return None
         try:
             told = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             data = (self.folder / "index.faiss").read_bytes()
-        except (OSError, ValueError):
+            if told != {**self._depends(spec, store), "crc32": zlib.crc32(data)}:
+                return None
+            part = FactoryPart(spec, data, store.rows(mine), mine, filled=True)
+        except (OSError, ValueError, RuntimeError):
             return None
-        return data if told == {**self._depends(spec), "crc32": zlib.crc32(data)} else None
+        self._say(f"index: {spec.text}, {part.where}, from {self.folder}")
+        return part
 
-    def _write(self, spec: IndexSpec, data: bytes) -> None:
+    def _write(self, spec: IndexSpec, part: FactoryPart, store: Store) -> None:
+        if comm.world() > 1:
+            self._say("index: learnt, but not kept in the folder, because each rank holds a part of it")
+            return
+        data = part.filled()
         write_atomic(self.folder / "index.faiss", data)
-        told = {**self._depends(spec), "crc32": zlib.crc32(data)}
+        told = {**self._depends(spec, store), "crc32": zlib.crc32(data)}
         write_atomic(self.folder / "index.json", (json.dumps(told, indent=2) + "\n").encode())
 
     def carriers(self, labels: Sequence[str]) -> Int:
@@ -179,7 +201,7 @@ class Archive:
         return ids
 
     def build(self) -> None:
-        """Make the index now, so that searches find it ready."""
+        """Make vectors and index now, so that searches find them ready. A collective."""
         self._index(self.ids)
 
     def search(self, paths: Sequence[Path], top: int, labels: Sequence[str] = ()) -> list[Answers]:
@@ -194,25 +216,29 @@ class Archive:
             DataError: a file that is not a picture; see ``carriers``.
         """
         ids = self.carriers(labels)
-        pictures = [self._picture(path) for path in paths]
-        vectors = self._vectors([image for image, _ in pictures])
+        pictures = [self._picture(path) for path in paths]  # before the archive, which may take long
+        vectors = self._encoded([picture.image for picture in pictures])
         check_finite(vectors, [str(path) for path in paths], "query encoder")
-        units = exact_unit(vectors)
+        units = comm.broadcast_object(exact_unit(vectors))  # ranks of other machines may round otherwise
         nobody = np.full(len(units), -1, dtype=np.int64)
         scores, found = top_k(self._index(ids), units, nobody, min(top, len(ids)), device=self._device)
-        return [
-            Answers(path, image, remark, tuple(Hit(int(i), float(s)) for i, s in zip(*row, strict=True) if i >= 0))
-            for path, (image, remark), row in zip(paths, pictures, zip(found, scores, strict=True), strict=True)
+        hits = [
+            tuple(Hit(int(i), float(s)) for i, s in zip(*row, strict=True) if i >= 0)
+            for row in zip(found, scores, strict=True)
         ]
+        return [Answers(*row) for row in zip(paths, pictures, hits, strict=True)]
 
-    def _picture(self, path: Path) -> tuple[Image.Image, str]:
+    def _picture(self, path: Path) -> Query:
         try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
             data = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
         return decode_any(data, str(path), self.embedder.image_size)
 
-    def _vectors(self, images: Sequence[Image.Image]) -> Float32:
+    def _encoded(self, images: Sequence[Image.Image]) -> Float32:
         size, batch = self.embedder.image_size, self.embedder.config.eval.batch
         parts = [
             self.embedder.vectors(torch.stack([eval_transform(image, size) for image in images[at : at + batch]]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from marc_dist import comm
 from marc_dist.config import Config
+from marc_dist.data.augment import EVAL_TRANSFORM
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.loader import iter_eval
 from marc_dist.data.plan import rank_part
@@ -77,6 +78,7 @@ class Embedder:
             "batch": self.config.eval.batch,  # other shapes round otherwise
             "device": self.device.type,
             "torch": torch.__version__,
+            "transform": EVAL_TRANSFORM,
         }
 
     def vectors(self, images: torch.Tensor) -> NDArray[np.float32]:
@@ -130,7 +132,7 @@ class Embedder:
             self.say(f"{self.what} encoder: {num} images in {seconds:.1f} s, {num / max(seconds, 1e-9):.0f} images/s")
         if kept:
             self.say(f"{self.what} encoder: vectors of {kept} images from {folder}")
-        return Store(folder, dataset, splits)
+        return Store(folder, dataset, splits, made, exactly=exactly)
 
     def _fill(self, dataset: Dataset, ids: Int, bad: list[str], put: Callable[[int, Float32], None]) -> None:
         """Embed this rank's part of ``ids``; pictures whose vectors are not finite are named in ``bad``."""

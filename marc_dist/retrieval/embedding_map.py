@@ -55,14 +55,16 @@ def embedding_map(features: NDArray[np.floating]) -> Float32:
 
     The same features give the same map on one machine: fixed seed, one thread. 1,500 points take about four seconds.
     """
-    plane = principal_plane(features)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):  # sums of several threads come out in any order
+        plane = principal_plane(features)
     spread = float(plane[:, 0].std()) if len(plane) else 0.0
     if len(plane) <= FEW or spread < 1e-6:
         return plane.astype(np.float32)
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
 
     perplexity = min(PERPLEXITY, (len(plane) - 1) / 3.0)
-    with threadpool_limits(limits=1):  # sums of several threads come out in any order
+    with threadpool_limits(limits=1):
         tsne = TSNE(init=(plane * (1e-4 / spread)).astype(np.float32), random_state=0, perplexity=perplexity)
         return np.asarray(tsne.fit_transform(np.asarray(features, dtype=np.float32)), dtype=np.float32)

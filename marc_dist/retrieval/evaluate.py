@@ -31,6 +31,8 @@ from marc_dist.training.model import Encoder, build_encoder
 FULL_LIMIT = 20_000
 """The index finds the first answers in any archive; up to this size an exhaustive sort ranks the rest as well."""
 BLOCK = 64
+LIMIT_S = 7200.0
+"""Ranks wait so long for rank 0, which may learn an index or read a large store alone."""
 KNOWN = ("backbone", "head_hidden", "head_dim")
 """What encoder.json tells of ``model``, for an encoder that lies alone."""
 
@@ -41,7 +43,7 @@ def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> t
     Returns:
         The summary, and whether this is the rank that speaks.
     """
-    here = comm.join(resolve_device(config.train.device).type, folder=folder / "logs")
+    here = comm.join(resolve_device(config.train.device).type, timeout_s=LIMIT_S, folder=folder / "logs")
     summary = evaluate(config, folder, say)
     comm.leave()
     return summary, here.rank == 0
@@ -163,7 +165,7 @@ def search(
         stores = store(protocol.queries, protocol.queries.ids), store(protocol.archive, protocol.archive.ids)
     gpu = torch.cuda.current_device() if device.type == "cuda" else None
     searched, found = rank_and_score(*stores, protocol, config, spec, gpu, say)
-    shown = [one.rows(ids) for one, ids in zip(stores, map_samples(protocol), strict=True)]
+    shown = [np.asarray(one.rows(ids)) for one, ids in zip(stores, map_samples(protocol), strict=True)]
     return Answered(searched, np.concatenate(shown), found)
 
 
@@ -196,18 +198,19 @@ def rank_and_score(
         say: takes one line for people.
     """
     device = None if gpu is None else torch.device("cuda", gpu)
-    queries, archive_ids, own_ids = asking.rows(protocol.queries.ids), protocol.archive.ids, protocol.own_ids()
+    queries = np.asarray(asking.rows(protocol.queries.ids))
+    archive_ids, own_ids = protocol.archive.ids, protocol.own_ids()
     complete = spec.exact and len(archive_ids) <= FULL_LIMIT
-    depth = max(*config.eval.ks, TOP)
+    depth = min(max(*config.eval.ks, TOP), len(archive_ids))
     mine = rank_part(archive_ids, comm.rank(), comm.world())
     index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
     scores, listed = top_k(index, queries, own_ids, depth, device=device)
     found = None
     if not spec.exact:
-        k = min(config.eval.ks)
+        k = min(*config.eval.ks, depth)
         found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
         say(f"index: finds {100 * found:.1f} % of the exact first {k}")
-    archive = index.space(answering.rows(archive_ids)) if complete else None
+    archive = index.space(np.asarray(answering.rows(archive_ids))) if complete else None
     scoring = scorer(protocol, config.eval, complete=complete)
     blocks = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)

@@ -7,6 +7,9 @@ exactly, so an inner product in float64 has no rounding error in any order of su
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,7 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 GRID = 2.0**24
 ARCHIVE_BLOCK = 16384
+QUERIES_AT_ONCE = 256
 SCORED_AT_ONCE = 2**20
 """Candidates' coordinates that are held in float64 at a time."""
 NONE = -1
@@ -34,6 +38,42 @@ def exact_unit(features: NDArray[np.floating]) -> Float32:
     norm = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
     unit = np.divide(wide, norm, out=np.zeros_like(wide), where=norm > 0)
     return np.asarray(np.rint(unit * GRID) / GRID, dtype=np.float32)
+
+
+class Pieces:
+    """Rows of several arrays of one width, one after the other, without a copy of them all.
+
+    A slice that lies in one piece is a view; other slices, and rows by number, are copied.
+    """
+
+    def __init__(self, parts: Sequence[Float32]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.shape = int(self._starts[-1]), int(parts[0].shape[1])
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | Int) -> Float32:
+        if isinstance(key, slice):
+            start, stop, _ = key.indices(len(self))
+            cuts = zip(self._parts, self._starts.tolist(), strict=False)
+            taken = [part[max(0, start - at) : max(0, stop - at)] for part, at in cuts]
+            held = [part for part in taken if len(part)] or taken[:1]
+            return held[0] if len(held) == 1 else np.concatenate(held)
+        out = np.empty((len(key), self.shape[1]), dtype=np.float32)
+        where = np.searchsorted(self._starts, key, side="right") - 1
+        for number, part in enumerate(self._parts):
+            here = where == number
+            out[here] = part[key[here] - self._starts[number]]
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+Rows = Float32 | Pieces
 
 
 def rounding_bound(d: int) -> float:
@@ -93,7 +133,7 @@ def best_with(scores: Float, ids: Int, k: int, also: Float) -> tuple[Float, Int,
     return np.pad(scores, short, constant_values=-np.inf), np.pad(ids, short, constant_values=NONE), carried
 
 
-def exact_scores(queries: Float32, archive: Float32, place: Int) -> Float:
+def exact_scores(queries: Float32, archive: Rows, place: Int) -> Float:
     """(B, M) float64 inner products of each query with the archive rows at ``place``; -1 reads row 0."""
     out = np.empty(place.shape)
     step = max(1, SCORED_AT_ONCE // max(1, place.shape[1] * queries.shape[1]))
@@ -104,7 +144,7 @@ def exact_scores(queries: Float32, archive: Float32, place: Int) -> Float:
     return out
 
 
-def exhaustive(queries: Float32, own_ids: Int, archive: Float32, ids: Int, k: int) -> tuple[Float, Int]:
+def exhaustive(queries: Float32, own_ids: Int, archive: Rows, ids: Int, k: int) -> tuple[Float, Int]:
     """The k best of ``archive``, compared with every row in float64.
 
     Args:
@@ -114,6 +154,11 @@ def exhaustive(queries: Float32, own_ids: Int, archive: Float32, ids: Int, k: in
         ids: (n,).
         k: wanted; padded with (-inf, -1).
     """
+    if len(queries) > QUERIES_AT_ONCE:
+        starts = range(0, len(queries), QUERIES_AT_ONCE)
+        blocks = [slice(start, start + QUERIES_AT_ONCE) for start in starts]
+        parts = [exhaustive(queries[block], own_ids[block], archive, ids, k) for block in blocks]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
     wide = queries.astype(np.float64)
     scores, found = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.int64)
     for start in range(0, max(len(ids), 1), ARCHIVE_BLOCK):

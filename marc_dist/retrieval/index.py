@@ -33,6 +33,7 @@ from marc_dist.retrieval.exact import (
     Float,
     Float32,
     Int,
+    Rows,
     best,
     best_with,
     exact_scores,
@@ -52,8 +53,8 @@ CPU_BLOCK = 1 << 18
 TRAIN_ROWS = 1 << 18
 GPU_MAX_K = 2048
 GPU_SHARE = 0.8
-HALF_BOUND = 2.0**-10
-"""Rounding of two unit vectors to half precision: 2^-11 of each one's length."""
+HALF_BOUND = 1.01 * 2.0**-10
+"""Two unit vectors in half precision, their product in float32: 2^-11 of each one's length, and its tiny numbers."""
 
 
 class Found(NamedTuple):
@@ -66,7 +67,8 @@ class Found(NamedTuple):
 
 def _reason(error: Exception) -> str:
     """What FAISS says, without the C++ around it."""
-    return re.sub(r"^Error in .*?\.cpp:\d+: (Error: '.*?' failed: )?", "", str(error)).splitlines()[0]
+    told = re.sub(r"^Error in .*?\.cpp:\d+: (Error: '.*?' failed: )?", "", str(error)).splitlines()
+    return told[0] if told else type(error).__name__
 
 
 def check_spec(spec: IndexSpec, d: int) -> None:
@@ -84,7 +86,7 @@ def check_spec(spec: IndexSpec, d: int) -> None:
 def _empty(spec: IndexSpec, d: int) -> Any:
     try:
         index = faiss.index_factory(d, spec.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, AssertionError) as error:
         raise ConfigError(
             f"eval.index={spec.text}: FAISS refuses it for vectors of {d} numbers ({_reason(error)}); "
             "expected flat, sign, itq64 or a factory string such as IVF256,PQ32"
@@ -96,9 +98,9 @@ def _empty(spec: IndexSpec, d: int) -> Any:
 def _set(index: Any, spec: IndexSpec) -> None:
     """Search parameters; by default an inverted file visits the square root of its lists, not FAISS's single one."""
     space = faiss.ParameterSpace()
-    lists = re.search(r"IVF(\d+)", spec.factory)
-    if lists and "nprobe" not in spec.parameters:
-        space.set_index_parameter(index, "nprobe", float(max(1, round(int(lists[1]) ** 0.5))))
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and "nprobe" not in spec.parameters:
+        space.set_index_parameter(index, "nprobe", float(max(1, round(lists.nlist**0.5))))
     for name, value in spec.parameters.items():
         try:
             space.set_index_parameter(index, name, value)
@@ -171,7 +173,7 @@ def _train(spec: IndexSpec, sample: Float32) -> bytes:
 def build(
     spec: IndexSpec,
     trained: bytes,
-    features: Float32,
+    features: Rows,
     ids: Int,
     gpu: int | None = None,
     *,
@@ -210,8 +212,8 @@ class FlatPart:
         where: what searches, for people.
     """
 
-    def __init__(self, features: Float32, ids: Int, gpu: int | None = None, *, float16: bool = False) -> None:
-        self.features = np.ascontiguousarray(features, dtype=np.float32)  # a view of a memory map stays one
+    def __init__(self, features: Rows, ids: Int, gpu: int | None = None, *, float16: bool = False) -> None:
+        self.features = features
         self.ids = np.asarray(ids, dtype=np.int64)
         self.bound = rounding_bound(self.features.shape[1]) + (HALF_BOUND if float16 and gpu is not None else 0.0)
         self._propose: Callable[[Float32, int], tuple[Float32, Int]] = self._cpu_search
@@ -244,7 +246,7 @@ class FlatPart:
 
     def _cpu_search(self, queries: Float32, num: int) -> tuple[Float32, Int]:
         if len(self.ids) <= CPU_BLOCK:
-            return _knn(queries, self.features, num)
+            return _knn(queries, self.features[:], num)
         scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
         places = np.full((len(queries), 0), NONE, dtype=np.int64)
         for start in range(0, len(self.ids), CPU_BLOCK):
@@ -308,7 +310,7 @@ class Coder:
         """(n, bits); a zero counts as positive."""
         return np.asarray(self._transform.apply(np.ascontiguousarray(features)) >= 0)
 
-    def codes(self, features: Float32) -> NDArray[np.uint8]:
+    def codes(self, features: Rows) -> NDArray[np.uint8]:
         """(n, bytes) packed signs; a last byte that is not full ends in zeros."""
         blocks = [
             np.packbits(self.signs(features[at : at + CPU_BLOCK]), axis=1) for at in range(0, len(features), CPU_BLOCK)
@@ -319,7 +321,7 @@ class Coder:
 class BinaryPart:
     """Binary codes by Hamming distance, ties by id. A score is 1 - 2 x distance / bits."""
 
-    def __init__(self, coder: Coder, features: Float32, ids: Int) -> None:
+    def __init__(self, coder: Coder, features: Rows, ids: Int) -> None:
         self.coder = coder
         self.ids = np.asarray(ids, dtype=np.int64)
         codes = coder.codes(features)
@@ -354,13 +356,19 @@ class BinaryPart:
 class FactoryPart:
     """Any FAISS index; candidates are scored again in float64. What it does not propose is not found."""
 
-    def __init__(self, spec: IndexSpec, trained: bytes, features: Float32, ids: Int, *, filled: bool = False) -> None:
+    def __init__(self, spec: IndexSpec, trained: bytes, features: Rows, ids: Int, *, filled: bool = False) -> None:
         self.features, self.ids = features, np.asarray(ids, dtype=np.int64)
         self.index = _read(trained)
         if not filled:
-            for start in range(0, len(ids), CPU_BLOCK):
-                self.index.add(np.ascontiguousarray(features[start : start + CPU_BLOCK]))
+            try:
+                for start in range(0, len(ids), CPU_BLOCK):
+                    self.index.add(np.ascontiguousarray(features[start : start + CPU_BLOCK]))
+            except RuntimeError as error:
+                raise DataError(
+                    f"eval.index={spec.text}: takes no vectors ({_reason(error)}); choose another"
+                ) from None
         _set(self.index, spec)
+        self._text = spec.text
         self.where = f"approximate, {_cpu()}"
 
     def filled(self) -> bytes:
@@ -374,7 +382,13 @@ class FactoryPart:
     def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
         """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``merge``."""
         ask = max(FACTORY_SHARE * k, k + 1 + margin)
-        rough, place = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), ask)
+        if not len(self.ids):
+            nothing = np.full((len(queries), ask - 1), -np.inf)
+            return Found(nothing, np.full(nothing.shape, NONE, dtype=np.int64), nothing)
+        try:
+            rough, place = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), ask)
+        except RuntimeError as error:
+            raise DataError(f"eval.index={self._text}: cannot search ({_reason(error)}); choose another") from None
         ids = np.where((place < 0) | (self.ids[place] == own_ids[:, None]), NONE, self.ids[place])
         exact = exact_scores(queries, self.features, place)
         wide = rough.astype(np.float64)

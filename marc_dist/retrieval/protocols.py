@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +124,7 @@ def _protocol(asking: Dataset, queries: Int, answering: Dataset, archive: Int, s
 
 def _plain(name: str) -> str:
     """A class name without case, separators and plural: ``Bare-Soil`` and ``bare soils`` are one."""
-    return re.sub(r"[^a-z0-9]", "", name.casefold()).removesuffix("s")
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name).casefold()).removesuffix("s")
 
 
 def common_classes(*classes: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -134,7 +135,7 @@ def common_classes(*classes: tuple[str, ...]) -> list[tuple[str, ...]]:
     tables = []
     for names in classes:
         plain = [_plain(name) for name in names]
-        tables.append({key: name for key, name in zip(plain, names, strict=True) if plain.count(key) == 1})
+        tables.append({key: name for key, name in zip(plain, names, strict=True) if key and plain.count(key) == 1})
     return [tuple(table[key] for table in tables) for key in tables[0] if all(key in table for table in tables)]
 
 

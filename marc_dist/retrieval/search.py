@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from marc_dist import comm
-from marc_dist.retrieval.exact import NONE, Float, Float32, Int, best, best_with
+from marc_dist.retrieval.exact import NONE, Float, Float32, Int, Rows, best, best_with
 from marc_dist.retrieval.index import MARGIN, BinaryPart, FactoryPart, FlatPart, build, sample_places, train
 from marc_dist.retrieval.spec import IndexSpec
 
@@ -22,7 +22,7 @@ Number = TypeVar("Number", np.float64, np.int64)
 
 def make_part(
     spec: IndexSpec,
-    rows: Callable[[Int], Float32],
+    rows: Callable[[Int], Rows],
     archive_ids: Int,
     mine: Int,
     gpu: int | None,
@@ -30,7 +30,7 @@ def make_part(
     float16: bool,
     say: Callable[[str], None],
 ) -> Part:
-    """This rank's index, trained on the whole archive. A collective.
+    """This rank's index, trained on the whole archive. A collective; see ``learn`` and ``build``.
 
     Args:
         spec: which index.
@@ -40,6 +40,13 @@ def make_part(
         gpu: search on this GPU.
         float16: see ``build``.
         say: hears where the search runs.
+    """
+    trained = learn(spec, rows, archive_ids, say)
+    return build(spec, trained, rows(mine), mine, gpu, float16=float16, say=say)
+
+
+def learn(spec: IndexSpec, rows: Callable[[Int], Rows], archive_ids: Int, say: Callable[[str], None]) -> bytes:
+    """What rank 0 learns from a sample of the whole archive, on every rank. A collective.
 
     Raises:
         DataError: too few vectors to train on; told on every rank.
@@ -47,14 +54,14 @@ def make_part(
     trained: bytes | Exception = b""
     if spec.kind != "flat" and comm.rank() == 0:
         try:
-            trained = train(spec, rows(archive_ids[sample_places(len(archive_ids))]), say)
+            trained = train(spec, np.asarray(rows(archive_ids[sample_places(len(archive_ids))])), say)
         except Exception as error:
             trained = error
     if spec.kind != "flat":
         trained = comm.broadcast_object(trained)
     if isinstance(trained, Exception):
         raise trained
-    return build(spec, trained, rows(mine), mine, gpu, float16=float16, say=say)
+    return trained
 
 
 def top_k(
@@ -107,7 +114,7 @@ def _gathered(part: NDArray[Number], device: torch.device | None) -> NDArray[Num
 
 
 def recall(
-    features: Float32, ids: Int, queries: Float32, own_ids: Int, listed: Int, k: int, device: torch.device | None
+    features: Rows, ids: Int, queries: Float32, own_ids: Int, listed: Int, k: int, device: torch.device | None
 ) -> float:
     """Share of the exact first k that an approximate index lists among its first k. A collective.
 

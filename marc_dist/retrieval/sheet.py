@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from marc_dist.config import printable
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.retrieval.archive import Answers, Hit
@@ -17,6 +18,8 @@ from marc_dist.retrieval.style import CSS
 
 TILE, GAP, ROW, LINES = 132, 10, 6, 3
 QUERY = 176
+SHOWN = 120
+"""Answers of a query on a sheet or page; a table shows all."""
 MORE_CSS = """
 .answers { row-gap:18px; } .query h3 { margin-top:6px; } .query h3::first-letter { text-transform:none; }
 .panel > div:last-child { padding-top:0; } .tile img { outline:none; } .rank { margin:5px 0 4px; }
@@ -28,7 +31,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def labels_of(dataset: Dataset, sample: int) -> list[str]:
     """The names of a sample's labels, in class order."""
-    return [name for name, on in zip(dataset.classes, dataset.labels[sample], strict=True) if on]
+    return [printable(name) for name, on in zip(dataset.classes, dataset.labels[sample], strict=True) if on]
+
+
+def key_of(dataset: Dataset, sample: int) -> str:
+    """A sample's key, for a terminal or a page."""
+    return printable(str(dataset.keys[sample]))
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
@@ -43,22 +51,22 @@ def contact_sheet(found: Sequence[Answers], dataset: Dataset, reader: IndexedRea
     """PNG: each query at the left with its answers in rows of six: rank and score, key, labels."""
     big, plain, tiny = (ImageFont.load_default(size) for size in (17, 14, 12))
     line = TILE + 34 + 15 * (LINES + 1)
-    rows = [max(1, -(-len(answers.hits) // ROW)) for answers in found]
+    rows = [max(1, -(-min(SHOWN, len(answers.hits)) // ROW)) for answers in found]
     width = GAP * 4 + QUERY + (TILE + GAP) * ROW
     sheet = Image.new("RGB", (width, 46 + sum(num * line + GAP for num in rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP * 2, 12), fit(draw, title, big, width - GAP * 4), fill=INK, font=big)
     top = 46
     for answers, num in zip(found, rows, strict=True):
-        sheet.paste(_square(answers.image, QUERY), (GAP * 2, top))
-        name = fit(draw, answers.path.name, plain, QUERY)
+        sheet.paste(_square(answers.picture.image, QUERY), (GAP * 2, top))
+        name = fit(draw, printable(answers.path.name), plain, QUERY)
         draw.text((GAP * 2, top + QUERY + 6), name, fill=INK, font=plain)
-        for at, hit in enumerate(answers.hits):
+        for at, hit in enumerate(answers.hits[:SHOWN]):
             left = GAP * 4 + QUERY + (at % ROW) * (TILE + GAP)
             y = top + (at // ROW) * line
             sheet.paste(_square(reader.image(hit.id), TILE), (left, y))
             draw.text((left, y + TILE + 4), f"{at + 1}.  {hit.score:.3f}", fill=INK, font=plain)
-            texts = [str(dataset.keys[hit.id]), *_wrapped(draw, labels_of(dataset, hit.id), tiny)]
+            texts = [key_of(dataset, hit.id), *_wrapped(draw, labels_of(dataset, hit.id), tiny)]
             for number, text in enumerate(texts):
                 place = (left, y + TILE + 22 + 15 * number)
                 draw.text(place, fit(draw, text, tiny, TILE), fill=FAINT if number else INK, font=tiny)
@@ -86,10 +94,10 @@ def _wrapped(draw: ImageDraw.ImageDraw, names: Sequence[str], font: Any) -> list
 def _tile(dataset: Dataset, reader: IndexedReader, rank: int, hit: Hit, wanted: Sequence[str]) -> str:
     names = labels_of(dataset, hit.id)
     chips = "".join(f'<li class="{"same" if name in wanted else "plain"}">{esc(name)}</li>' for name in names)
-    told = f"answer {rank}, {dataset.keys[hit.id]}: {', '.join(names) or 'no labels'}"
+    told = f"answer {rank}, {key_of(dataset, hit.id)}: {', '.join(names) or 'no labels'}"
     return (
         f'<li class="tile"><img src="{data_uri(reader.image(hit.id))}" alt="{esc(told)}">'
-        f'<p class="rank">{rank}. <b>{hit.score:.3f}</b></p><p class="key">{esc(dataset.keys[hit.id])}</p>'
+        f'<p class="rank">{rank}. <b>{hit.score:.3f}</b></p><p class="key">{esc(key_of(dataset, hit.id))}</p>'
         f'<ul class="chips">{chips}</ul></li>'
     )
 
@@ -110,12 +118,16 @@ def search_page(
     """
     panels = []
     for answers in found:
-        tiles = "".join(_tile(dataset, reader, at, hit, wanted) for at, hit in enumerate(answers.hits, 1))
-        remark = f"<p>{esc(answers.remark)}</p>" if answers.remark else ""
-        size = f"{answers.image.width} x {answers.image.height} px"
+        shown = answers.hits[:SHOWN]
+        tiles = "".join(_tile(dataset, reader, at, hit, wanted) for at, hit in enumerate(shown, 1))
+        picture, name = answers.picture, esc(printable(answers.path.name))
+        remark = f"<p>{esc(picture.remark)}</p>" if picture.remark else ""
+        if len(shown) < len(answers.hits):
+            remark += f"<p>the first {len(shown)} of {len(answers.hits)} answers</p>"
+        size = f"{picture.size[0]} x {picture.size[1]} px"
         panels.append(
-            f'<article class="panel"><div class="query"><img src="{data_uri(answers.image, 320)}" '
-            f'alt="query {esc(answers.path.name)}"><h3>{esc(answers.path.name)}</h3><p>{size}</p>{remark}</div>'
+            f'<article class="panel"><div class="query"><img src="{data_uri(picture.image, 320)}" '
+            f'alt="query {name}"><h3>{name}</h3><p>{size}</p>{remark}</div>'
             f'<div><ol class="answers">{tiles}</ol></div></article>'
         )
     chips = "".join(f"<li>{esc(fact)}</li>" for fact in facts)

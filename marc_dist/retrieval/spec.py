@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -46,11 +47,13 @@ def parse_spec(text: str) -> IndexSpec:
     for pair in told.split(",") if told else []:
         key, equals, value = pair.partition("=")
         try:
-            parameters[key.strip()] = float(value)
+            parameters[key.strip()] = number = float(value)
         except ValueError:
-            equals = ""
-        if not equals or not key.strip():
-            raise ConfigError(f"{place}: after the colon expected name=number, got {pair!r}, e.g. IVF256,Flat:nprobe=8")
+            number = math.nan
+        if not equals or not key.strip() or not 0 < number <= 2**31:
+            raise ConfigError(
+                f"{place}: after the colon expected name=number, above 0, got {pair!r}, e.g. IVF256,Flat:nprobe=8"
+            )
     plain = name.casefold()
     if plain in ("flat", "sign") or re.fullmatch(r"itq\d+", plain):
         if parameters:
@@ -63,4 +66,6 @@ def parse_spec(text: str) -> IndexSpec:
         return IndexSpec(plain, "binary", bits=bits)
     if not name:
         raise ConfigError(f"{place}: expected flat, sign, itq64 or a FAISS factory string such as IVF256,PQ32")
+    if re.search(r"IDMap|(HNSW|NSG)0", name):  # ours has ids of its own; a graph without edges ends FAISS
+        raise ConfigError(f"{place}: expected an index without IDMap, and a graph of one edge or more, e.g. HNSW32")
     return IndexSpec(text.strip(), "factory", factory=name, parameters=parameters)

@@ -1,7 +1,8 @@
 """Unit vectors of whole splits in a memory-mapped folder: the embedding cache of a run, and what ``marc-search`` keeps.
 
     store.json      of each part: rows, CRC-32, and what made it (encoder, data, arithmetic); written last
-    SPLIT.npy       (n, d) float32 from ``exact_unit``, the split's samples in ascending order of id
+    SPLIT-HASH.npy  (n, d) float32 from ``exact_unit``, the split's samples in ascending order of id; the hash is of
+                    what made them, so that nobody opens what another process writes at the same time
 
 A part counts only when ``store.json`` says that it was made in the same way: to the last bit for scores, by the same
 encoder from the same pictures for searches, whichever machine did it. All ranks write their rows into one temporary
@@ -14,6 +15,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import socket
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,14 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist import comm
-from marc_dist.config import DataError, LaunchError
+from marc_dist.config import ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval.exact import Float32, Int
+from marc_dist.retrieval.exact import Float32, Int, Pieces, Rows
 from marc_dist.training.model import Encoder
 from marc_dist.training.runfolder import sync_folder, write_atomic
 
 FORMAT = 1
 CHUNK = 1 << 24
+FEW_PIECES = 64
+OLD_S = 86_400.0
+"""A temporary file that was not touched for so long belongs to a process that was killed."""
 SAME = ("encoder", "dataset", "features", "image_size")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
 Made = dict[str, Any]
@@ -48,9 +55,25 @@ def encoder_fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _file_name(split: str) -> str:
+def _file_name(split: str, made: Made) -> str:
     plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", split)
-    return f"{split if plain else hashlib.sha256(split.encode()).hexdigest()[:16]}.npy"
+    name = split if plain else hashlib.sha256(split.encode()).hexdigest()[:16]
+    return f"{name}-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]}.npy"
+
+
+def check_index_dir(folder: Path) -> None:
+    """Refuse a folder of somebody else's: an index folder is new, empty, or one of ours.
+
+    Raises:
+        ConfigError: says what lies there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: a file, expected a folder; choose another --index-dir")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if held and "store.json" not in held:
+        raise ConfigError(
+            f"{folder}: expected an index or nothing, got {', '.join(held[:3])}; choose another --index-dir"
+        )
 
 
 def _crc(path: Path) -> int:
@@ -68,20 +91,25 @@ def read_store(folder: Path) -> dict[str, Any]:
         DataError: none there, not readable, another format.
     """
     file = folder / "store.json"
+    remedy = "not an index of this version; choose another folder"
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no index (no store.json); make one with marc-search ENCODER --index-only") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); delete {folder} and make it again") from None
+        raise DataError(f"{file}: cannot be read ({error}); {remedy}") from None
     wanted = {"parts": dict, "dim": int, "about": dict}
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         got = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise DataError(f"{file}: expected format {FORMAT}, got {got!r}; delete {folder} and make it again")
+        raise DataError(f"{file}: expected format {FORMAT}, got {got!r}; {remedy}")
     if not all(isinstance(meta.get(key), kind) for key, kind in wanted.items()):
-        raise DataError(f"{file}: lacks {', '.join(wanted)}; delete {folder} and make it again")
-    if not all(isinstance(part, dict) and isinstance(part.get("made"), dict) for part in meta["parts"].values()):
-        raise DataError(f"{file}: does not say what made its parts; delete {folder} and make it again")
+        raise DataError(f"{file}: lacks {', '.join(wanted)}; {remedy}")
+    for part in meta["parts"].values():
+        kinds = {"made": dict, "file": str, "crc32": int}
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), kind) for key, kind in kinds.items()):
+            raise DataError(f"{file}: does not say what made its parts; {remedy}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.npy", part["file"]):
+            raise DataError(f"{file}: names a part {part['file']!r:.60}; {remedy}")
     return meta
 
 
@@ -92,36 +120,55 @@ class Store:
         folder: where they lie.
         dataset: for the ids.
         splits: which of its parts to open; they must be there.
+        made: what made them.
+        exactly: see ``missing_splits``.
+
+    Attributes:
+        crcs: split -> CRC-32 of its vectors.
 
     Raises:
-        DataError: a part is missing or of another shape.
+        DataError: a part is missing, of another shape, or made otherwise: by another process in the meantime.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, splits: Sequence[str]) -> None:
-        self.folder, self.dim = folder, int(read_store(folder)["dim"])
+    def __init__(
+        self, folder: Path, dataset: Dataset, splits: Sequence[str], made: Made, *, exactly: bool = True
+    ) -> None:
+        meta = read_store(folder)
+        self.folder, self.dim = folder, int(meta["dim"])
+        self.crcs: dict[str, int] = {}
         self._parts: list[tuple[Int, NDArray[np.float32]]] = []
         for split in splits:
-            ids = dataset.rows(split)
-            path = folder / _file_name(split)
-            try:
-                rows = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: cannot be read ({error}); delete {folder} and make it again") from None
-            if rows.shape != (len(ids), self.dim) or rows.dtype != np.float32:
-                raise DataError(f"{path}: not the vectors of {len(ids)} images; delete {folder} and make it again")
-            self._parts.append((ids, rows))
+            part = meta["parts"].get(split)
+            if part is None or not _same(part, made, exactly=exactly):
+                raise DataError(f"{folder}: another process wrote other vectors there just now; run it again")
+            self.crcs[split] = part["crc32"]
+            self._open(folder / part["file"], dataset.rows(split))
 
-    def rows(self, ids: Int) -> Float32:
-        """(n, d) the vectors of ``ids``, ascending; a view of the file where they lie in one piece.
+    def _open(self, path: Path, ids: Int) -> None:
+        try:
+            rows = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); delete it and run again") from None
+        if rows.shape != (len(ids), self.dim) or rows.dtype != np.float32:
+            raise DataError(f"{path}: not the vectors of {len(ids)} images; delete it and run again")
+        self._parts.append((ids, rows))
+
+    def rows(self, ids: Int) -> Rows:
+        """(n, d) the vectors of ``ids``: views of the files where the ids follow each other there, else a copy.
 
         Raises:
             KeyError: an id of a split that was not opened.
         """
-        if len(ids):
-            for known, rows in self._parts:
-                start = int(np.searchsorted(known, ids[0]))
-                if np.array_equal(known[start : start + len(ids)], ids):
-                    return rows[start : start + len(ids)]
+        runs: list[Float32] = []
+        place = 0
+        while place < len(ids) and len(runs) < FEW_PIECES:
+            run = self._run(ids[place:])
+            if not len(run):
+                break
+            runs.append(run)
+            place += len(run)
+        if runs and place == len(ids):
+            return runs[0] if len(runs) == 1 else Pieces(runs)
         out = np.empty((len(ids), self.dim), dtype=np.float32)
         filled = 0
         for known, rows in self._parts:
@@ -132,6 +179,16 @@ class Store:
             raise KeyError(f"{len(ids) - filled} ids lie in no opened split of {self.folder}")
         return out
 
+    def _run(self, ids: Int) -> Float32:
+        """The longest piece of one file that begins with the first of ``ids`` and follows them."""
+        for known, rows in self._parts:
+            start = int(np.searchsorted(known, ids[0]))
+            there = known[start : start + len(ids)]
+            same = there == ids[: len(there)]
+            if len(there) and same[0]:
+                return rows[start : start + (len(there) if same.all() else int(same.argmin()))]
+        return np.empty((0, self.dim), dtype=np.float32)
+
 
 def splits_of(dataset: Dataset, ids: Int) -> list[str]:
     """Names of the splits that ``ids`` lie in, sorted."""
@@ -139,7 +196,8 @@ def splits_of(dataset: Dataset, ids: Int) -> list[str]:
 
 
 def _same(part: dict[str, Any], made: Made, *, exactly: bool) -> bool:
-    return all(part["made"].get(key) == made.get(key) for key in (made if exactly else SAME))
+    theirs = part["made"]
+    return bool(theirs == made if exactly else all(theirs.get(key) == made.get(key) for key in SAME))
 
 
 def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: bool = True) -> list[str]:
@@ -156,11 +214,11 @@ def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: 
     except DataError:
         return list(splits)
     sound = {split for split, part in parts.items() if _same(part, made, exactly=exactly)}
-    return [split for split in splits if split not in sound or not _undamaged(folder, split, parts[split])]
+    return [split for split in splits if split not in sound or not _undamaged(folder, parts[split])]
 
 
-def _undamaged(folder: Path, split: str, part: dict[str, Any]) -> bool:
-    path = folder / _file_name(split)
+def _undamaged(folder: Path, part: dict[str, Any]) -> bool:
+    path = folder / part["file"]
     try:
         return path.is_file() and _crc(path) == part.get("crc32")
     except OSError:  # what cannot be read is made again
@@ -191,8 +249,9 @@ def write_split(
         LaunchError: no room, or the folder cannot be written; on every rank.
         DataError: from ``fill`` or ``check``, on every rank.
     """
-    path = folder / _file_name(split)
-    temporary = Path(str(comm.broadcast_object(str(folder / f".{path.name}.{os.getpid()}.tmp"))))
+    path = folder / _file_name(split, made)
+    own = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"  # two hosts may share a pid
+    temporary = Path(str(comm.broadcast_object(str(folder / own))))
     try:
         _together(lambda: _reserve(temporary, shape) if comm.rank() == 0 else None, path)
         _together(lambda: _fill(temporary, shape, fill), path)
@@ -221,6 +280,10 @@ def _together(work: Callable[[], None], path: Path) -> None:
 
 def _reserve(temporary: Path, shape: tuple[int, int]) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
+    for left in temporary.parent.glob(".*.npy.*.tmp"):  # of processes that were killed
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD_S:
+                left.unlink()
     with temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + 4 * shape[0] * shape[1])
@@ -243,14 +306,18 @@ def _publish(
     temporary: Path, path: Path, split: str, shape: tuple[int, int], made: Made, about: dict[str, Any]
 ) -> None:
     try:
-        parts = {
-            name: part for name, part in read_store(path.parent)["parts"].items() if _same(part, made, exactly=False)
-        }
+        there = read_store(path.parent)["parts"]
     except DataError:
-        parts = {}
+        there = {}
+    parts = {name: part for name, part in there.items() if _same(part, made, exactly=False)}
     crc = _crc(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
     parts[split] = {"rows": shape[0], "crc32": crc, "file": path.name, "made": made}
     told = {"format": FORMAT, "dim": shape[1], "about": about, "parts": parts}
     write_atomic(path.parent / "store.json", (json.dumps(told, indent=2) + "\n").encode())
+    named = {part["file"] for part in parts.values()}
+    for part in there.values():  # what store.json names no more; who has it open keeps it
+        if part["file"] not in named:
+            with suppress(OSError):
+                (path.parent / part["file"]).unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_an_index_is_made_and_searched_alone(run: Path, tmp_path: Path, capsys: 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"search.png", "search.html"}
 
 
+def test_names_cannot_steer_a_terminal(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff\x1b[2J\nb.png"))
+    Image.new("RGB", (8, 8)).save(query)
+    assert main([str(run), str(query), "--out", str(tmp_path / "out"), "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b[2J" not in out and "\\x1b[2J" in out
+    assert "a\\udcff\\x1b[2J\\nb.png" in (tmp_path / "out" / "search.html").read_text()
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
@@ -75,7 +85,10 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "eval.featres: unknown key" in refused(capsys, str(run), query, "eval.featres=1")
     assert "no such shard folder" in refused(capsys, str(run), query, "--archive", str(tmp_path / "gone"))
     assert "FAISS refuses it" in refused(capsys, str(run), query, "--index", "NOPE")
-    assert "no index (no store.json)" in refused(capsys, str(run), query, "--index-dir", str(tmp_path))
+    (tmp_path / "thesis.docx").touch()
+    assert "got thesis.docx; choose another" in refused(capsys, str(run), query, "--index-dir", str(tmp_path))
+    assert "expected a folder" in refused(capsys, str(run), query, "--out", query)
+    assert "--index-only: makes" in refused(capsys, str(run), query, "--index-only")
     assert "--label snow: the archive knows no such label" in refused(capsys, str(run), query, "--label", "snow")
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +55,8 @@ def test_a_picture_of_the_archive_finds_itself_and_its_neighbours(
 ) -> None:
     path = picture(tiny, 7, tmp_path / "q.png")
     (found,) = opened(run).search([path], 9)
-    assert found.path == path and found.remark == "" and found.image.size == (20, 20)
-    assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.image, list(range(40)))[:9]
+    assert found.path == path and found.picture.remark == "" and found.picture.size == (20, 20)
+    assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.picture.image, list(range(40)))[:9]
     assert found.hits[0].id == 7 and found.hits[0].score == pytest.approx(1, abs=1e-6)
 
 
@@ -63,7 +65,7 @@ def test_labels_that_answers_must_carry(run: tuple[Path, Config], tiny: Dataset,
     path = picture(tiny, 7, tmp_path / "q.png")
     both = [i for i in range(40) if tiny.labels[i, 0] and tiny.labels[i, 2]]
     (found,) = archive.search([path], 50, ["red & blue", "green"])
-    assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.image, both) and both
+    assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.picture.image, both) and both
     with pytest.raises(ConfigError, match=r"--label gren: .* did you mean green\?; it has red & blue"):
         archive.search([path], 5, ["gren"])
     with pytest.raises(DataError, match="no image carries all of never"):
@@ -74,9 +76,8 @@ def test_an_index_folder_is_used_again(run: tuple[Path, Config], tiny: Dataset, 
     path, folder, said = picture(tiny, 7, tmp_path / "q.png"), tmp_path / "index", []
     first = opened(run, said, folder, index="IVF2,Flat:nprobe=2")
     first.build()
-    assert {file.name for file in folder.iterdir()} == {
-        "store.json", "train.npy", "test.npy", "index.json", "index.faiss",
-    }  # fmt: skip
+    names = sorted(file.name.partition("-")[0] for file in folder.iterdir())
+    assert names == ["index.faiss", "index.json", "store.json", "test", "train"]
     expected = first.search([path], 9)[0].hits
     assert any("40 images in" in line for line in said)
     said.clear()
@@ -85,16 +86,21 @@ def test_an_index_folder_is_used_again(run: tuple[Path, Config], tiny: Dataset, 
     assert again.search([path], 9)[0].hits == expected
     assert "vectors of 40 images from" in said[0] and str(folder) in said[1] and len(said) == 2
     data = bytearray((folder / "index.faiss").read_bytes())
-    data[40] ^= 255
+    data = data[:50]
     (folder / "index.faiss").write_bytes(data)
-    said.clear()
-    again = ar.Archive(run[0], None, folder, [], config, said.append)
-    assert again.search([path], 9)[0].hits == expected  # damaged: learnt anew
-    assert str(folder) not in said[1]
+    for told in (None, zlib.crc32(data)):  # damaged, and damaged with its checksum: learnt anew
+        if told is not None:
+            (folder / "index.faiss").write_bytes(data)
+            text = json.loads((folder / "index.json").read_text())
+            (folder / "index.json").write_text(json.dumps({**text, "crc32": told}))
+        said.clear()
+        again = ar.Archive(run[0], None, folder, [], config, said.append)
+        assert again.search([path], 9)[0].hits == expected
+        assert str(folder) not in said[1]
 
 
 def test_an_encoder_that_did_not_make_it_is_refused(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:
-    opened(run, None, tmp_path / "index")
+    opened(run, None, tmp_path / "index").build()
     other = tmp_path / "other"
     config = make_run(other, tiny, model__head_dim=5)
     with pytest.raises(
@@ -109,22 +115,31 @@ def test_an_encoder_that_did_not_make_it_is_refused(run: tuple[Path, Config], ti
 
 
 def test_another_machine_does_not_embed_again(run: tuple[Path, Config], tmp_path: Path) -> None:
-    opened(run, None, tmp_path / "index")
+    opened(run, None, tmp_path / "index").build()
     said: list[str] = []
-    opened(run, said, tmp_path / "index", batch=7)
-    assert len(said) == 1 and "vectors of 40 images from" in said[0]
+    opened(run, said, tmp_path / "index", batch=7).build()
+    assert len(said) == 2 and "vectors of 40 images from" in said[0]
 
 
 def test_splits_and_places(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:
     archive = ar.Archive(run[0], str(tiny.root), None, ["test"], run[1], print)
-    (found,) = archive.search([picture(tiny, 7, tmp_path / "q.png")], 99)
+    path = picture(tiny, 7, tmp_path / "q.png")
+    (found,) = archive.search([path], 99)
     assert sorted(hit.id for hit in found.hits) == tiny.rows("test").tolist()
     with pytest.raises(DataError, match="no split named 'val'"):
         ar.Archive(run[0], str(tiny.root), None, ["val"], run[1], print)
     with pytest.raises(ConfigError, match="--archive: expected the shard folder"):
         ar.Archive(run[0], None, None, [], run[1], print)
-    with pytest.raises(DataError, match="no index"):
+    with pytest.raises(ConfigError, match="add --archive DIR"):
         ar.Archive(run[0], None, tmp_path / "nothing", [], run[1], print)
+    twice = ar.Archive(run[0], str(tiny.root), None, ["test", "train", "test"], run[1], print)
+    assert sorted(twice.ids.tolist()) == list(range(40)) and len(twice.search([path], 99)[0].hits) == 40
+    opened(run, None, tmp_path / "index").build()
+    meta = json.loads((tmp_path / "index" / "store.json").read_text())
+    meta["about"]["archive_dir"] = str(tmp_path / "moved")
+    (tmp_path / "index" / "store.json").write_text(json.dumps(meta))
+    with pytest.raises(ConfigError, match="say where it is with --archive DIR"):
+        ar.Archive(run[0], None, tmp_path / "index", [], run[1], print)
 
 
 def pictures() -> dict[str, bytes]:
@@ -162,10 +177,35 @@ def test_other_peoples_pictures(run: tuple[Path, Config], tmp_path: Path) -> Non
         paths[-1].write_bytes(data)
     found = {answers.path.name: answers for answers in opened(run).search(paths, 3)}
     assert all(len(answers.hits) == 3 for answers in found.values())
-    assert found["cmyk.jpg"].remark == "CMYK, converted to RGB"
-    assert "percentiles 2 to 98" in found["wide.png"].remark and "percentiles" in found["float.tif"].remark
-    assert found["turned.jpg"].image.size == (40, 90) and found["moving.gif"].remark == ""
-    assert found["large.jpg"].image.size == (375, 250)  # decoded at an eighth
+    remarks = {name: answers.picture.remark for name, answers in found.items()}
+    assert remarks["cmyk.jpg"] == "CMYK, converted to RGB" and remarks["glass.png"] == "transparency dropped"
+    assert "percentiles 2 to 98" in remarks["wide.png"] and "percentiles 2 to 98" in remarks["float.tif"]
+    assert remarks["turned.jpg"] == "turned as its EXIF note says" and remarks["moving.gif"] == ""
+    assert remarks["large.jpg"] == "decoded at 375 x 250" and found["large.jpg"].picture.size == (3000, 2000)
+    assert found["turned.jpg"].picture.image.size == (40, 90)
+
+
+def test_codes_are_those_of_the_whole_archive_whatever_is_asked_for(
+    run: tuple[Path, Config], tiny: Dataset, tmp_path: Path
+) -> None:
+    archive = opened(run, index="sign")
+    path = picture(tiny, 7, tmp_path / "q.png")
+    every = {hit.id: hit.score for hit in archive.search([path], 99)[0].hits}
+    some = opened(run, index="sign").search([path], 99, ["green"])[0].hits
+    assert 0 < len(some) < 40 and {hit.id: hit.score for hit in some}.items() <= every.items()
+
+
+def test_mistakes_are_told_before_the_archive_is_embedded(run: tuple[Path, Config], tmp_path: Path) -> None:
+    (tmp_path / "q.jpg").write_bytes(b"hello")
+    archive = opened(run, None, tmp_path / "index")
+    for labels in ([], ["gren"]):
+        with pytest.raises((DataError, ConfigError)):
+            archive.search([tmp_path / "q.jpg"], 1, labels)
+    with (tmp_path / "q.jpg").open("wb") as file:
+        file.truncate(ar.MAX_BYTES + 1)
+    with pytest.raises(DataError, match="expected a picture of at most"):
+        archive.search([tmp_path / "q.jpg"], 1)
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_deep_picture_is_spread_over_eight_bits(run: tuple[Path, Config], tmp_path: Path) -> None:
@@ -174,7 +214,7 @@ def test_a_deep_picture_is_spread_over_eight_bits(run: tuple[Path, Config], tmp_
     (found,) = opened(run).search([tmp_path / "q.png"], 1)
     low, high = np.percentile(values, [2, 98])
     expected = np.rint(((values - low) / (high - low)).clip(0, 1) * 255)
-    assert np.array_equal(np.asarray(found.image)[..., 0], expected)
+    assert np.array_equal(np.asarray(found.picture.image)[..., 0], expected)
 
 
 def test_what_is_no_picture_is_told(run: tuple[Path, Config], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from marc_dist.config import ConfigError, DataError
 from marc_dist.data.plan import rank_part
 from marc_dist.retrieval import index as ix
 from marc_dist.retrieval import search, torch_search
+from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.spec import parse_spec
 from tests.retrieval.clouds import cloud, naive, naive_hamming
 from tests.worlds import run_in_world
@@ -49,6 +50,11 @@ def test_words() -> None:
         "flat:nprobe=2": "takes no parameters",
         "IVF4,Flat:nprobe": "name=number",
         "IVF4,Flat:nprobe=x": "name=number",
+        "IVF4,Flat:nprobe=0": "above 0, got 'nprobe=0'",
+        "IVF4,Flat:nprobe=nan": "above 0",
+        "IVF4,Flat:nprobe=1e30": "above 0",
+        "IDMap,Flat": "without IDMap",
+        "HNSW0": "a graph of one edge or more",
     }.items():
         with pytest.raises(ConfigError, match=told):
             parse_spec(word)
@@ -109,10 +115,29 @@ def test_candidates_by_torch_give_the_same_lists(dtype: torch.dtype, monkeypatch
     assert found.tolist() == naive(x[:60], IDS, x, IDS[:60], 12)
 
 
-def test_the_bound_of_half_precision_holds() -> None:
-    x = cloud(500, 64, 9)
-    half = x.astype(np.float16).astype(np.float64)
-    assert np.abs(half @ half.T - x.astype(np.float64) @ x.astype(np.float64).T).max() < ix.HALF_BOUND
+def test_near_copies_beside_half_precision() -> None:
+    """300 vectors so near to each other that their products in half precision would be a handful of numbers."""
+    rng = np.random.default_rng(3)
+    x = exact_unit(np.ones((300, 64)) + 1e-3 * rng.standard_normal((300, 64)))
+    ids = np.arange(300, dtype=np.int64)
+    part = ix.FlatPart(x, ids)
+    part._propose = torch_search.TorchSearch(x, torch.device("cpu"), torch.float16)
+    part.bound += ix.HALF_BOUND
+    nobody = np.full(300, -1)
+    rough, place = part._propose(x, 200)
+    exact = np.take_along_axis(x.astype(np.float64) @ x.astype(np.float64).T, place, axis=1)
+    assert np.abs(rough - exact).max() < part.bound
+    for k in (1, 9):
+        assert part.search(x, nobody, k, margin=2).ids.tolist() == naive(x, ids, x, nobody, k)
+
+
+def test_an_empty_part_has_nothing() -> None:
+    nothing, x = np.empty((0, 16), dtype=np.float32), cloud(5, 16, 1)
+    for word in ("flat", "sign", "HNSW8"):
+        spec = parse_spec(word)
+        part = ix.build(spec, ix.train(spec, cloud(40, 16, 2)), nothing, IDS[:0])
+        scores, ids, _ = part.search(x, np.full(5, -1), 3)
+        assert (ids == -1).all() and np.isneginf(scores).all() and scores.shape[0] == 5
 
 
 @pytest.mark.parametrize("word", ["sign", "itq8", "itq16"])
@@ -160,6 +185,8 @@ def test_candidates_of_a_rough_index_are_ordered_exactly() -> None:
 
 
 def test_a_default_of_more_than_one_list() -> None:
+    spec, x = parse_spec("IVF1k,Flat"), cloud(1024, 4, 0)
+    assert ix.FactoryPart(spec, ix.train(spec, x), x, np.arange(1024)).index.nprobe == 32
     part = make("IVF16,Flat")
     assert isinstance(part, ix.FactoryPart) and part.index.nprobe == 4
     spec = parse_spec("IVF16,Flat:nprobe=3")

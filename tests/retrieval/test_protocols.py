@@ -64,6 +64,8 @@ def test_common_classes_look_past_case_separators_and_plural() -> None:
     assert common_classes(ours, theirs) == [("bare soil", "Bare-Soil"), ("Cars", "CAR")]  # two trees are no tree
     assert common_classes(("b", "a"), ("a", "b"), ("A", "c", "B_")) == [("b", "b", "B_"), ("a", "a", "A")]
     assert common_classes(("a",), ("b",)) == []
+    assert common_classes(("forest", "水", "!"), ("Forest", "火", "?")) == [("forest", "Forest")]
+    assert common_classes(("Fläche 1", "水"), ("fläche-1", "水")) == [("Fläche 1", "fläche-1"), ("水", "水")]
 
 
 def test_labels_over_the_classes_of_an_evaluation(tiny: Dataset, other: Dataset) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ import pytest
 import torch
 
 from marc_dist import comm
-from marc_dist.config import Config, DataError, LaunchError
+from marc_dist.config import Config, ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import store as st
 from marc_dist.retrieval.embed import Embedder
-from marc_dist.retrieval.exact import exact_unit
+from marc_dist.retrieval.exact import Pieces, exact_unit
 from marc_dist.training.export import load_encoder
 from tests.retrieval.runs import make_run
 from tests.worlds import run_in_world
@@ -42,6 +44,10 @@ def put_all(x: np.ndarray) -> Callable[[Callable[[int, np.ndarray], None]], None
     return fill
 
 
+def file_of(folder: Path, split: str) -> Path:
+    return folder / str(st.read_store(folder)["parts"][split]["file"])
+
+
 def nothing() -> None:
     return None
 
@@ -60,14 +66,62 @@ def test_rows_come_back_by_id(tiny: Dataset, tmp_path: Path) -> None:
     train, test = tiny.rows("train"), tiny.rows("test")
     write(tmp_path, "train", x[train])
     write(tmp_path, "test", x[test])
-    both = st.Store(tmp_path, tiny, ["test", "train"])
+    both = st.Store(tmp_path, tiny, ["test", "train"], MADE)
     assert np.array_equal(both.rows(np.arange(40)), x)
     assert np.array_equal(both.rows(np.array([1, 3, 4, 39])), x[[1, 3, 4, 39]])
     assert both.rows(np.arange(0)).shape == (0, 5)
     piece = both.rows(train[4:9])
     assert np.array_equal(piece, x[train[4:9]]) and not piece.flags.owndata and not piece.flags.writeable
     with pytest.raises(KeyError, match="1 ids lie in no opened split"):
-        st.Store(tmp_path, tiny, ["test"]).rows(np.array([3, 4]))
+        st.Store(tmp_path, tiny, ["test"], MADE).rows(np.array([3, 4]))
+
+
+def test_parts_that_follow_each_other_are_not_copied(tiny: Dataset, tmp_path: Path) -> None:
+    x = rows(40)
+    train, test = tiny.rows("train"), tiny.rows("test")
+    write(tmp_path, "train", x[train])
+    write(tmp_path, "test", x[test])
+    ids = np.concatenate([test, train])
+    both = st.Store(tmp_path, tiny, ["test", "train"], MADE).rows(ids)
+    assert isinstance(both, Pieces) and both.shape == (40, 5) and len(both) == 40 and both.nbytes == x.nbytes
+    assert np.array_equal(np.asarray(both), x[ids]) and not both[2:9].flags.owndata
+    for start, stop in ((0, 10), (9, 11), (0, 40), (10, 40), (40, 40), (12, 12)):
+        assert np.array_equal(both[start:stop], x[ids][start:stop])
+    places = np.array([[39, 0], [10, 9], [9, 9]])
+    assert np.array_equal(both[places.ravel()], x[ids][places.ravel()])
+
+
+def test_what_another_process_writes_meanwhile_is_not_opened(tiny: Dataset, tmp_path: Path) -> None:
+    other = {**MADE, "device": "cuda"}
+    write(tmp_path, "train", rows(30))
+    write(tmp_path, "train", rows(30, 1), other)
+    with pytest.raises(DataError, match="another process wrote other vectors there just now; run it again"):
+        st.Store(tmp_path, tiny, ["train"], MADE)
+    with pytest.raises(DataError, match="another process"):
+        st.Store(tmp_path, tiny, ["test"], other)
+    kept = st.Store(tmp_path, tiny, ["train"], MADE, exactly=False)  # rounding does not matter to a search
+    assert np.array_equal(kept.rows(tiny.rows("train")), rows(30, 1))
+    assert len(list(tmp_path.glob("*.npy"))) == 1  # what store.json names no more is gone
+
+
+def test_an_index_folder_is_new_empty_or_ours(tmp_path: Path) -> None:
+    st.check_index_dir(tmp_path / "new")
+    st.check_index_dir(tmp_path)
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(ConfigError, match=r"expected an index or nothing, got thesis\.docx; choose another"):
+        st.check_index_dir(tmp_path)
+    with pytest.raises(ConfigError, match="a file, expected a folder"):
+        st.check_index_dir(tmp_path / "thesis.docx")
+    write(tmp_path, "train", rows(3))
+    st.check_index_dir(tmp_path)
+
+
+def test_files_of_killed_processes_are_removed_a_day_later(tmp_path: Path) -> None:
+    for name, age in ((".train-1.npy.host-1-ab.tmp", 2 * st.OLD_S), (".train-2.npy.host-2-ab.tmp", 0.0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    write(tmp_path, "train", rows(3))
+    assert [path.name for path in tmp_path.glob(".*")] == [".train-2.npy.host-2-ab.tmp"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -75,9 +129,10 @@ def test_ranks_write_one_file(tiny: Dataset, tmp_path: Path, world: int) -> None
     x = rows(30)
     write(tmp_path / "one", "train", x)
     assert run_in_world(written, world, tmp_path / "many", x) == [True] * world
-    assert (tmp_path / "one" / "train.npy").read_bytes() == (tmp_path / "many" / "train.npy").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["store.json", "train.npy"]
-    assert np.array_equal(np.load(tmp_path / "many" / "train.npy"), x)
+    one, many = file_of(tmp_path / "one", "train"), file_of(tmp_path / "many", "train")
+    assert one.read_bytes() == many.read_bytes() and one.name == many.name
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["store.json", many.name]
+    assert np.array_equal(np.load(many), x)
 
 
 def test_what_changed_is_missing(tmp_path: Path) -> None:
@@ -90,11 +145,11 @@ def test_what_changed_is_missing(tmp_path: Path) -> None:
     assert st.missing_splits(tmp_path, {**MADE, "device": "cuda"}, both) == both
     assert st.missing_splits(tmp_path, {**MADE, "device": "cuda"}, both, exactly=False) == []
     assert st.missing_splits(tmp_path, {**MADE, "encoder": "other"}, both, exactly=False) == both
-    data = bytearray((tmp_path / "test.npy").read_bytes())
+    data = bytearray(file_of(tmp_path, "test").read_bytes())
     data[-3] ^= 1
-    (tmp_path / "test.npy").write_bytes(data)
+    file_of(tmp_path, "test").write_bytes(data)
     assert st.missing_splits(tmp_path, MADE, both) == ["test"]
-    (tmp_path / "train.npy").unlink()
+    file_of(tmp_path, "train").unlink()
     assert st.missing_splits(tmp_path, MADE, both) == both
     write(tmp_path, "val", rows(4), {**MADE, "encoder": "other"})  # another maker: the others are forgotten
     assert list(st.read_store(tmp_path)["parts"]) == ["val"]
@@ -105,9 +160,11 @@ def test_a_store_that_cannot_be_read(tiny: Dataset, tmp_path: Path) -> None:
         st.read_store(tmp_path)
     write(tmp_path, "train", rows(29))
     with pytest.raises(DataError, match="not the vectors of 30 images"):
-        st.Store(tmp_path, tiny, ["train"])
-    with pytest.raises(DataError, match=r"test\.npy: cannot be read"):
-        st.Store(tmp_path, tiny, ["test"])
+        st.Store(tmp_path, tiny, ["train"], MADE)
+    for data in (b"", b"PK\x03\x04", b"\x93NUMPY"):
+        file_of(tmp_path, "train").write_bytes(data)
+        with pytest.raises(DataError, match=r"train-.*\.npy: .*delete it and run again"):
+            st.Store(tmp_path, tiny, ["train"], MADE)
     for text, told in {"[1": "cannot be read", '{"format": 9}': "expected format 1, got 9", "[]": "got 'list'"}.items():
         (tmp_path / "store.json").write_text(text)
         with pytest.raises(DataError, match=told):
@@ -116,9 +173,11 @@ def test_a_store_that_cannot_be_read(tiny: Dataset, tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps({"format": 1, "parts": [], "dim": 3, "about": {}}))
     with pytest.raises(DataError, match="lacks"):
         st.read_store(tmp_path)
-    (tmp_path / "store.json").write_text(json.dumps({"format": 1, "parts": {"x": {}}, "dim": 3, "about": {}}))
-    with pytest.raises(DataError, match="what made its parts"):
-        st.read_store(tmp_path)
+    part = {"made": {}, "crc32": 0, "file": "../x.npy"}
+    for bad, told in (({}, "what made its parts"), (part, r"names a part '\.\./x\.npy'")):
+        (tmp_path / "store.json").write_text(json.dumps({"format": 1, "parts": {"x": bad}, "dim": 3, "about": {}}))
+        with pytest.raises(DataError, match=told):
+            st.read_store(tmp_path)
 
 
 def test_names_of_splits_stay_in_the_folder(tmp_path: Path) -> None:
@@ -160,7 +219,7 @@ def embedder(config: Config, folder: Path, said: list[str]) -> Embedder:
 
 def kept(config: Config, run: Path, dataset: Dataset, said: list[str]) -> bytes:
     store = embedder(config, run, said).store(run / "embeddings" / "x", dataset, ["test", "train"], {})
-    return store.rows(np.arange(40)).tobytes()
+    return np.asarray(store.rows(np.arange(40))).tobytes()
 
 
 def test_vectors_are_made_once(tiny: Dataset, tmp_path: Path) -> None:
