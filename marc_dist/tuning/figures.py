@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from marc_dist.tuning.importance import importances
+from marc_dist.tuning.samplers import LISTED
 from marc_dist.tuning.search import Search, interval
 from marc_dist.tuning.space import Parameter
 
-BINS = 6  # of a curve over a parameter with many values
+BINS, LEAST_IN_BIN = 6, 4  # of a curve over a parameter with many values: groups at most, values of a group at least
 BLUE, FAINT, RED = "#0b6e75", "#b9c2ca", "#b3372f"
 LEAST_SURFACE = 4
 
@@ -74,7 +75,7 @@ def _history(search: Search, figure: Any) -> bool:
 def _place(parameter: Parameter, value: Any) -> float:
     """Where a value lies on a parameter's axis, 0 to 1."""
     sampler = parameter.sampler
-    if sampler.kind in ("choice", "grid", "fixed"):
+    if sampler.kind in LISTED:
         last = max(len(sampler.values) - 1, 1)
         near = [at for at, known in enumerate(sampler.values) if known == value]
         return near[0] / last if near else 0.5
@@ -106,7 +107,7 @@ def _parallel(search: Search, figure: Any) -> bool:
         axes.plot(*zip(*line, strict=True), **({"color": FAINT, "linewidth": 0.6, "alpha": 0.6} | style))
     for x, one in enumerate(parameters):
         axes.axvline(x, color="black", linewidth=0.6)
-        marks = one.sampler.values if one.sampler.kind in ("choice", "grid", "fixed") else one.sampler.values[:2]
+        marks = one.sampler.values if one.sampler.kind in LISTED else one.sampler.values[:2]
         for value in marks[:8]:
             axes.annotate(_text(value), (x, _place(one, value)), xytext=(3, 2), textcoords="offset points", fontsize=7)
     axes.axvline(len(parameters), color="black", linewidth=0.6)
@@ -164,21 +165,24 @@ def _surface(search: Search, figure: Any) -> bool:
     return True
 
 
-def curve(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[tuple[float, float, float, float]]:
+def curve(
+    pairs: Sequence[tuple[float, float]], bins: int = BINS, *, listed: bool = False
+) -> list[tuple[float, float, float, float]]:
     """Means over a parameter with 95 % intervals: (place, mean, low, high), ascending.
 
     Args:
         pairs: (value of the parameter, score).
-        bins: groups of about equal size; a parameter with no more values than this has a group for each.
+        bins: groups of about equal size at most, fewer where they would have less than ``LEAST_IN_BIN`` values.
+        listed: the parameter has a list of values; then each of them is a group.
 
     Returns:
         A group of one has low = high = mean. Groups lie at the median of their values.
     """
-    values = sorted({value for value, _ in pairs})
-    if len(values) <= bins:
-        groups = [[pair for pair in pairs if pair[0] == value] for value in values]
+    if listed:
+        groups = [[pair for pair in pairs if pair[0] == value] for value in sorted({value for value, _ in pairs})]
     else:
         ordered = sorted(pairs)
+        bins = max(1, min(bins, len(pairs) // LEAST_IN_BIN))
         cuts = [round(at * len(ordered) / bins) for at in range(bins + 1)]
         groups = [ordered[low:high] for low, high in zip(cuts, cuts[1:], strict=False) if high > low]
     out = []
@@ -192,7 +196,7 @@ def curve(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[tuple[
 
 def _curves(search: Search, figure: Any) -> bool:
     """Score over each number that varies: settings as points, means with intervals as a line."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     full = search.finished()
     numeric = [one for one in search.space.parameters if one.sampler.numeric and len(one.sampler.values) > 1]
@@ -211,17 +215,20 @@ def _curves(search: Search, figure: Any) -> bool:
         having = [at for at in full if one.name in search.points[at]]
         pairs = [(float(str(search.points[at][one.name])), score(search, at)) for at in having]
         axes.scatter(*zip(*pairs, strict=True), s=14, color=FAINT)
-        places, means, lows, highs = zip(*curve(pairs), strict=True)
-        below = [mean - low for mean, low in zip(means, lows, strict=True)]
-        above = [high - mean for mean, high in zip(means, highs, strict=True)]
+        places, means, lows, highs = zip(*curve(pairs, listed=one.sampler.kind in LISTED), strict=True)
+        below = [mean - low or math.nan for mean, low in zip(means, lows, strict=True)]  # no bar for a single value
+        above = [high - mean or math.nan for mean, high in zip(means, highs, strict=True)]
         axes.errorbar(
             places, means, yerr=[below, above], color=BLUE, capsize=3, linewidth=1.2, marker="o", markersize=3
         )
+        scores = [value for _, value in pairs]
+        room = 0.3 * (max(scores) - min(scores)) or 0.01
+        axes.set_ylim(min(scores) - room, max(scores) + room)  # a wide interval must not flatten the points
         if one.sampler.logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=one.name, ylabel=search.plan.objectives[0] if number % columns == 0 else "")
     return True
 

@@ -112,10 +112,11 @@ def test_a_search_without_results_has_a_report(tmp_path: Path) -> None:
 
 
 def test_curves_have_intervals() -> None:
-    assert curve([(1, 0.5), (1, 0.7), (2, 0.6)]) == [
+    assert curve([(1, 0.5), (1, 0.7), (2, 0.6)], listed=True) == [
         (1, pytest.approx(0.6), pytest.approx(0.6 - 12.706 * 0.1), pytest.approx(0.6 + 12.706 * 0.1)),
         (2, 0.6, 0.6, 0.6),
     ]
+    assert len(curve([(at, 0.5) for at in range(7)])) == 1  # too few for two groups
     many = curve([(at, float(at)) for at in range(60)])
     assert len(many) == 6 and [place for place, *_ in many] == [4.5, 14.5, 24.5, 34.5, 44.5, 54.5]
     assert [mean for _, mean, *_ in many] == [4.5, 14.5, 24.5, 34.5, 44.5, 54.5]
