@@ -23,6 +23,8 @@ DEMO: dict[str, Any] = {
     "train.epochs": 18, "train.global_batch": 75, "train.log_every": 6, "train.checkpoint_every": 1000,
 }  # fmt: skip
 """What is tuned when nobody names a run file or data: the built-in sample, as in benchmarks/demo.yaml."""
+DEMO_GRACE = 6
+"""Its trials run a sixth of their epochs at least: after one epoch of six steps all of them score alike."""
 EPILOG = """\
 spaces: macl (alpha, beta, tau, learning rate), temperature, ablation, surface (alpha x beta), smoke; or a file of
 your own (a copy of one). Without a run file and data.dir, the built-in sample is packed and tuned.
@@ -250,7 +252,7 @@ def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
         how=options.search,
         objectives=objectives,
         early_stopping=False if options.no_early_stop else True if options.grace else None,
-        grace=options.grace,
+        grace=options.grace or (None if named else max(1, (options.epochs or config.train.epochs) // DEMO_GRACE)),
         eta=options.eta,
         seeds=options.seeds,
         seed=options.seed,

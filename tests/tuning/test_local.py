@@ -125,9 +125,9 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     gpus = _Gpus()
     half = [gpus.take(0.5) for _ in range(4)]
-    assert half == [["3"], ["3"], ["7"], ["7"]]
+    assert half == [["4"], ["4"], ["7"], ["7"]]
     gpus.give(half[0], 0.5)
-    assert gpus.take(0.5) == ["3"]
+    assert gpus.take(0.5) == ["4"]
     for names in half:
         gpus.give(names, 0.5)
     assert gpus.take(2.0) == ["4", "7"]

@@ -128,6 +128,14 @@ def test_points_stay_in_range_and_are_readable() -> None:
     assert sum(int(str(point["loss.memory"])) < 32 for point in points) > 15  # logarithmic
 
 
+def test_every_number_has_a_draw_of_its_own() -> None:
+    points = drawn(space({"parameters": TAU, "first": []}), 120)
+    assert len({point["loss.tau"] for point in points}) > 110
+    made = space({"parameters": TAU, "first": []})
+    assert propose(made, BASE, "random", 0, 5, ()) != propose(made, BASE, "random", 0, 6, ())
+    assert propose(made, BASE, "random", 0, 5, ()) != propose(made, BASE, "random", 1, 5, ())
+
+
 def test_nested_sections_are_the_same_as_dotted_keys() -> None:
     assert (
         space({"parameters": {"loss": {"tau": {"loguniform": [0.03, 0.5]}}}}).parameters
