@@ -10,8 +10,11 @@ indexes with their recall against the exact lists. With a GPU, a table for it, t
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as every command of ours sets it; read when torch is loaded
 
 import numpy as np
 import torch

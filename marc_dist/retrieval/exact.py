@@ -8,9 +8,11 @@ exactly, so an inner product in float64 has no rounding error in any order of su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from marc_dist import comm
@@ -22,7 +24,7 @@ Int = NDArray[np.int64]
 GRID = 2.0**24
 ARCHIVE_BLOCK = 16384
 QUERIES_AT_ONCE = 256
-SCORED_AT_ONCE = 2**20
+SCORED_AT_ONCE = 2**19
 """Candidates' coordinates that are held in float64 at a time."""
 NONE = -1
 
@@ -125,7 +127,11 @@ def best(scores: Float, ids: Int, k: int) -> tuple[Float, Int]:
 def best_with(scores: Float, ids: Int, k: int, also: Float) -> tuple[Float, Int, Float]:
     """``best``, with a further (B, M) array put into the same order and padded with -inf."""
     scores = np.where(ids == NONE, -np.inf, scores)
-    place = np.lexsort((ids, -scores), axis=1)[:, :k]
+    place = np.argsort(-scores, axis=1, kind="stable")  # by id, too, only where it matters: lists come nearly in order
+    ordered = np.take_along_axis(scores, place, axis=1)
+    tied = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    place[tied] = np.lexsort((ids[tied], -scores[tied]), axis=1)
+    place = place[:, :k]
     scores, ids = np.take_along_axis(scores, place, axis=1), np.take_along_axis(ids, place, axis=1)
     ids = np.where(np.isneginf(scores), NONE, ids)
     short = ((0, 0), (0, k - scores.shape[1]))
@@ -137,10 +143,16 @@ def exact_scores(queries: Float32, archive: Rows, place: Int) -> Float:
     """(B, M) float64 inner products of each query with the archive rows at ``place``; -1 reads row 0."""
     out = np.empty(place.shape)
     step = max(1, SCORED_AT_ONCE // max(1, place.shape[1] * queries.shape[1]))
-    for start in range(0, len(queries), step):
+
+    def score(start: int) -> None:
         chosen = np.maximum(place[start : start + step], 0)
-        wide = archive[chosen.ravel()].reshape(*chosen.shape, -1).astype(np.float64)
+        flat = chosen.ravel()
+        rows = np.take(archive, flat, axis=0, mode="clip") if isinstance(archive, np.ndarray) else archive[flat]
+        wide = rows.reshape(*chosen.shape, -1).astype(np.float64)
         out[start : start + step] = (wide @ queries[start : start + step, :, None].astype(np.float64))[:, :, 0]
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # the sums are exact: no thread changes a bit
+        list(pool.map(score, range(0, len(queries), step)))
     return out
 
 

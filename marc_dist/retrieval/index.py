@@ -50,7 +50,6 @@ MORE = 8
 """Growth of the number of candidates where the first ones do not decide."""
 MOST = 2048
 CPU_BLOCK = 1 << 18
-TRAIN_ROWS = 1 << 18
 GPU_MAX_K = 2048
 GPU_SHARE = 0.8
 HALF_BOUND = 1.01 * 2.0**-10
@@ -110,13 +109,6 @@ def _set(index: Any, spec: IndexSpec) -> None:
 
 def _read(data: bytes) -> Any:
     return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
-
-
-def sample_places(num: int) -> Int:
-    """Rows of an archive of ``num`` that an index is trained on: evenly spaced, at most ``TRAIN_ROWS``."""
-    if num <= TRAIN_ROWS:
-        return np.arange(num, dtype=np.int64)
-    return np.linspace(0, num - 1, TRAIN_ROWS).astype(np.int64)
 
 
 @contextmanager
@@ -278,11 +270,15 @@ class FlatPart:
         while len(unsure) and ask < len(self.ids) and ask <= self._most:
             asked, own = queries[unsure], own_ids[unsure]
             rough, place = self._propose(asked, ask)
+            # k or more items are no worse than the (k + 1)th less the bound: what is clearly below that is not scored
+            wide = rough.astype(np.float64)
+            hopeful = int((wide >= wide[:, k : k + 1] - 2 * self.bound).sum(axis=1).max())
+            place = place[:, :hopeful]
             missing = place < 0  # FAISS pads short lists with -1: gone before -1 becomes the last row of an array
             exact = exact_scores(asked, self.features, place)
             proposed = np.where(missing | (self.ids[place] == own[:, None]), NONE, self.ids[place])
             scores[unsure], ids[unsure] = best(exact, proposed, k)
-            unseen = rough[:, -1].astype(np.float64) + self.bound
+            unseen = wide[:, -1] + self.bound
             unsure = unsure[(scores[unsure, k - 1] <= unseen) | missing.any(axis=1)]
             ask *= MORE
         if len(unsure):
