@@ -108,13 +108,14 @@ def _body(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from marc_dist.cluster.failure import failure_told
+    from marc_dist.config import printable
 
     with failure_told():
         from marc_dist.retrieval.evaluate import evaluate_rank  # torch and faiss
         from marc_dist.retrieval.tables import print_tables
 
         errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        summary, speaks = evaluate_rank(config, folder, lambda line: errors.print(line, markup=False))
+        summary, speaks = evaluate_rank(config, folder, lambda line: errors.print(printable(line), markup=False))
         if speaks and not options.no_report:
             from marc_dist.retrieval.report import write_report
 

@@ -18,7 +18,7 @@ from marc_dist.retrieval import results
 from marc_dist.retrieval.embed import Embedder, feature_width
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.exact import Float32, Int, full_ranking
-from marc_dist.retrieval.index import check_spec
+from marc_dist.retrieval.index import FactoryPart, check_spec
 from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.search import make_part, recall, top_k
@@ -200,25 +200,26 @@ def rank_and_score(
     device = None if gpu is None else torch.device("cuda", gpu)
     queries = np.asarray(asking.rows(protocol.queries.ids))
     archive_ids, own_ids = protocol.archive.ids, protocol.own_ids()
-    complete = spec.exact and len(archive_ids) <= FULL_LIMIT
     depth = min(max(*config.eval.ks, TOP), len(archive_ids))
     mine = rank_part(archive_ids, comm.rank(), comm.world())
     index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
     scores, listed = top_k(index, queries, own_ids, depth, device=device)
-    found = None
-    if not spec.exact:
+    space = found = None
+    if not isinstance(index, FactoryPart):
+        space = index.space if len(archive_ids) <= FULL_LIMIT else None
+    else:
         k = min(*config.eval.ks, depth)
         found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
         say(f"index: finds {100 * found:.1f} % of the exact first {k}")
-    archive = index.space(np.asarray(answering.rows(archive_ids))) if complete else None
-    scoring = scorer(protocol, config.eval, complete=complete)
+    archive = None if space is None else space(np.asarray(answering.rows(archive_ids)))
+    scoring = scorer(protocol, config.eval, complete=archive is not None)
     blocks = []
     starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
     for start in rank_part(starts, comm.rank(), comm.world()).tolist():
         block = slice(start, start + BLOCK)
         ranking = np.where(listed[block] < 0, -1, np.searchsorted(archive_ids, listed[block]))
-        if archive is not None:
+        if space is not None and archive is not None:
             own = protocol.self_positions(own_ids[block])
-            ranking = _continued(ranking, full_ranking(index.space(queries[block]), archive, own))
+            ranking = _continued(ranking, full_ranking(space(queries[block]), archive, own))
         blocks.append(scoring.block(start, ranking, None if spec.kind == "binary" else scores[block]))
     return gathered(blocks), found

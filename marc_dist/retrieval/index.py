@@ -49,8 +49,8 @@ FACTORY_SHARE = 4
 MORE = 8
 """Growth of the number of candidates where the first ones do not decide."""
 MOST = 2048
+"""Candidates of a query, before it is compared with everything; also the most that FAISS finds on a GPU."""
 CPU_BLOCK = 1 << 18
-GPU_MAX_K = 2048
 GPU_SHARE = 0.8
 HALF_BOUND = 1.01 * 2.0**-10
 """Two unit vectors in half precision, their product in float32: 2^-11 of each one's length, and its tiny numbers."""
@@ -210,7 +210,6 @@ class FlatPart:
         self.bound = rounding_bound(self.features.shape[1]) + (HALF_BOUND if float16 and gpu is not None else 0.0)
         self._propose: Callable[[Float32, int], tuple[Float32, Int]] = self._cpu_search
         self.where = _cpu()
-        self._most = MOST
         if gpu is not None and len(self.ids):
             self._to_gpu(gpu, float16)
 
@@ -229,7 +228,7 @@ class FlatPart:
             self._index: Any = faiss.index_cpu_to_gpu(self._resources, gpu, flat, options)
             for start in range(0, len(self.ids), CPU_BLOCK):
                 self._index.add(self.features[start : start + CPU_BLOCK])
-            self._propose, self._most = self._index.search, GPU_MAX_K
+            self._propose = self._index.search
             self.where = f"on GPU {gpu} (FAISS {faiss.__version__}, {kind})"
         else:
             kept = torch.float16 if float16 else torch.float32
@@ -267,7 +266,7 @@ class FlatPart:
         scores, ids = np.full((len(queries), k), -np.inf), np.full((len(queries), k), NONE, dtype=np.int64)
         unsure = np.arange(len(queries))
         ask = k + 1 + margin
-        while len(unsure) and ask < len(self.ids) and ask <= self._most:
+        while len(unsure) and ask < len(self.ids) and ask <= MOST:
             asked, own = queries[unsure], own_ids[unsure]
             rough, place = self._propose(asked, ask)
             # k or more items are no worse than the (k + 1)th less the bound: what is clearly below that is not scored
@@ -370,10 +369,6 @@ class FactoryPart:
     def filled(self) -> bytes:
         """The index with its vectors, for ``filled=True``."""
         return bytes(faiss.serialize_index(self.index))
-
-    def space(self, features: Float32) -> Float32:
-        """Never asked: an approximate index has no full ranking."""
-        raise NotImplementedError
 
     def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
         """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``merge``."""

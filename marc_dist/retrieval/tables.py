@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from marc_dist.config import printable
 from marc_dist.retrieval.meanings import group_of, is_usual
 
 MISSING = "-"
@@ -127,7 +128,7 @@ def print_tables(summary: dict[str, Any], console: Console) -> None:
     queries, archive = summary["queries"]["title"], summary["archive"]["title"]
     title = archive if queries == archive else f"{queries} in {archive}"
     title = f"{title}: {summary['num_queries']:,} queries, {summary['num_archive']:,} images"
-    table = Table(title=Text(title), box=SIMPLE_HEAD)
+    table = Table(title=Text(printable(title)), box=SIMPLE_HEAD)
     table.add_column("metric", no_wrap=True)
     columns = [*names, "difference", "95 % interval"] if len(names) == 2 else names
     for name in columns:
@@ -164,5 +165,5 @@ def _print_labels(summary: dict[str, Any], console: Console) -> None:
         if more:
             cells.append(_difference(row))
         numbers = [str(label["archive_count"]), str(label["query_count"])]
-        table.add_row(Text(label["label"]), label["third"], *numbers, *cells)
+        table.add_row(Text(printable(label["label"])), label["third"], *numbers, *cells)
     console.print(table)

@@ -86,24 +86,18 @@ def _embed(
     """
     import torch
 
-    from marc_dist import comm
     from marc_dist.data.loader import iter_eval
-    from marc_dist.data.plan import rank_part
+    from marc_dist.retrieval.embed import feature_width, rank_ids
 
     parameter = next(encoder.parameters())
     batch = config.eval.batch
-    starts = rank_part(np.arange(0, len(ids), batch, dtype=np.int64), comm.rank(), comm.world())
-    mine = ids[starts[0] : starts[-1] + batch] if len(starts) else ids[:0]
-    parts = []
+    parts = [torch.empty(0, feature_width(encoder, config.eval.features))]  # some ranks may have nothing to add
     with torch.inference_mode():
         size, workers, crc = config.data.image_size, config.data.num_workers, config.data.verify_crc
-        for images, _ in iter_eval(dataset, mine, size, batch, workers, crc):
+        for images, _ in iter_eval(dataset, rank_ids(ids, batch), size, batch, workers, crc):
             both = encoder(images.to(parameter.device, parameter.dtype))
             parts.append(both[config.eval.features == "projection"].float().cpu())
             tick()
-        if not parts:  # more ranks than batches: one picture tells the width
-            images = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
-            parts.append(encoder(images)[config.eval.features == "projection"].float().cpu()[:0])
     return torch.cat(parts), parameter.device
 
 
