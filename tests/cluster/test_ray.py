@@ -23,13 +23,6 @@ from marc_dist.config import Config, LaunchError, build
 from marc_dist.training.runfolder import checkpoints, prepare
 from tests.cluster.ray_cluster import RayCluster, pids_that_name
 
-try:
-    import ray  # noqa: F401
-except ImportError:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip("needs Ray: pip install ray", allow_module_level=True)
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks through /proc"),

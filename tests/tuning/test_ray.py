@@ -19,13 +19,6 @@ from marc_dist.tuning.search import Search
 from tests.cluster.ray_cluster import RayCluster, pids_that_name
 from tests.tuning.searches import events, run_file, story
 
-try:
-    import ray  # noqa: F401
-except ImportError:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip("needs Ray: pip install ray", allow_module_level=True)
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the trials through /proc"),
