@@ -158,15 +158,18 @@ def test_a_stranger_on_rank_zeros_port_is_told_from_rank_zero(tmp_path: Path, mo
 def test_ranks_of_torchrun_meet_at_its_agents_store(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(
-        "import torch\nfrom marc_dist import comm\nhere = comm.join('cpu', timeout_s=60)\n"
-        "print(*here, comm.sum_(torch.tensor([10.0**here.rank])).item())\ncomm.leave()\n"
+        # one file a rank: ranks that share a pipe may write into each other's line
+        "import sys, torch\nfrom marc_dist import comm\nhere = comm.join('cpu', timeout_s=60)\n"
+        "with open(f'{sys.argv[1]}/{here.rank}.txt', 'w') as out:\n"
+        "    print(*here, comm.sum_(torch.tensor([10.0**here.rank])).item(), file=out)\ncomm.leave()\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     # inside a batch script, whose own variables must not count
     env = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(torchrun, env=env, capture_output=True, text=True, timeout=120)
+    command = [*torchrun, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split("\n")) == ["", "0 2 0 11.0", "1 2 1 11.0"]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0 2 0 11.0\n", "1 2 1 11.0\n"]
     assert "failed to bind" not in done.stderr
 
 
