@@ -24,7 +24,7 @@ from marc_dist.data.publish import sync
 from marc_dist.data.tar import Entry, Part, Row, Shard, join_parts, read
 
 FOLDER = ".finished"  # inside the folder that is being written
-FORMAT = 1
+FORMAT = 2
 KINDS = {"plan": str, "sources": list, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 

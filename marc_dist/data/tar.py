@@ -16,10 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from PIL import Image
-
 from marc_dist.config import DataError
-from marc_dist.data.decode import Examined, decode_rgb, examine
+from marc_dist.data.decode import ROWS, Examined, decode_rgb, examine
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
@@ -164,8 +162,8 @@ def read(file: Path) -> bytes:
 def _glance(found: Examined) -> str:
     """A few pixels, hashed: equal pictures have equal ones, at a tenth of the cost of hashing them all."""
     few = found.image
-    if few.size == found.size:  # not reduced by the decoder
-        few = few.resize((8, 8), Image.Resampling.NEAREST)
+    if few.width == found.size[0]:  # not reduced by the decoder, or a PNG to the same rows
+        few = few.crop((0, 0, few.width, min(ROWS, few.height)))
     return f"{found.size}{few.size}{hashlib.sha256(few.tobytes()).hexdigest()}"
 
 

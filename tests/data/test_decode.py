@@ -13,6 +13,7 @@ from PIL import Image
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import decode_rgb, examine
+from marc_dist.data.png import first_rows
 from tests import downloads
 
 
@@ -133,3 +134,84 @@ def test_a_reduced_jpeg_is_refused_for_the_same_damage() -> None:
         assert found[0] == found[1]
         verdicts.append(found[0] == "sound")
     assert 20 < sum(verdicts) < 380
+
+
+def damaged_png(rng: random.Random, sound: bytes) -> bytes:
+    """Other pixels, other filters, a shorter or longer stream or other chunks, all of it with the right CRC-32."""
+    at, chunks = 8, []
+    while at < len(sound):
+        size = int.from_bytes(sound[at : at + 4], "big")
+        chunks.append([sound[at + 4 : at + 8], sound[at + 8 : at + 8 + size]])
+        at += 12 + size
+    kinds = [kind for kind, _ in chunks]
+    first = kinds.index(b"IDAT")
+    raw = bytearray(zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT")))
+    kind = rng.choice(["raw", "cut", "long", "stream", "split", "late", "header", "order", "lost"])
+    if kind == "raw":
+        raw[rng.randrange(len(raw))] = rng.randrange(256)
+    elif kind == "cut":
+        del raw[rng.randrange(len(raw)) :]
+    elif kind == "long":
+        raw += bytes(rng.randrange(1, 500))
+    stream = bytearray(zlib.compress(bytes(raw), rng.choice([0, 1, 6])))
+    if kind == "stream":
+        stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+    half = rng.randrange(len(stream)) if kind == "split" else len(stream)
+    chunks = [chunk for chunk in chunks if chunk[0] != b"IDAT"]
+    chunks[first:first] = [[b"IDAT", bytes(stream[:half])], [b"IDAT", bytes(stream[half:])]]
+    if kind == "late":
+        chunks.insert(
+            rng.randrange(1, len(chunks)),
+            [rng.choice([b"tEXt", b"zTXt", b"fdAT", b"IHDR", b"abcd", b"ABCD"]), rng.randbytes(9)],
+        )
+    elif kind == "header":
+        body = bytearray(chunks[0][1])
+        body[rng.randrange(len(body))] = rng.randrange(20)
+        chunks[0][1] = bytes(body)
+    elif kind == "order":
+        rng.shuffle(chunks)
+    elif kind == "lost":
+        del chunks[rng.randrange(len(chunks))]
+    whole = sound[:8] + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return whole[: rng.randrange(len(whole))] if rng.random() < 0.05 else whole
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
+def test_a_reduced_png_is_refused_for_the_same_damage(mode: str) -> None:
+    """What packing trusts: a PNG whose rows were not unfiltered is sound exactly when Pillow can decode all of it."""
+    rng = random.Random(0)
+    sound = encoded(downloads.picture(1, (45, 40)).convert(mode), "PNG")
+    assert examine(sound, "x", reduced=True).size == (45, 40)
+    verdicts, short = [], 0
+    for _ in range(600):
+        broken, found = damaged_png(rng, sound), []
+        for reduced in (False, True):
+            try:
+                found.append(examine(broken, "x", reduced=reduced))
+            except DataError as error:
+                found.append(str(error))
+        if isinstance(found[0], str):
+            assert found[1] == found[0]
+        else:
+            assert found[1].size == found[0].size and found[1].format == found[0].format == "PNG"
+            few = found[1].image
+            assert few.tobytes() == found[0].image.crop((0, 0, *few.size)).tobytes()
+            short += few.height < found[0].image.height
+        verdicts.append(not isinstance(found[0], str))
+    assert 150 < sum(verdicts) < 500 and short > 100
+
+
+def test_first_rows_are_of_plain_and_sound_pngs_only() -> None:
+    picture = downloads.picture(1, (45, 40))
+    few = first_rows(encoded(picture, "PNG"), 8)
+    assert few is not None
+    with Image.open(io.BytesIO(few)) as image:
+        assert image.size == (45, 8) and image.tobytes() == picture.crop((0, 0, 45, 8)).tobytes()
+    all_rows = first_rows(encoded(picture, "PNG"), 100)
+    assert all_rows is not None and decode_rgb(all_rows, "x").tobytes() == picture.tobytes()
+    assert first_rows(encoded(picture, "PNG")[:-1], 8) is None
+    animated = io.BytesIO()
+    picture.save(animated, "PNG", save_all=True, append_images=[picture.rotate(90)])
+    assert first_rows(animated.getvalue(), 8) is None

@@ -315,6 +315,22 @@ def test_equal_pictures_in_two_splits_are_told(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_equal_pictures_are_told_whatever_lossless_file_they_lie_in(tmp_path: Path) -> None:
+    """A plain PNG is judged without its pixels, these are not: more rows than one strip, no filters, another format."""
+    whole = downloads.picture(1, (30, 30)).quantize(16)
+    downloads.save(whole, tmp_path / "own" / "a.png")
+    downloads.save(whole.convert("RGB"), tmp_path / "own" / "b.png", compress_level=0)
+    downloads.save(whole.convert("RGB"), tmp_path / "own" / "c.tif")
+    other = whole.convert("RGB")
+    other.putpixel((29, 29), (1, 2, 3))
+    downloads.save(other, tmp_path / "own" / "d.png")
+    (tmp_path / "own" / "labels.csv").write_text("image,water,split\na,1,train\nb,1,test\nc,1,test\nd,1,test\n")
+    warned = [
+        text for text in open_dataset(pack(tmp_path / "own", tmp_path / "out")).meta["warnings"] if "equal" in text
+    ]
+    assert warned == ["duplicates: equal pictures in two splits: a (train) = b (test), a (train) = c (test)"]
+
+
 def test_equal_jpegs_in_two_splits_are_told_however_they_were_written(tmp_path: Path) -> None:
     """The decoder reduces JPEG while packing; a progressive copy of a picture still is the same picture."""
     pictures = {"a": 1, "b": 1, "c": 2}
