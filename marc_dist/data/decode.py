@@ -6,7 +6,6 @@ import io
 import warnings
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from marc_dist.config import DataError
@@ -170,6 +169,8 @@ def _plain_rgb(image: Image.Image, deep: bool, told: list[str]) -> Image.Image:
 
 def _stretched(image: Image.Image) -> Image.Image:
     """Spread over 8 bits, some rows at a time; of a large picture, evenly spaced values give the percentiles."""
+    import numpy as np  # here: helper processes of a packing do without
+
     values = np.asarray(image)
     some = values.reshape(-1)[:: max(1, values.size // MEASURED_PIXELS)].astype(np.float64)
     finite = some[np.isfinite(some)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,3 +66,11 @@ def test_a_killed_helper_is_told() -> None:
     jobs: list[Job] = [(die_in_helper, (os.getpid(),)) for _ in range(100)]
     with pytest.raises(DataError, match="a packing process was killed; out of memory"):
         work(jobs, lambda job, result: [], 2)
+
+
+def test_a_packing_helper_starts_light() -> None:
+    """Its start must not take longer than its share of a small data set: no schema, no numpy, no pyarrow."""
+    heavy = {"pydantic", "numpy", "pyarrow", "yaml"}
+    code = f"import sys, marc_dist.data.journal; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "\n"
