@@ -65,6 +65,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that ``_Loader`` would take for something else (``1e5``)."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def parse_scalar(text: str, place: str) -> Any:
     """The YAML value of a word's right-hand side: number, true/false, null, list or text."""
     try:
@@ -228,8 +235,8 @@ def dump_yaml(config: BaseModel, *, comments: bool = False) -> str:
 def _scalar(plain: Any) -> str:
     """A value as YAML on one line; what a reader cannot see (a no-break space, a line separator) is escaped."""
     for unicode, style in ((True, None), (False, '"')):
-        text: str = yaml.safe_dump(
-            plain, default_flow_style=True, default_style=style, allow_unicode=unicode, width=1_000_000
+        text: str = yaml.dump(
+            plain, Dumper=_Dumper, default_flow_style=True, default_style=style, allow_unicode=unicode, width=1_000_000
         )
         text = text.removesuffix("\n").removesuffix("\n...")
         if text.isprintable():

@@ -105,6 +105,7 @@ def test_numbers_in_exponent_form_are_numbers() -> None:
 @example(tau=0.1, directory="\xa0", relevance="any")
 @example(tau=0.1, directory=":\xa0", relevance="any")
 @example(tau=0.1, directory="a\u2028b é\n", relevance=0.5)
+@example(tau=0.1, directory="0E0", relevance="any")
 @given(
     tau=st.floats(0.01, 10, allow_subnormal=False),
     directory=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20),
