@@ -136,7 +136,7 @@ def _show(found: Sequence[Answers], archive: Archive, out: Path, labels: Sequenc
 
     from marc_dist.config import printable
     from marc_dist.data.reader import IndexedReader
-    from marc_dist.retrieval.sheet import contact_sheet, key_of, labels_of, search_page
+    from marc_dist.retrieval.sheet import contact_sheet, key_of, labels_of, left_out, search_page
     from marc_dist.training.runfolder import write_atomic
 
     console, dataset = Console(highlight=False), archive.dataset
@@ -162,7 +162,7 @@ def _show(found: Sequence[Answers], archive: Archive, out: Path, labels: Sequenc
     reader.close()
     write_atomic(out / "search.png", sheet)
     write_atomic(out / "search.html", page)
-    print(f"sheet: {out / 'search.png'}\npage: {out / 'search.html'}")
+    print("\n".join([f"sheet: {out / 'search.png'}", f"page: {out / 'search.html'}", *left_out(found)]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +19,13 @@ from marc_dist.data.decode import Query, decode_any
 from marc_dist.data.plan import rank_part
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
-from marc_dist.retrieval.index import FactoryPart, build, check_spec
+from marc_dist.retrieval.index import build, check_spec
+from marc_dist.retrieval.kept import kept_part
 from marc_dist.retrieval.search import Part, learn, top_k
 from marc_dist.retrieval.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.store import SAME, Store, check_index_dir, read_store
 from marc_dist.training.device import resolve_device
 from marc_dist.training.export import load_encoder
-from marc_dist.training.runfolder import write_atomic
 
 MAX_BYTES = 1 << 30
 """Of a query's file."""
@@ -127,10 +124,10 @@ class Archive:
             self._store = self.embedder.store(self.folder, self.dataset, self.splits, about, exactly=False)
         return self._store
 
-    def _index(self, ids: Int) -> Part:
+    def _index(self, ids: Int, *, must: bool = False) -> Part:
         """This rank's index over ``ids``; that of the whole archive is kept, in the folder if it has to be learnt.
 
-        Codes are learnt from the whole archive, whatever part of it is searched.
+        Codes are learnt from the whole archive, whatever part of it is searched. ``must``: see ``kept_part``.
         """
         whole, store = len(ids) == len(self.ids), self._vectors()
         if whole and self._part is not None:
@@ -139,47 +136,18 @@ class Archive:
         if not whole and not spec.exact:
             self._say(f"index: {len(ids)} images with these labels, searched one by one (exact)")
             spec = IndexSpec("flat", "flat")
-        part = self._read(spec, mine, store) if whole else None
-        if part is None:
-            if self._learnt is None and spec.kind != "flat":
+        gpu = torch.cuda.current_device() if self._device else None
+        half = self.embedder.config.eval.float16
+        if spec.kind == "factory":
+            part: Part = kept_part(spec, store, ids, self._say, must=must)
+        else:
+            if self._learnt is None:
                 self._learnt = learn(spec, store.rows, self.ids, self._say)
-            gpu = torch.cuda.current_device() if self._device else None
-            half = self.embedder.config.eval.float16
-            learnt = b"" if self._learnt is None or spec.kind == "flat" else self._learnt
+            learnt = b"" if spec.kind == "flat" else self._learnt
             part = build(spec, learnt, store.rows(mine), mine, gpu, float16=half, say=self._say)
-            if whole and isinstance(part, FactoryPart):
-                self._write(spec, part, store)
         if whole:
             self._part = part
         return part
-
-    def _depends(self, spec: IndexSpec, store: Store) -> dict[str, Any]:
-        """What a kept index depends on: the vectors, and their order."""
-        return {"index": spec.factory, "vectors": {split: store.crcs[split] for split in self.splits}}
-
-    def _read(self, spec: IndexSpec, mine: Int, store: Store) -> Part | None:
-        """A learnt index of the folder, if it is of these vectors and undamaged."""
-        if spec.kind != "factory" or comm.world() > 1:
-            return None
-        try:
-            told = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            data = (self.folder / "index.faiss").read_bytes()
-            if told != {**self._depends(spec, store), "crc32": zlib.crc32(data)}:
-                return None
-            part = FactoryPart(spec, data, store.rows(mine), mine, filled=True)
-        except (OSError, ValueError, RuntimeError):
-            return None
-        self._say(f"index: {spec.text}, {part.where}, from {self.folder}")
-        return part
-
-    def _write(self, spec: IndexSpec, part: FactoryPart, store: Store) -> None:
-        if comm.world() > 1:
-            self._say("index: learnt, but not kept in the folder, because each rank holds a part of it")
-            return
-        data = part.filled()
-        write_atomic(self.folder / "index.faiss", data)
-        told = {**self._depends(spec, store), "crc32": zlib.crc32(data)}
-        write_atomic(self.folder / "index.json", (json.dumps(told, indent=2) + "\n").encode())
 
     def carriers(self, labels: Sequence[str]) -> Int:
         """Ids of the archive's images that carry all of ``labels``; all of them without any.
@@ -202,7 +170,7 @@ class Archive:
 
     def build(self) -> None:
         """Make vectors and index now, so that searches find them ready. A collective."""
-        self._index(self.ids)
+        self._index(self.ids, must=True)
 
     def search(self, paths: Sequence[Path], top: int, labels: Sequence[str] = ()) -> list[Answers]:
         """The nearest images of the archive for each picture. A collective.

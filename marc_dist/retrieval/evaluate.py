@@ -19,9 +19,10 @@ from marc_dist.retrieval.embed import Embedder, feature_width
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.exact import Float32, Int, full_ranking
 from marc_dist.retrieval.index import FactoryPart, check_spec
+from marc_dist.retrieval.kept import kept_part
 from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
-from marc_dist.retrieval.search import make_part, recall, top_k
+from marc_dist.retrieval.search import Part, make_part, recall, top_k
 from marc_dist.retrieval.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.store import Store, splits_of
 from marc_dist.training.device import resolve_device
@@ -202,7 +203,10 @@ def rank_and_score(
     archive_ids, own_ids = protocol.archive.ids, protocol.own_ids()
     depth = min(max(*config.eval.ks, TOP), len(archive_ids))
     mine = rank_part(archive_ids, comm.rank(), comm.world())
-    index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
+    if spec.kind == "factory":
+        index: Part = kept_part(spec, answering, archive_ids, say)
+    else:
+        index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
     scores, listed = top_k(index, queries, own_ids, depth, device=device)
     space = found = None
     if not isinstance(index, FactoryPart):

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch  # before faiss: both bring an OpenMP and CUDA runtime, and torch's must be the one that is loaded
@@ -109,6 +110,17 @@ def _set(index: Any, spec: IndexSpec) -> None:
 
 def _read(data: bytes) -> Any:
     return faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+
+
+def _mapped(path: Path, spec: IndexSpec, d: int) -> Any:
+    """An index of ``FactoryPart.write``; inverted lists, flat vectors and codes stay in the file where FAISS knows how.
+
+    Raises:
+        RuntimeError: not such a file.
+    """
+    lists = faiss.try_extract_index_ivf(_empty(spec, d)) is not None  # one flag refuses what the other reads
+    flag = faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC
+    return faiss.read_index(str(path), flag | faiss.IO_FLAG_READ_ONLY)
 
 
 @contextmanager
@@ -351,24 +363,23 @@ class BinaryPart:
 class FactoryPart:
     """Any FAISS index; candidates are scored again in float64. What it does not propose is not found."""
 
-    def __init__(self, spec: IndexSpec, trained: bytes, features: Rows, ids: Int, *, filled: bool = False) -> None:
+    def __init__(self, spec: IndexSpec, trained: bytes | Path, features: Rows, ids: Int) -> None:
         self.features, self.ids = features, np.asarray(ids, dtype=np.int64)
-        self.index = _read(trained)
-        if not filled:
+        self.index = _mapped(trained, spec, features.shape[1]) if isinstance(trained, Path) else _read(trained)
+        if not isinstance(trained, Path):
             try:
                 for start in range(0, len(ids), CPU_BLOCK):
                     self.index.add(np.ascontiguousarray(features[start : start + CPU_BLOCK]))
             except RuntimeError as error:
-                raise DataError(
-                    f"eval.index={spec.text}: takes no vectors ({_reason(error)}); choose another"
-                ) from None
+                told = f"eval.index={spec.text}: takes no vectors ({_reason(error)}); choose another"
+                raise DataError(told) from None
         _set(self.index, spec)
         self._text = spec.text
         self.where = f"approximate, {_cpu()}"
 
-    def filled(self) -> bytes:
-        """The index with its vectors, for ``filled=True``."""
-        return bytes(faiss.serialize_index(self.index))
+    def write(self, put: Callable[[bytes], object]) -> None:
+        """Hand over the index with its vectors piece by piece; a file of them may stand for ``trained``."""
+        faiss.write_index(self.index, faiss.PyCallbackIOWriter(put, 1 << 20))  # type: ignore[attr-defined]
 
     def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
         """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``merge``."""

@@ -18,11 +18,16 @@ from marc_dist.retrieval.style import CSS
 
 TILE, GAP, ROW, LINES = 132, 10, 6, 3
 QUERY = 176
-SHOWN = 120
-"""Answers of a query on a sheet or page; a table shows all."""
+HEAD, LINE = 46, TILE + 34 + 15 * (LINES + 1)
+SHEET_HEIGHT = 30_000
+"""Pixels; programs that show pictures stop at 32,767, some at less memory."""
+PAGE_PICTURES = 5000
+"""Answers on a page, about 60 MB of small pictures; a table shows all."""
 MORE_CSS = """
 .answers { row-gap:18px; } .query h3 { margin-top:6px; } .query h3::first-letter { text-transform:none; }
-.panel > div:last-child { padding-top:0; } .tile img { outline:none; } .rank { margin:5px 0 4px; }
+.panel > div:last-child { padding-top:0; }
+.answers .tile { content-visibility:auto; contain-intrinsic-size:auto 200px; }
+.tile img { outline:none; } .rank { margin:5px 0 4px; }
 .plain { color:var(--faint); border:1px solid var(--line); } .key { margin:0 0 4px; font-size:12px;
   color:var(--faint); }
 """
@@ -47,30 +52,54 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     return cut.resize((side, side), Image.Resampling.NEAREST if side % short == 0 else Image.Resampling.BICUBIC)
 
 
+def on_sheet(found: Sequence[Answers]) -> tuple[int, int]:
+    """How many queries a contact sheet shows, and at most how many answers of each: it is a picture of sane size."""
+    queries = min(len(found), (SHEET_HEIGHT - HEAD) // (LINE + GAP))
+    return queries, ROW * (((SHEET_HEIGHT - HEAD) // max(1, queries) - GAP) // LINE)
+
+
+def on_page(found: Sequence[Answers]) -> int:
+    """At most how many answers of each query a page shows: what a browser can hold."""
+    return max(ROW, PAGE_PICTURES // max(1, len(found)))
+
+
+def left_out(found: Sequence[Answers]) -> list[str]:
+    """One line each of what the sheet and the page do not show; none where they show everything."""
+    most = max((len(answers.hits) for answers in found), default=0)
+    queries, answers = on_sheet(found)
+    told = [f"the first {queries} of {len(found)} queries"] if queries < len(found) else []
+    told += [f"the first {answers} of {most} answers"] if answers < most else []
+    lines = [f"search.png shows {', '.join(told)}"] if told else []
+    if on_page(found) < most:
+        return [*lines, f"search.html shows the first {on_page(found)} of {most} answers; the table shows all"]
+    return [f"{line}; search.html and the table show all" for line in lines]
+
+
 def contact_sheet(found: Sequence[Answers], dataset: Dataset, reader: IndexedReader, title: str) -> bytes:
-    """PNG: each query at the left with its answers in rows of six: rank and score, key, labels."""
+    """PNG: each query at the left with its answers in rows of six: rank and score, key, labels; see ``on_sheet``."""
     big, plain, tiny = (ImageFont.load_default(size) for size in (17, 14, 12))
-    line = TILE + 34 + 15 * (LINES + 1)
-    rows = [max(1, -(-min(SHOWN, len(answers.hits)) // ROW)) for answers in found]
+    queries, most = on_sheet(found)
+    found = found[:queries]
+    rows = [max(1, -(-min(most, len(answers.hits)) // ROW)) for answers in found]
     width = GAP * 4 + QUERY + (TILE + GAP) * ROW
-    sheet = Image.new("RGB", (width, 46 + sum(num * line + GAP for num in rows)), PAPER)
+    sheet = Image.new("RGB", (width, HEAD + sum(num * LINE + GAP for num in rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP * 2, 12), fit(draw, title, big, width - GAP * 4), fill=INK, font=big)
-    top = 46
+    top = HEAD
     for answers, num in zip(found, rows, strict=True):
         sheet.paste(_square(answers.picture.image, QUERY), (GAP * 2, top))
         name = fit(draw, printable(answers.path.name), plain, QUERY)
         draw.text((GAP * 2, top + QUERY + 6), name, fill=INK, font=plain)
-        for at, hit in enumerate(answers.hits[:SHOWN]):
+        for at, hit in enumerate(answers.hits[:most]):
             left = GAP * 4 + QUERY + (at % ROW) * (TILE + GAP)
-            y = top + (at // ROW) * line
+            y = top + (at // ROW) * LINE
             sheet.paste(_square(reader.image(hit.id), TILE), (left, y))
             draw.text((left, y + TILE + 4), f"{at + 1}.  {hit.score:.3f}", fill=INK, font=plain)
             texts = [key_of(dataset, hit.id), *_wrapped(draw, labels_of(dataset, hit.id), tiny)]
             for number, text in enumerate(texts):
                 place = (left, y + TILE + 22 + 15 * number)
                 draw.text(place, fit(draw, text, tiny, TILE), fill=FAINT if number else INK, font=tiny)
-        top += num * line + GAP
+        top += num * LINE + GAP
     data = io.BytesIO()
     sheet.save(data, "PNG", optimize=True)
     return data.getvalue()
@@ -118,7 +147,7 @@ def search_page(
     """
     panels = []
     for answers in found:
-        shown = answers.hits[:SHOWN]
+        shown = answers.hits[: on_page(found)]
         tiles = "".join(_tile(dataset, reader, at, hit, wanted) for at, hit in enumerate(shown, 1))
         picture, name = answers.picture, esc(printable(answers.path.name))
         remark = f"<p>{esc(picture.remark)}</p>" if picture.remark else ""

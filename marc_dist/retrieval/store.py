@@ -76,7 +76,8 @@ def check_index_dir(folder: Path) -> None:
         )
 
 
-def _crc(path: Path) -> int:
+def file_crc(path: Path) -> int:
+    """CRC-32 of a file, read in pieces."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -153,6 +154,11 @@ class Store:
             raise DataError(f"{path}: not the vectors of {len(ids)} images; delete it and run again")
         self._parts.append((ids, rows))
 
+    def made_of(self, ids: Int) -> dict[str, int]:
+        """Split -> CRC-32 of its vectors, of the splits that ``ids`` lie in."""
+        parts = zip(self.crcs.items(), self._parts, strict=True)
+        return {split: crc for (split, crc), (known, _) in parts if np.isin(ids, known).any()}
+
     def rows(self, ids: Int) -> Rows:
         """(n, d) the vectors of ``ids``: views of the files where the ids follow each other there, else a copy.
 
@@ -220,7 +226,7 @@ def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: 
 def _undamaged(folder: Path, part: dict[str, Any]) -> bool:
     path = folder / part["file"]
     try:
-        return path.is_file() and _crc(path) == part.get("crc32")
+        return path.is_file() and file_crc(path) == part.get("crc32")
     except OSError:  # what cannot be read is made again
         return False
 
@@ -280,7 +286,7 @@ def _together(work: Callable[[], None], path: Path) -> None:
 
 def _reserve(temporary: Path, shape: tuple[int, int]) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    for left in temporary.parent.glob(".*.npy.*.tmp"):  # of processes that were killed
+    for left in temporary.parent.glob(".*.tmp"):  # of processes that were killed
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > OLD_S:
                 left.unlink()
@@ -310,7 +316,7 @@ def _publish(
     except DataError:
         there = {}
     parts = {name: part for name, part in there.items() if _same(part, made, exactly=False)}
-    crc = _crc(temporary)
+    crc = file_crc(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
     parts[split] = {"rows": shape[0], "crc32": crc, "file": path.name, "made": made}

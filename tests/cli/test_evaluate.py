@@ -75,6 +75,18 @@ def test_another_benchmark_is_searched(run: Path, tmp_path: Path, capsys: pytest
     assert "FAISS refuses it" in refused(capsys, str(run), "--index", "NOPE")
 
 
+def test_a_second_evaluation_learns_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(run), "--index", "IVF2,Flat:nprobe=1", "--no-report"]
+    written = []
+    for origin in ("threads)\n", f"from {run / 'embeddings'}"):
+        assert main(words) == 0
+        told = capsys.readouterr()
+        line = next(line for line in (told.out + told.err).splitlines(keepends=True) if "index: IVF2" in line)
+        assert origin in line
+        written.append((run / "eval" / "metrics.json").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"

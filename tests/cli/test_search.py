@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from marc_dist.cli.search import main
+from marc_dist.retrieval import sheet
 from tests.retrieval.runs import make_run, pack_tiny
 
 
@@ -95,3 +96,27 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     for name in ("encoder.safetensors", "head.safetensors", "encoder.json"):
         (alone / name).write_bytes((run / name).read_bytes())
     assert "--archive: expected the shard folder to search" in refused(capsys, str(alone), query)
+
+
+def test_more_answers_than_a_picture_or_a_page_can_hold(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, out = str(run.parent / "<red> & co.png"), ["--out", str(tmp_path), "--top", "40"]
+    assert main([str(run), query, *out]) == 0
+    assert "shows" not in capsys.readouterr().out
+    assert (tmp_path / "search.html").read_text().count('class="tile"') == 40
+    monkeypatch.setattr(sheet, "SHEET_HEIGHT", 1200)
+    assert main([str(run), query, query, *out]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "search.png shows the first 12 of 40 answers; search.html and the table show all"
+    assert main([str(run), *[query] * 6, *out]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("search.png shows the first 4 of 6 queries, the first 6 of 40 answers; ")
+    with Image.open(tmp_path / "search.png") as picture:
+        assert 900 < picture.height <= 1200
+    monkeypatch.setattr(sheet, "PAGE_PICTURES", 50)
+    assert main([str(run), query, query, *out]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "search.html shows the first 25 of 40 answers; the table shows all"
+    page = (tmp_path / "search.html").read_text()
+    assert page.count('class="tile"') == 50 and page.count("the first 25 of 40 answers") == 2

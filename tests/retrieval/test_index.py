@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -184,13 +186,15 @@ def test_candidates_of_a_rough_index_are_ordered_exactly() -> None:
     assert 0.3 < search.recall(x, IDS, x[:40], IDS[:40], ids, 12, None) < 1.0
 
 
-def test_a_default_of_more_than_one_list() -> None:
+def test_a_default_of_more_than_one_list(tmp_path: Path) -> None:
     spec, x = parse_spec("IVF1k,Flat"), cloud(1024, 4, 0)
     assert ix.FactoryPart(spec, ix.train(spec, x), x, np.arange(1024)).index.nprobe == 32
     part = make("IVF16,Flat")
     assert isinstance(part, ix.FactoryPart) and part.index.nprobe == 4
     spec = parse_spec("IVF16,Flat:nprobe=3")
-    again = ix.FactoryPart(spec, part.filled(), archive(), IDS, filled=True)
+    with (tmp_path / "x.faiss").open("wb") as file:
+        part.write(file.write)
+    again = ix.FactoryPart(spec, tmp_path / "x.faiss", archive(), IDS)
     assert again.index.nprobe == 3 and again.index.ntotal == 900
 
 
