@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from marc_dist.cluster.failure import RankEnd, clear_ends, failed, verdict
-from marc_dist.cluster.job import Attempt, Job, State, attempts, begin_attempt, end_attempt, newest_step, start_again
+from marc_dist.cluster.job import (
+    CANCELLED,
+    Attempt,
+    Job,
+    State,
+    attempts,
+    begin_attempt,
+    end_attempt,
+    newest_step,
+    start_again,
+)
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.rank import RANK_VARIABLES, SETTLE_S, RankProcess
 from marc_dist.config import EXIT_USER, build
@@ -26,7 +36,6 @@ from marc_dist.place import interface_of
 from marc_dist.training.signals import EXIT_REQUEUE
 
 NAMESPACE = "marc-dist"
-CANCELLED = "cancelled"
 WATCH_S = 0.1
 """A rank's actor looks at it so often; which of two ranks failed first is told to this."""
 POLL_S = 0.5
