@@ -26,17 +26,8 @@ from typing import Any
 
 from marc_dist.cluster.job import Job, State, ended
 from marc_dist.cluster.preset import RayPreset
-from marc_dist.cluster.ray_supervisor import (
-    ANSWER_S,
-    LOST_S,
-    NAMESPACE,
-    POLL_S,
-    Supervisor,
-    called,
-    needs_of,
-    one_line,
-    preset_of,
-)
+from marc_dist.cluster.ray_ranks import ANSWER_S, LOST_S, POLL_S, called, one_line
+from marc_dist.cluster.ray_supervisor import NAMESPACE, Supervisor, needs_of, preset_of
 from marc_dist.config import LaunchError
 
 LEAVE_S = 30.0

@@ -18,10 +18,10 @@ import torch
 from marc_dist.cluster import ray as ray_jobs
 from marc_dist.cluster.job import Job, attempts, new_job, read_job, write_job
 from marc_dist.cluster.preset import RayPreset, load_preset
-from marc_dist.cluster.ray_supervisor import Rank
+from marc_dist.cluster.ray_ranks import Rank
 from marc_dist.config import Config, LaunchError, build
 from marc_dist.training.runfolder import checkpoints, prepare
-from tests.cluster.ray_cluster import RayCluster, pids_that_name
+from tests.cluster.ray_cluster import RayCluster, parent_of, pids_that_name
 
 pytestmark = [
     pytest.mark.slow,
@@ -184,7 +184,7 @@ def test_killed_ranks_actors_and_supervisors_come_back(
     for start, victim in ((2, "Rank"), (3, "Supervisor")):
         assert _soon(lambda start=start: _trains(run, start)), _show(run)
         ranks = _ranks(run)
-        os.kill(_parent(ranks[0]) if victim == "Rank" else pids_that_name("ray::Supervisor")[0], signal.SIGKILL)
+        os.kill(parent_of(ranks[0]) if victim == "Rank" else cluster.actors("Supervisor")[0], signal.SIGKILL)
         assert _soon(lambda ranks=ranks: not Path(f"/proc/{ranks[0]}").exists(), 10)  # a rank dies with its actor
     _ended_as(run, job, undisturbed)
     killed, orphaned, alone, last = attempts(run)
@@ -193,10 +193,6 @@ def test_killed_ranks_actors_and_supervisors_come_back(
     assert "rank 0 of 2 failed first (lost)" in str(orphaned.error)
     assert "the supervisor or its node was lost" in str(alone.error)
     assert 0 < orphaned.first_step < alone.first_step < last.first_step
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def test_a_lost_node_is_waited_for(

@@ -156,7 +156,7 @@ def test_ranks_on_two_nodes_score_as_one_process(cluster: RayCluster, tiny_dir: 
     driver = _start(folder, *words, *size, "--address", cluster.address, "--out", str(folder))
     try:
         assert _soon(lambda: _rows(folder) >= 1), _told(folder)
-        os.kill(pids_that_name("ray::Rank")[0], signal.SIGKILL)
+        os.kill(cluster.actors("Rank")[0], signal.SIGKILL)
         assert driver.wait(timeout=120) == 0, _told(folder)
     finally:
         driver.kill()
