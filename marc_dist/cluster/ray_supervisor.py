@@ -31,6 +31,8 @@ from marc_dist.config import build
 from marc_dist.training.signals import EXIT_REQUEUE
 
 NAMESPACE = "marc-dist"
+OVER = State("unknown", "over")
+"""As soon as the end is written down: whoever reads it there may submit the next job at once."""
 CLOCKS_S = 60.0
 """Longest wait for a clock that is behind the submitting machine's."""
 
@@ -93,7 +95,7 @@ class Supervisor:
             )
         finally:
             _remove_group(str(self.job.id))
-            self.now = State("unknown", "over")
+            self.now = OVER
             ray.kill(ray.get_actor(str(self.job.id), namespace=NAMESPACE), no_restart=True)
 
     def _mine(self) -> list[Attempt]:
@@ -118,6 +120,7 @@ class Supervisor:
         if not mine or mine[-1].ended_at is not None:
             begin_attempt(self.run_dir, len(mine), [])
         end_attempt(self.run_dir, code, error, False, why)
+        self.now = OVER
 
     def _conclude(self, code: int, error: str | None, lost: bool) -> None:
         """Write down how an attempt ended, and whether there will be another."""
@@ -127,6 +130,7 @@ class Supervisor:
         if self.cancelled is not None and code != 0:
             again, why = False, CANCELLED
         end_attempt(self.run_dir, code, error, again, why)
+        self.now = self.now if again else OVER
 
     def _place(self, name: str) -> Any:
         """A new placement group; None when the job was cancelled or the cluster has had no room."""
