@@ -40,7 +40,7 @@ OWNERS = {
     "faiss": ("retrieval/index.py",),
     "webdataset": ("data/stream.py",),
     "submitit": ("cluster/slurm.py", "cluster/local.py"),
-    "ray": ("cluster/ray.py", "cluster/ray_supervisor.py", "tuning/"),
+    "ray": ("cluster/ray.py", "cluster/ray_ranks.py", "cluster/ray_supervisor.py", "tuning/"),
     "optuna": ("tuning/",),
 }
 TORCH_FREE = ("cli", "config", "cluster", "place", "tuning")

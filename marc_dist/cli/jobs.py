@@ -19,7 +19,7 @@ commands (marc-jobs COMMAND --help says more):
   status RUN            all that is known of one job, and what to do next
   logs RUN              the last lines of rank 0; -f follows until the job is over
   cancel RUN [RUN ...]  save and stop
-  resume RUN            go on from the newest checkpoint, on as many nodes as you like
+  resume RUN            go on from the newest checkpoint, on as many nodes as you like; of an array, what is not done
 
 examples:
   marc-jobs
@@ -47,7 +47,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "status": "All that is known of a job, and what to do next.",
         "logs": "What ranks print.",
         "cancel": "Ask jobs to save and stop, and wait until they have.",
-        "resume": "Go on with a run from its newest checkpoint, with the preset of its last job.",
+        "resume": "Go on with a run from its newest checkpoint, with the preset of its last job. Of an array, only "
+        "elements that are not done are handed in.",
     }
     parser = argparse.ArgumentParser(
         prog=f"marc-jobs {command}",
@@ -227,7 +228,7 @@ def _cancel(options: argparse.Namespace) -> int:
                 continue
             cancel(job, run_dir)
             print(f"{run_dir}: {job.kind} job {job.id} is asked to save and stop", flush=True)
-            asked.append((run_dir, job))
+            asked.append((run_dir, read_job(run_dir)))  # it says now that it was cancelled: Slurm may forget it at once
         except MarcError as error:  # the others are asked all the same
             errors.append(str(error))
     late = [] if options.no_wait else _wait(asked, options.timeout)
@@ -261,31 +262,51 @@ def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
 def _resume(options: argparse.Namespace) -> int:
     from marc_dist.cluster.follow import told
     from marc_dist.cluster.job import read_job
-    from marc_dist.cluster.submit import run_local, submit
+    from marc_dist.cluster.submit import run_local, submit, unfinished
     from marc_dist.config import LaunchError
 
     run_dir = _run_dir(options.run).absolute()
     before = read_job(run_dir)
-    state = _state(before, run_dir)
-    if state.word == "done":
+    state, array = _state(before, run_dir), bool(before.run_dirs)
+    watch = f"marc-jobs {'list' if array else 'logs -f'} {options.run}"
+    if state.word == "done" and not array:  # of an array, elements may have been started by themselves since
         print(f"{options.run}: already {told(state)}; nothing to go on with")
         return 0
     if state.word in ("pending", "running"):
         raise LaunchError(
-            f"{options.run}: {told(state)}; watch it with marc-jobs logs -f {options.run}, or end it first with "
-            f"marc-jobs cancel {options.run}"
+            f"{options.run}: {told(state)}; watch it with {watch}, or end it first with marc-jobs cancel {options.run}"
         )
     if state.word == "unknown" and before.id is not None and not options.force:
         raise LaunchError(f"{options.run}: {told(state)}; when it has surely ended, use --force")
     job = _again(before, run_dir, options)
+    if array:
+        left, others = unfinished(before)
+        for folder, how in others.items():
+            print(f"{folder}: left out, it is {how}")
+        if not left:
+            done = len(before.run_dirs) - len(others)
+            print(f"{options.run}: {done} of {len(before.run_dirs)} elements are done; nothing to hand in")
+            return 0
+        job = job.model_copy(update={"elements": left})
     if job.kind == "local":
         if Path(job.cwd).is_dir():  # where relative paths of its settings begin
             os.chdir(job.cwd)
         return run_local(job, run_dir, sys.stdout.buffer)
     job = submit(job, run_dir)
     size = f"{job.nodes} x {job.procs_per_node} processes"
-    print(f"{options.run}: {job.kind} job {job.id}, {size}; watch it with marc-jobs logs -f {options.run}")
+    if array:
+        size = f"{_names(job)}, {size} each"
+    print(f"{options.run}: {job.kind} job {job.id}, {size}; watch it with {watch}")
     return 0
+
+
+def _names(job: Job) -> str:
+    """``elements 1,4-7 of 9 (seed-1, ...)``."""
+    from marc_dist.cluster.slurm import spans
+
+    names = [Path(job.run_dirs[number]).name for number in job.numbers]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"elements {spans(job.numbers)} of {len(job.run_dirs)} ({shown})"
 
 
 def _again(before: Job, run_dir: Path, options: argparse.Namespace) -> Job:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marc_dist.cluster.follow import told as in_words
-from marc_dist.cluster.job import JOB, Attempt, Job, State, attempts, read_job
+from marc_dist.cluster.job import JOB, OVER, Attempt, Job, State, attempts, ended, read_job
 from marc_dist.cluster.progress import (
     Progress,
     clock,
@@ -127,9 +127,9 @@ def _answer(one: _Found, ask: Ask) -> State:
     if one.job is None:
         return State("unknown", "")
     try:
-        tries = attempts(one.run_dir, one.job.submitted_at)
-        if tries and tries[-1].code == 0 and not tries[-1].again:  # nothing changes that: ask nobody
-            return State("done", "")
+        over = ended(one.job, one.run_dir)
+        if over is not None and over.word == "done":  # nothing changes that: ask nobody
+            return over
         return ask(one.job, one.run_dir)
     except _FAULTS as error:
         return State("unknown", f"{type(error).__name__}: {error}")
@@ -262,7 +262,8 @@ def what_next(run_dir: Path, job: Job, state: State, mine: Sequence[Attempt]) ->
     """What a person does now: the exact command, or what to mend before it."""
     run = shlex.quote(str(run_dir))
     if job.run_dirs:
-        return f"marc-jobs status {shlex.quote(job.run_dirs[0])}"
+        again = f"; marc-jobs resume {run} hands in those that are not done" if state.word in OVER - {"done"} else ""
+        return f"marc-jobs list {run} shows each of its elements{again}"
     if state.word == "pending":
         return f"marc-jobs logs -f {run} shows it as soon as it starts; marc-jobs cancel {run} takes it back"
     if state.word == "running":
@@ -290,7 +291,8 @@ def print_facts(told: dict[str, Any]) -> None:
     lines += [("element", part) for part in told["run_dirs"]]
     for one in told["attempts"]:
         old = " (an earlier job)" if one["started_at"] < told["submitted_at"] else ""
-        lines.append((f"start {one['number'] + 1}", _attempt(one) + old))
+        last = one is told["attempts"][-1] and not old
+        lines.append((f"start {one['number'] + 1}", _attempt(one, told["cancelled_at"] if last else None) + old))
     if told["progress"]:
         lines.append(("progress", _progress_line(told["progress"])))
     if told["life_age_s"] is not None:
@@ -319,12 +321,12 @@ def _progress_line(progress: dict[str, Any]) -> str:
     return text + (f", {clock(progress['eta_s'])} left" if progress["eta_s"] is not None else "")
 
 
-def _attempt(one: dict[str, Any]) -> str:
+def _attempt(one: dict[str, Any], cancelled_at: float | None) -> str:
     hosts = one["hosts"]
     where = " ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
     begin = f"{when(one['started_at'])} on {where} after step {one['first_step']}"
     if one["ended_at"] is None:
-        return f"{begin}; no word of its end"
+        return f"{begin}; " + ("no word of its end" if cancelled_at is None else f"cancelled {when(cancelled_at)}")
     code = "stopped and saved" if one["code"] == EXIT_REQUEUE else f"code {one['code']}"
     end = f"{begin}, ended {when(one['ended_at'])} after step {one['last_step']}: {code}"
     return end + (f"; {one['why']}" if one["why"] else "") + (f"; {one['error']}" if one["error"] else "")

@@ -31,6 +31,7 @@ SEARCH_LINES = "trials.jsonl"
 Word = Literal["pending", "running", "done", "stopped", "failed", "cancelled", "unknown"]
 OVER = frozenset({"done", "stopped", "failed", "cancelled"})
 """Words of a job that does not go on by itself."""
+CANCELLED = "cancelled"
 
 
 class Job(Section):
@@ -41,6 +42,7 @@ class Job(Section):
     what: str = Field("train", description="train, eval or tune")
     arguments: list[str] = Field(description="of the Python interpreter of every rank: -m MODULE RUN_DIR ...")
     run_dirs: list[str] = Field(default_factory=list, description="run folders of an array's elements, in order")
+    elements: list[int] = Field(default_factory=list, description="which of them it runs, ascending; empty = all")
     nodes: int = Field(1, ge=1, description="machines")
     procs_per_node: int = Field(1, ge=1, description="ranks on each")
     preset: dict[str, Any] = Field(default_factory=dict, description="the launcher preset, resolved")
@@ -48,11 +50,17 @@ class Job(Section):
     host: str = Field(description="submitted from")
     cwd: str = Field(".", description="folder that relative paths of the settings start from")
     user: str = Field(description="submitted by")
+    cancelled_at: float | None = Field(None, description="when marc-jobs ended it for good; seconds since 1970")
 
     @property
     def world(self) -> int:
         """The number of ranks."""
         return self.nodes * self.procs_per_node
+
+    @property
+    def numbers(self) -> list[int]:
+        """Places in ``run_dirs`` of the elements that this job runs, ascending; empty when it is no array."""
+        return self.elements or list(range(len(self.run_dirs)))
 
 
 class State(NamedTuple):
@@ -210,6 +218,38 @@ def attempts(run_dir: Path, since: float = 0.0) -> list[Attempt]:
                 why=str(record.get("why", "")),
             )
     return found
+
+
+def ended(job: Job, run_dir: Path) -> State | None:
+    """How a job ended, by its folder alone; None while it goes on, or when nobody could write it down.
+
+    The job's own last word counts, whoever else asked it to end meanwhile.
+    """
+    mine = attempts(run_dir, job.submitted_at)
+    last = mine[-1] if mine else None
+    if last is not None and last.ended_at is not None and not last.again:
+        if last.why == CANCELLED:
+            return State("cancelled", last.error or f"after step {last.last_step}")
+        if last.code == 0:
+            return State("done")
+        word: Word = "stopped" if last.code == EXIT_REQUEUE else "failed"
+        return State(word, last.error or last.why or f"exit code {last.code}")
+    return None if job.cancelled_at is None else State("cancelled", f"after step {newest_step(run_dir)}")
+
+
+def note_cancel(job: Job, run_dir: Path) -> None:
+    """Write into ``job.json`` that a job was ended for good, unless another one has taken its place.
+
+    For jobs that cannot write down their own end, because the batch system ends whoever would; ``attempts.jsonl``
+    stays theirs, so that two machines never write one file. Of an array, its elements are told, too.
+    """
+    whose = {job.id: run_dir} | {f"{job.id}_{number}": Path(job.run_dirs[number]) for number in job.numbers}
+    now = time.time()
+    for name, folder in whose.items():
+        with suppress(LaunchError):  # a folder that is gone or full does not keep the job from its end
+            found = read_job(folder)
+            if found.id == name:
+                write_job(folder, found.model_copy(update={"cancelled_at": now}))
 
 
 def start_again(

@@ -24,22 +24,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cluster.job import Job, State, attempts
+from marc_dist.cluster.job import Job, State, ended
 from marc_dist.cluster.preset import RayPreset
-from marc_dist.cluster.ray_supervisor import (
-    ANSWER_S,
-    CANCELLED,
-    LOST_S,
-    NAMESPACE,
-    POLL_S,
-    Supervisor,
-    called,
-    needs_of,
-    one_line,
-    preset_of,
-)
+from marc_dist.cluster.ray_ranks import ANSWER_S, LOST_S, POLL_S, called, one_line
+from marc_dist.cluster.ray_supervisor import NAMESPACE, Supervisor, needs_of, preset_of
 from marc_dist.config import LaunchError
-from marc_dist.training.signals import EXIT_REQUEUE
 
 LEAVE_S = 30.0
 """To leave: a job that is over, its actors, its name."""
@@ -75,7 +64,7 @@ def submit(job: Job, preset: RayPreset, run_dir: Path) -> Job:
 
 def state(job: Job, run_dir: Path) -> State:
     """How a job stands: what the run folder says of its end, else what the supervisor says."""
-    over = _over(job, run_dir)
+    over = ended(job, run_dir)
     if over is not None:
         return over
     preset = preset_of(job, run_dir)
@@ -86,10 +75,10 @@ def state(job: Job, run_dir: Path) -> State:
         return State("unknown", str(error))
     except ValueError:  # nobody has the name
         lost = f"the Ray cluster knows no such job any more; marc-jobs resume {run_dir} starts it again"
-        return _over(job, run_dir) or State("failed", lost)
+        return ended(job, run_dir) or State("failed", lost)
     except Exception as error:  # of Ray: its own errors have names only where it is installed
         silent = f"the supervisor does not answer ({one_line(error)}); it may be moving to another node, ask again"
-        return _over(job, run_dir) or State("unknown", silent)
+        return ended(job, run_dir) or State("unknown", silent)
     if submitted_at != job.submitted_at:
         return State("unknown", "another job of this run folder has taken its place")
     return State(word, detail)
@@ -101,7 +90,7 @@ def cancel(job: Job, run_dir: Path) -> None:
     Raises:
         LaunchError: the cluster cannot be reached, or the job does not end.
     """
-    if _over(job, run_dir) is not None:
+    if ended(job, run_dir) is not None:
         return
     preset = preset_of(job, run_dir)
     with connected(preset.address, preset.connect_timeout_s) as ray:
@@ -116,19 +105,6 @@ def cancel(job: Job, run_dir: Path) -> None:
                 pass
             time.sleep(POLL_S)
     raise LaunchError(f"{run_dir}: the job {job.id} was told to end and has not; look at logs/ there and at ray status")
-
-
-def _over(job: Job, run_dir: Path) -> State | None:
-    """How a job ended, by its folder alone; None while it goes on."""
-    mine = attempts(run_dir, job.submitted_at)
-    if not mine or mine[-1].ended_at is None or mine[-1].again:
-        return None
-    last = mine[-1]
-    if last.why == CANCELLED:
-        return State("cancelled", last.error or f"after step {last.last_step}")
-    if last.code == 0:
-        return State("done")
-    return State("stopped" if last.code == EXIT_REQUEUE else "failed", last.error or last.why)
 
 
 @contextmanager

@@ -13,13 +13,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marc_dist.cluster.job import Job, State, Word, attempts
+from marc_dist.cluster.job import Job, State, Word, attempts, ended, note_cancel, read_job
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank import RANK_VARIABLES
 from marc_dist.config import LaunchError
@@ -92,6 +92,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
         "additional_parameters": {
             "chdir": job.cwd,
             "requeue": True,
+            **({"array": f"{spans(job.numbers)}%{_parallel(job, preset)}"} if job.run_dirs else {}),
             **{key.replace("_", "-"): value for key, value in preset.sbatch.items() if value is not False},
         },
     }
@@ -114,12 +115,27 @@ def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
     command, params = script_parts(job, preset, job_dir)
-    count = {"map_count": len(job.run_dirs), "array_parallelism": _parallel(job, preset)} if job.run_dirs else {}
-    return str(_make_sbatch_string(command=command, folder=job_dir / "slurm", **params, **count))
+    return str(_make_sbatch_string(command=command, folder=job_dir / "slurm", **params, **_logs(job)))
+
+
+def _logs(job: Job) -> dict[str, int]:
+    """What makes submitit name logs after the elements of an array; which ones there are is ours to say."""
+    return {"map_count": len(job.numbers)} if job.run_dirs else {}
 
 
 def _parallel(job: Job, preset: SlurmPreset) -> int:
-    return preset.array.parallel or len(job.run_dirs)
+    return min(preset.array.parallel or len(job.numbers), len(job.numbers))
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as Slurm writes them: ``1,4-7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 class Partition(NamedTuple):
@@ -231,8 +247,7 @@ def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
         with _submitting():
             executor = submitit.SlurmExecutor(folder=job_dir / "slurm")
             executor.update_parameters(**params)
-            if job.run_dirs:
-                executor.parameters |= {"map_count": len(job.run_dirs), "array_parallelism": _parallel(job, preset)}
+            executor.parameters |= _logs(job)
             with redirect_stderr(StringIO()):  # submitit passes sbatch's complaint on; ours is one line
                 submitted = executor._submit_command(command)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
@@ -277,45 +292,49 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     return State(word, told)
 
 
+def _together(found: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+    """Of Slurm's words and reasons, those that stand for all elements of an array: what still moves comes first."""
+    order = ("running", "pending", "failed", "cancelled", "done")
+    return min(found, key=lambda one: order.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
+
+
 def _from_squeue(job_id: str) -> tuple[str, str] | None:
-    """Elements of an array are one state together: what still moves comes first."""
     done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
     lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
-    if done.returncode or not lines:
+    if done.returncode:
         return None
-    order = ("running", "pending", "failed", "cancelled", "done")
-    lines.sort(key=lambda line: order.index(WORDS.get(line[0], "failed")))
-    word, reason, nodes = lines[0]
-    return word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason
+    return _together(
+        (word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason) for word, reason, nodes in lines
+    )
 
 
 def _from_sacct(job_id: str) -> tuple[str, str] | None:
     if shutil.which("sacct") is None:
         return None
     done = _ask("sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,Reason")
-    line = (done.stdout.splitlines() or [""])[-1]
-    word, _, reason = line.partition("|")
-    return (word, reason) if word and not done.returncode else None
+    lines = [line.partition("|") for line in done.stdout.splitlines()]
+    return None if done.returncode else _together((word, reason) for word, _, reason in lines if word.strip())
 
 
 def _from_scontrol(job_id: str) -> tuple[str, str] | None:
     done = _ask("scontrol", "-o", "show", "job", job_id)
-    word = re.search(r"\bJobState=(\S+)", done.stdout)
-    reason = re.search(r"\bReason=(\S+)", done.stdout)
-    return None if word is None else (word[1], reason[1] if reason else "")
+    found = [(re.search(r"\bJobState=(\S+)", line), line) for line in done.stdout.splitlines()]
+    reasons = [(word[1], re.search(r"\bReason=(\S+)", line)) for word, line in found if word is not None]
+    return _together((word, reason[1] if reason else "") for word, reason in reasons)
 
 
 def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
-    """What attempts.jsonl says; of an array, its elements together."""
-    if job.run_dirs:
-        parts = [_from_folder(job.model_copy(update={"run_dirs": []}), Path(part), missing) for part in job.run_dirs]
-        order = ("unknown", "failed", "cancelled", "stopped", "done")
-        return min(parts, key=lambda part: order.index(part.word) if part.word in order else 0)
-    tries = attempts(job_dir, job.submitted_at)
-    if not tries or tries[-1].ended_at is None or tries[-1].again:
-        return State("unknown", missing)
-    last = tries[-1]
-    return State("done", "") if last.code == 0 else State("failed", last.error or f"exit code {last.code}")
+    """What the run folder says; of an array, its elements together, finished ones of earlier jobs among them."""
+    if not job.run_dirs:
+        return ended(job, job_dir) or State("unknown", missing)
+    parts: list[State] = []
+    for folder in map(Path, job.run_dirs):
+        try:
+            parts.append(ended(read_job(folder), folder) or State("unknown", missing))
+        except LaunchError as error:
+            parts.append(State("unknown", str(error)))
+    order = ("unknown", "failed", "cancelled", "stopped", "done")
+    return min(parts, key=lambda part: order.index(part.word))
 
 
 def cancel(job: Job, job_dir: Path) -> None:
@@ -328,3 +347,4 @@ def cancel(job: Job, job_dir: Path) -> None:
     done = _ask("scancel", job.id)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise LaunchError(f"scancel {job.id}: {_reason(done.stderr)}")
+    note_cancel(job, job_dir)  # its batch script is ended with it, and cannot

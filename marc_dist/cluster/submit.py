@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from marc_dist.cluster.job import OVER, Job, State, attempts, begin_attempt, end_attempt, read_job, write_job
+from marc_dist.cluster.job import OVER, Job, State, attempts, begin_attempt, end_attempt, ended, read_job, write_job
 from marc_dist.cluster.preset import KINDS, LocalPreset, RayPreset, SlurmPreset
 from marc_dist.config import LaunchError, build
 from marc_dist.training.signals import EXIT_REQUEUE
@@ -92,9 +92,7 @@ def submit(job: Job, job_dir: Path) -> Job:
     """
     preset = preset_of(job, job_dir)
     refuse_second(job_dir)
-    write_job(job_dir, job)
-    for number, folder in enumerate(job.run_dirs):
-        write_job(Path(folder), _element(job, number))
+    _write(job, job_dir)
     if isinstance(preset, SlurmPreset):
         from marc_dist.cluster import slurm
 
@@ -105,10 +103,35 @@ def submit(job: Job, job_dir: Path) -> Job:
         job = ray.submit(job, preset, job_dir)
     else:
         raise LaunchError(f"{job_dir}: a local job runs in the foreground; expected slurm or ray")
-    write_job(job_dir, job)
-    for number, folder in enumerate(job.run_dirs):
-        write_job(Path(folder), _element(job, number))
+    _write(job, job_dir)
     return job
+
+
+def _write(job: Job, job_dir: Path) -> None:
+    write_job(job_dir, job)
+    for number in job.numbers:
+        write_job(Path(job.run_dirs[number]), _element(job, number))
+
+
+def unfinished(job: Job) -> tuple[list[int], dict[Path, str]]:
+    """What is left to do of an array that is over.
+
+    Returns:
+        Numbers of the elements that are not done and that nobody goes on with; and, by folder, how those stand that
+        go on as a job of their own.
+    """
+    left: list[int] = []
+    others: dict[Path, str] = {}
+    for number, folder in enumerate(map(Path, job.run_dirs)):
+        element = read_job(folder)
+        now = ended(element, folder)
+        if now is None and element.id != f"{job.id}_{number}":  # resumed by itself, or never handed over
+            now = state(element, folder)
+        if now is not None and now.word in ("pending", "running"):
+            others[folder] = f"{now.word} as {element.kind} job {element.id}"
+        elif now is None or now.word != "done":
+            left.append(number)
+    return left, others
 
 
 def _element(job: Job, number: int) -> Job:
@@ -118,6 +141,7 @@ def _element(job: Job, number: int) -> Job:
         update={
             "id": None if job.id is None else f"{job.id}_{number}",
             "run_dirs": [],
+            "elements": [],
             "arguments": [*job.arguments[:-1], folder],
         }
     )

@@ -61,11 +61,16 @@ class Allocation:
         self.job_dir = job_dir
         here = place_from_env(env)
         self.rank, self.world = here.rank, here.world
-        start = f"{env.get('SLURM_JOB_ID', os.getpid())}-{env.get('SLURM_RESTART_COUNT') or 0}"
+        job = env.get("SLURM_JOB_ID", os.getpid())
+        start = f"{job}-{env.get('SLURM_RESTART_COUNT') or 0}"
         self.file = job_dir / "logs" / f".ray-{start}.json"
         self.over = job_dir / "logs" / f".ray-{start}.over"
         self.token = job_dir / "logs" / f".ray-{start}.token"
-        self.temporary = Path(tempfile.gettempdir()) / f"marc-ray-{os.getuid()}-{start}"
+        folder = Path(tempfile.gettempdir())
+        self.temporary = folder / f"marc-ray-{os.getuid()}-{start}"
+        self.left = [path for path in folder.glob(f"marc-ray-{os.getuid()}-{job}-*") if path != self.temporary]
+        if self.rank == 0:
+            self.left += (job_dir / "logs").glob(f".ray-{job}-*")
         self.ray: subprocess.Popen[bytes] | None = None
         self.env = {
             **{key: value for key, value in env.items() if not key.startswith("RAY_")},
@@ -77,6 +82,14 @@ class Allocation:
         }
         self.cpus = int(env.get("SLURM_CPUS_PER_TASK") or num_cores())
         self.gpus = visible_gpus(env)
+
+    def sweep(self) -> None:
+        """Remove what an earlier start has left that was killed before it could: tokens, Ray's own files."""
+        for path in self.left:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def lead(self, words: Sequence[str]) -> int:
         """Start the head, wait for the nodes, tune; the exit code of ``marc-tune``."""
@@ -180,16 +193,16 @@ class Allocation:
             raise LaunchError(f"Ray on {socket.gethostname()} ended with code {self.ray.returncode}; see {self._log()}")
 
     def close(self) -> None:
-        """End this node's Ray, all of its processes."""
+        """End all of this node's Ray and remove its files; the token first: there may be little time."""
+        if self.rank == 0:
+            self.token.unlink(missing_ok=True)
         if self.ray is not None:
             self.ray.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.ray.wait(LEAVE_S)
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.ray.pid, signal.SIGKILL)
-        if self.rank == 0:
-            self.token.unlink(missing_ok=True)
-            shutil.rmtree(self.temporary, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)  # Ray uses the head's path on every node
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with failure_told():
             allocation = Allocation(Path(job_dir), os.environ)
+            allocation.sweep()
             code = allocation.lead(words) if allocation.rank == 0 else allocation.follow()
             return EXIT_REQUEUE if code == EXIT_INTERRUPTED else code
     except _Asked:

@@ -23,7 +23,8 @@ from marc_dist.cluster.failure import clear_ends
 from marc_dist.cluster.local import visible_gpus
 from marc_dist.cluster.rank import num_cores
 from marc_dist.cluster.ray import connected
-from marc_dist.cluster.ray_supervisor import NAMESPACE, one_line
+from marc_dist.cluster.ray_ranks import one_line
+from marc_dist.cluster.ray_supervisor import NAMESPACE
 from marc_dist.config import LaunchError, MarcError
 from marc_dist.tuning.local import Size, termination_as_interrupt
 from marc_dist.tuning.ray_trial import quiet_environment, trial

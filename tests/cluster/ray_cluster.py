@@ -51,6 +51,14 @@ def pids_that_name(text: str) -> list[int]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    """The process that has started this one; 0 when it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
 class RayCluster:
     """A cluster, up inside ``with``.
 
@@ -92,6 +100,11 @@ class RayCluster:
             time.sleep(0.1)
         shutil.rmtree(self.folder, ignore_errors=True)
         assert not left, f"Ray left processes behind: {left}"
+
+    def actors(self, name: str) -> list[int]:
+        """Processes of this cluster's actors of a class: their names say nothing of the cluster, their raylets do."""
+        raylets = pids_that_name(str(self.folder))
+        return [pid for pid in pids_that_name(f"ray::{name}") if parent_of(pid) in raylets]
 
     def add_node(self) -> None:
         """The second node, ``two``."""

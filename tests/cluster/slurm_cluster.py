@@ -305,8 +305,9 @@ class SlurmCluster:
         return {node: state for node, state in (line.split() for line in lines)}
 
     def reset(self, limit_s: float = 60) -> None:
-        """Make it as new: cancel all jobs, start dead slurmds, resume nodes, wait until all are idle."""
+        """Make it as new: cancel all jobs, start dead slurmds, resume partition and nodes, wait until all are idle."""
         self._cancel_all()
+        self.sh("scontrol", "update", "PartitionName=main", "State=UP")
         for name in self.nodes:
             if self._daemons[f"slurmd-{name}"].poll() is not None:
                 self.start_node(name)

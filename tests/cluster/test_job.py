@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from marc_dist.cluster.failure import RankEnd, end_path, make_room, note_end, read_end, verdict
 from marc_dist.cluster.job import (
+    Job,
     attempts,
     begin_attempt,
     element_dir,
     end_attempt,
+    ended,
     new_job,
     newest_step,
+    note_cancel,
     read_job,
     start_again,
     write_job,
@@ -127,3 +131,41 @@ def test_jobs_are_written_and_read(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(LaunchError, match="job.json: cannot be read"):
         read_job(tmp_path)
+
+
+def _ends(path: Path, **end: Any) -> Job:
+    """A job that has begun, and ended so."""
+    job = new_job("slurm", ["-m", "x", str(path)], id="7")
+    write_job(path, job)
+    begin_attempt(path, 0, ["a"])
+    if end:
+        end_attempt(path, **{"error": None, "again": False, "why": "", **end})
+    return job
+
+
+def test_a_cancel_is_written_down_and_the_jobs_own_word_stays(tmp_path: Path) -> None:
+    quiet, done, failed, back = (_ends(tmp_path / name, **end) for name, end in (
+        ("quiet", {}), ("done", {"code": 0}), ("failed", {"code": 3}), ("back", {"code": 85, "again": True}),
+    ))  # fmt: skip
+    assert [ended(job, tmp_path / name) for job, name in ((quiet, "quiet"), (back, "back"))] == [None, None]
+    for job, name, word in (
+        (quiet, "quiet", "cancelled"), (done, "done", "done"),
+        (failed, "failed", "failed"), (back, "back", "cancelled"),
+    ):  # fmt: skip
+        lines = (tmp_path / name / "attempts.jsonl").read_text()
+        note_cancel(job, tmp_path / name)
+        state = ended(read_job(tmp_path / name), tmp_path / name)
+        assert state is not None and state.word == word
+        assert (tmp_path / name / "attempts.jsonl").read_text() == lines
+    note_cancel(quiet, tmp_path / "gone")  # no trouble, and nothing made
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_cancel_of_an_array_is_written_down_in_the_elements_that_it_runs(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    job = new_job("slurm", ["-m", "x", "y"], id="7", run_dirs=[str(folder) for folder in folders], elements=[1, 2])
+    write_job(tmp_path, job)
+    for folder, name in zip(folders, ("6_0", "7_1", "8"), strict=True):  # the last one was started by itself since
+        write_job(folder, new_job("slurm", ["-m", "x", "y"], id=name))
+    note_cancel(job, tmp_path)
+    assert [read_job(folder).cancelled_at is not None for folder in (tmp_path, *folders)] == [True, False, True, False]

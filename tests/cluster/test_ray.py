@@ -18,10 +18,10 @@ import torch
 from marc_dist.cluster import ray as ray_jobs
 from marc_dist.cluster.job import Job, attempts, new_job, read_job, write_job
 from marc_dist.cluster.preset import RayPreset, load_preset
-from marc_dist.cluster.ray_supervisor import Rank
+from marc_dist.cluster.ray_ranks import Rank
 from marc_dist.config import Config, LaunchError, build
 from marc_dist.training.runfolder import checkpoints, prepare
-from tests.cluster.ray_cluster import RayCluster, pids_that_name
+from tests.cluster.ray_cluster import RayCluster, parent_of, pids_that_name
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,6 +52,13 @@ WORDS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def attached(cluster: RayCluster) -> Iterator[RayCluster]:
+    """The same cluster, with this process connected to it until all tests here are over."""
+    with ray_jobs.connected(cluster.address, 30):
         yield cluster
 
 
@@ -173,73 +180,6 @@ def test_the_commands_with_a_preflight_first(cluster: RayCluster, sample_dir: Pa
     assert (told["kind"], told["state"], told["progress"]["step"]) == ("ray", "done", 4)
 
 
-def test_killed_ranks_actors_and_supervisors_come_back(
-    cluster: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
-) -> None:
-    run = _folder(tmp_path / "run", sample_dir)
-    job = _submit(cluster, run)
-    assert _soon(lambda: _trains(run, 1)), _show(run)
-    os.kill(_ranks(run)[1], signal.SIGKILL)
-    assert _soon(lambda: attempts(run)[0].ended_at is not None, 30)
-    for start, victim in ((2, "Rank"), (3, "Supervisor")):
-        assert _soon(lambda start=start: _trains(run, start)), _show(run)
-        ranks = _ranks(run)
-        os.kill(_parent(ranks[0]) if victim == "Rank" else pids_that_name("ray::Supervisor")[0], signal.SIGKILL)
-        assert _soon(lambda ranks=ranks: not Path(f"/proc/{ranks[0]}").exists(), 10)  # a rank dies with its actor
-    _ended_as(run, job, undisturbed)
-    killed, orphaned, alone, last = attempts(run)
-    assert "rank 1 of 2 failed first (killed by SIGKILL)" in str(killed.error)
-    assert str(run / "logs/rank-1.log") in str(killed.error)
-    assert "rank 0 of 2 failed first (lost)" in str(orphaned.error)
-    assert "the supervisor or its node was lost" in str(alone.error)
-    assert 0 < orphaned.first_step < alone.first_step < last.first_step
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def test_a_lost_node_is_waited_for(
-    cluster: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
-) -> None:
-    run = _folder(tmp_path / "run", sample_dir)
-    job = _submit(cluster, run)
-    assert _soon(lambda: _trains(run, 1)), _show(run)
-    cluster.kill_node()
-    lost = time.monotonic()
-    try:
-        assert _soon(lambda: not _ranks(run), 30), _show(run)
-        assert time.monotonic() - lost < 30
-        assert _soon(lambda: attempts(run)[0].ended_at is not None), _show(run)
-        assert _soon(lambda: ray_jobs.state(job, run).word == "pending", 30), _show(run)
-        assert "2 free nodes with 1 CPU each" in ray_jobs.state(job, run).detail
-    finally:
-        cluster.add_node()
-    _ended_as(run, job, undisturbed)
-    assert len(attempts(run)) == 2
-    assert attempts(run)[1].first_step > 0
-
-
-def test_cancelled_then_resumed_at_another_size(
-    cluster: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
-) -> None:
-    run = _folder(tmp_path / "run", sample_dir, **{"train.checkpoint_every": 1000})
-    job = _submit(cluster, run)
-    metrics = run / "metrics.jsonl"
-    assert _soon(lambda: metrics.exists() and metrics.read_text().count("\n") > 3), _show(run)
-    ray_jobs.cancel(read_job(run), run)
-    assert not _ranks(run)
-    (only,) = attempts(run)
-    assert (only.code, only.again, only.why, only.error) == (85, False, "cancelled", None)
-    assert _step(run) == only.last_step > 3  # saved because it was told to
-    assert ray_jobs.state(job, run) == ("cancelled", f"after step {only.last_step}")
-    ray_jobs.cancel(job, run)  # nothing to do
-    job = _submit(cluster, run, nodes=1, procs=2)
-    _ended_as(run, job, undisturbed)
-    assert attempts(run)[-1].first_step == only.last_step
-    assert len(attempts(run)[-1].hosts) == 1
-
-
 def test_a_mistake_does_not_start_again(cluster: RayCluster, sample_dir: Path, tmp_path: Path) -> None:
     run = _folder(tmp_path / "run", sample_dir, **{"data.dir": str(tmp_path / "nowhere")})
     job = _submit(cluster, run, nodes=1, address="auto")
@@ -251,40 +191,6 @@ def test_a_mistake_does_not_start_again(cluster: RayCluster, sample_dir: Path, t
     assert "exit code 2" in detail
     assert len(attempts(run)) == 1
     assert not _ranks(run)
-
-
-def test_a_cluster_without_room_is_told_in_time(cluster: RayCluster, sample_dir: Path, tmp_path: Path) -> None:
-    holder = tmp_path / "holder"
-    holder.mkdir()
-    first = _submit(cluster, holder, procs=2, arguments=["-c", "import time; time.sleep(600)", str(holder)])
-    assert _soon(lambda: len(_ranks(holder)) == 4), _show(holder)
-    run = _folder(tmp_path / "run", sample_dir)
-    job = _submit(cluster, run, place_timeout_s=2)
-    assert _soon(lambda: _over(run, job), 20)
-    word, detail = ray_jobs.state(job, run)
-    assert word == "failed"
-    assert "did not have 2 free nodes with 1 CPU each within cluster.place_timeout_s=2" in detail
-    waiting = _submit(cluster, run)
-    ray_jobs.cancel(waiting, run)
-    assert ray_jobs.state(waiting, run).word == "cancelled"
-    ray_jobs.cancel(first, holder)
-    assert ray_jobs.state(first, holder).word == "cancelled"
-    assert not _ranks(holder)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"nodes": 3}, r"cluster.nodes=3: .* with 1 CPU each, the Ray cluster .* has 2 \((one|two): 2 CPU"),
-        ({"cpus_per_proc": 3}, r"cluster.nodes=2: .* with 3 CPU each, .* has 0"),
-        ({"gpus_per_node": 1}, r"with 1 CPU, 1 GPU each, .* has 0 \((one|two): 2 CPU, 0 GPU"),
-        ({"gpus_per_node": 3, "procs": 2}, "cluster.gpus_per_node=3: expected as many for every process"),
-    ],
-)
-def test_impossible_sizes_are_refused(cluster: RayCluster, tmp_path: Path, values: Any, message: str) -> None:
-    with pytest.raises(LaunchError, match=message):
-        _submit(cluster, tmp_path, **values)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
@@ -310,4 +216,104 @@ def test_a_folder_that_a_node_does_not_see_is_a_mistake(tmp_path: Path, monkeypa
     assert end is not None
     assert (end.rank, end.code) == (1, 2)
     assert end.error == f"{tmp_path}/run: not seen on node n1; expected a folder that all nodes share"
+    assert not list(tmp_path.iterdir())
+
+
+# From here on this process stays connected: a question to the cluster takes no seconds to connect.
+
+
+def test_killed_ranks_actors_and_supervisors_come_back(
+    attached: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = _folder(tmp_path / "run", sample_dir)
+    job = _submit(attached, run)
+    assert _soon(lambda: _trains(run, 1)), _show(run)
+    os.kill(_ranks(run)[1], signal.SIGKILL)
+    assert _soon(lambda: attempts(run)[0].ended_at is not None, 30)
+    for start, victim in ((2, "Rank"), (3, "Supervisor")):
+        assert _soon(lambda start=start: _trains(run, start)), _show(run)
+        ranks = _ranks(run)
+        os.kill(parent_of(ranks[0]) if victim == "Rank" else attached.actors("Supervisor")[0], signal.SIGKILL)
+        assert _soon(lambda ranks=ranks: not Path(f"/proc/{ranks[0]}").exists(), 10)  # a rank dies with its actor
+    _ended_as(run, job, undisturbed)
+    killed, orphaned, alone, last = attempts(run)
+    assert "rank 1 of 2 failed first (killed by SIGKILL)" in str(killed.error)
+    assert str(run / "logs/rank-1.log") in str(killed.error)
+    assert "rank 0 of 2 failed first (lost)" in str(orphaned.error)
+    assert "the supervisor or its node was lost" in str(alone.error)
+    assert 0 < orphaned.first_step < alone.first_step < last.first_step
+
+
+def test_a_lost_node_is_waited_for(
+    attached: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = _folder(tmp_path / "run", sample_dir)
+    job = _submit(attached, run)
+    assert _soon(lambda: _trains(run, 1)), _show(run)
+    attached.kill_node()
+    lost = time.monotonic()
+    try:
+        assert _soon(lambda: not _ranks(run), 30), _show(run)
+        assert time.monotonic() - lost < 30
+        assert _soon(lambda: attempts(run)[0].ended_at is not None), _show(run)
+        assert _soon(lambda: ray_jobs.state(job, run).word == "pending", 30), _show(run)
+        assert "2 free nodes with 1 CPU each" in ray_jobs.state(job, run).detail
+    finally:
+        attached.add_node()
+    _ended_as(run, job, undisturbed)
+    assert len(attempts(run)) == 2
+    assert attempts(run)[1].first_step > 0
+
+
+def test_cancelled_then_resumed_at_another_size(
+    attached: RayCluster, sample_dir: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = _folder(tmp_path / "run", sample_dir, **{"train.checkpoint_every": 1000})
+    job = _submit(attached, run)
+    metrics = run / "metrics.jsonl"
+    assert _soon(lambda: metrics.exists() and metrics.read_text().count("\n") > 3), _show(run)
+    ray_jobs.cancel(read_job(run), run)
+    assert not _ranks(run)
+    (only,) = attempts(run)
+    assert (only.code, only.again, only.why, only.error) == (85, False, "cancelled", None)
+    assert _step(run) == only.last_step > 3  # saved because it was told to
+    assert ray_jobs.state(job, run) == ("cancelled", f"after step {only.last_step}")
+    ray_jobs.cancel(job, run)  # nothing to do
+    job = _submit(attached, run, nodes=1, procs=2)
+    _ended_as(run, job, undisturbed)
+    assert attempts(run)[-1].first_step == only.last_step
+    assert len(attempts(run)[-1].hosts) == 1
+
+
+def test_a_cluster_without_room_is_told_in_time(attached: RayCluster, sample_dir: Path, tmp_path: Path) -> None:
+    holder = tmp_path / "holder"
+    holder.mkdir()
+    first = _submit(attached, holder, procs=2, arguments=["-c", "import time; time.sleep(600)", str(holder)])
+    assert _soon(lambda: len(_ranks(holder)) == 4), _show(holder)
+    run = _folder(tmp_path / "run", sample_dir)
+    job = _submit(attached, run, place_timeout_s=2)
+    assert _soon(lambda: _over(run, job), 20)
+    word, detail = ray_jobs.state(job, run)
+    assert word == "failed"
+    assert "did not have 2 free nodes with 1 CPU each within cluster.place_timeout_s=2" in detail
+    waiting = _submit(attached, run)
+    ray_jobs.cancel(waiting, run)
+    assert ray_jobs.state(waiting, run).word == "cancelled"
+    ray_jobs.cancel(first, holder)
+    assert ray_jobs.state(first, holder).word == "cancelled"
+    assert not _ranks(holder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nodes": 3}, r"cluster.nodes=3: .* with 1 CPU each, the Ray cluster .* has 2 \((one|two): 2 CPU"),
+        ({"cpus_per_proc": 3}, r"cluster.nodes=2: .* with 3 CPU each, .* has 0"),
+        ({"gpus_per_node": 1}, r"with 1 CPU, 1 GPU each, .* has 0 \((one|two): 2 CPU, 0 GPU"),
+        ({"gpus_per_node": 3, "procs": 2}, "cluster.gpus_per_node=3: expected as many for every process"),
+    ],
+)
+def test_impossible_sizes_are_refused(attached: RayCluster, tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        _submit(attached, tmp_path, **values)
     assert not list(tmp_path.iterdir())

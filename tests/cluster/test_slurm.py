@@ -117,6 +117,15 @@ def assert_as_one_process(run: Path, folder: Path) -> None:
         assert torch.allclose(mine[name].double(), value.double(), rtol=0, atol=EXACT), name
 
 
+def jobs(cluster: SlurmCluster, *words: str | Path, path: str | None = None) -> str:
+    """What ``marc-jobs`` says; with another PATH, on a machine without this Slurm."""
+    env = cluster.env if path is None else {**cluster.env, "PATH": path}
+    command = [sys.executable, "-m", "marc_dist.cli.jobs", *map(str, words)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def ranks_of(cluster: SlurmCluster, node: str) -> list[int]:
     """The training processes on a node, not their guards."""
     found = []
@@ -214,20 +223,42 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     until(lambda: not slurm.job_processes(), 20, run)
 
 
-def test_an_array_of_three_seeds_each_survives_alone(slurm: SlurmCluster, sample_dir: Path, tmp_path: Path) -> None:
+def test_elements_of_an_array_survive_and_are_resumed_alone(
+    slurm: SlurmCluster, sample_dir: Path, tmp_path: Path
+) -> None:
+    """One rank is killed; three elements are cancelled, one of them resumed by itself, then the array."""
     run = tmp_path / "seeds"
-    words = [f"data.dir={sample_dir}", *TINY, "train.max_steps=9", "cluster.array.seeds=[3, 4, 5]"]
+    first, middle, alone, last = folders = [run / f"seed-{seed}" for seed in (3, 4, 5, 6)]
+    words = [f"data.dir={sample_dir}", *TINY, "train.max_steps=9", "cluster.array.seeds=[3, 4, 5, 6]"]
+    slurm.sh("scontrol", "update", "PartitionName=main", "State=DOWN")
     job = submit(slurm, run, "slurm-array", *words)
-    middle = run / "seed-4"
+    jobs(slurm, "cancel", first, alone, last)
+    slurm.sh("scontrol", "update", "PartitionName=main", "State=UP")
     until(trained(middle, 4), 120, middle)
     pids = [pid for node in slurm.nodes for pid in ranks_of(slurm, node)]
     (mine,) = (pid for pid in pids if str(middle).encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(mine, signal.SIGKILL)
-    for index in range(3):
-        assert slurm.wait_for(f"{job}_{index}", limit_s=120) == "COMPLETED", logs(run / f"seed-{index + 3}")
-    assert [len(attempts(run / f"seed-{seed}")) for seed in (3, 4, 5)] == [1, 2, 1]
-    assert [load_yaml(run / f"seed-{seed}" / "config.yaml")["train"]["seed"] for seed in (3, 4, 5)] == [3, 4, 5]
-    assert read_job(middle).id == f"{job}_1" and len(read_job(run).run_dirs) == 3
+    assert slurm.wait_for(f"{job}_1", limit_s=120) == "COMPLETED", logs(middle)
+    told = json.loads(jobs(slurm, "list", "--json", run, path="/nowhere"))  # another day: Slurm has forgotten all of it
+    assert [row["state"] for row in told] == ["cancelled", "cancelled", "done", "cancelled", "cancelled"]
+
+    slurm.sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+    jobs(slurm, "resume", alone)
+    said = jobs(slurm, "resume", run)
+    again = str(read_job(run).id)
+    assert f"{alone}: left out, it is pending as slurm job {read_job(alone).id}\n" in said
+    assert f"slurm job {again}, elements 0,3 of 4 (seed-3, seed-6), 1 x 1 processes each" in said
+    assert slurm.sh("squeue", "-h", "-r", "-t", "all", "-j", again, "-o", "%K").split() == ["0", "3"]
+    slurm.sh("scontrol", "update", "PartitionName=main", "State=UP")
+    for name, folder in ((f"{again}_0", first), (f"{again}_3", last), (str(read_job(alone).id), alone)):
+        assert slurm.wait_for(name, limit_s=120) == "COMPLETED", logs(folder)
+        assert read_job(folder).id == name
+    queue = slurm.sh("squeue", "-h", "-r", "-t", "all")
+    assert jobs(slurm, "resume", run) == f"{run}: 4 of 4 elements are done; nothing to hand in\n"
+    assert slurm.sh("squeue", "-h", "-r", "-t", "all") == queue and read_job(run).id == again
+    assert [len(attempts(folder)) for folder in folders] == [1, 2, 1, 1]
+    assert [load_yaml(folder / "config.yaml")["train"]["seed"] for folder in folders] == [3, 4, 5, 6]
+    assert read_job(middle).id == f"{job}_1" and len(read_job(run).run_dirs) == 4
     assert_as_one_process(middle, tmp_path)
 
 
@@ -251,21 +282,16 @@ def test_detach_then_cancel_leaves_no_process_behind(slurm: SlurmCluster, sample
     assert slurm.state(job) == "RUNNING"
     again = launch(slurm, *words)
     assert again.code == 2 and f"slurm job {job} of this run is running" in again.err
-    done = subprocess.run(
-        [sys.executable, "-m", "marc_dist.cli.jobs", "cancel", str(run)], env=slurm.env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    jobs(slurm, "cancel", run)
     assert slurm.wait_for(job, "CANCELLED", 30)
     until(lambda: not slurm.job_processes(), 20, run)
-    status = subprocess.run(
-        [sys.executable, "-m", "marc_dist.cli.jobs", "status", str(run), "--json"], env=slurm.env, capture_output=True
-    )
-    assert json.loads(status.stdout)["state"] == "cancelled", status.stdout
-    resumed = subprocess.run(
-        [sys.executable, "-m", "marc_dist.cli.jobs", "resume", str(run), "--nodes", "3"],
-        env=slurm.env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
+    for path in (None, "/nowhere"):  # today, and on a day when Slurm has forgotten the job
+        told = json.loads(jobs(slurm, "status", run, "--json", path=path))
+        assert told["state"] == "cancelled" and told["attempts"][0]["code"] is None, told
+    assert f"state         cancelled (after step {newest_step(run)})" in jobs(slurm, "status", run, path="/nowhere")
+    assert "; cancelled 20" in jobs(slurm, "status", run)
+    jobs(slurm, "resume", run, "--nodes", "3")
+    assert read_job(run).cancelled_at is None
     step = last_step(run)
     until(trained(run, step + 2), 120, run)
     assert read_job(run).nodes == 3 and attempts(run)[-1].first_step > 0 and len(attempts(run)[-1].hosts) == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster.job import Job
+from marc_dist.cluster.job import Job, new_job
 from marc_dist.cluster.preset import SlurmPreset, load_preset
 from marc_dist.cluster.slurm import clean_environment, render
 from marc_dist.cluster.task import task_environment
@@ -52,6 +52,19 @@ def test_the_script_is_the_recorded_one(name: str) -> None:
         path.write_text(_script(name))
     assert _script(name) == path.read_text()
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("elements", "parallel", "asked"),
+    [([], 2, "0-4%2"), ([], None, "0-4%5"), ([1], 2, "1%1"), ([0, 2, 3, 4], 9, "0,2-4%4"), ([1, 3], None, "1,3%2")],
+)
+def test_an_array_asks_for_its_elements(elements: list[int], parallel: int | None, asked: str) -> None:
+    preset = load_preset("slurm-array", [f"cluster.array.parallel={'null' if parallel is None else parallel}"])
+    assert isinstance(preset, SlurmPreset)
+    folders = [f"/runs/{number}" for number in range(5)]
+    job = new_job("slurm", ["-m", "x", "/runs"], run_dirs=folders, elements=elements)
+    script = render(job, preset, Path("/runs"))
+    assert f"#SBATCH --array={asked}\n" in script and "%A_%a_0_log.out" in script
 
 
 def test_every_shipped_preset_loads_and_slurms_are_recorded() -> None:

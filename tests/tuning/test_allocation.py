@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
 from marc_dist.cluster.job import attempts, newest_step, read_job
+from marc_dist.training.signals import EXIT_REQUEUE
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
 from tests.cluster.ray_cluster import pids_that_name
@@ -55,7 +59,8 @@ def test_mistakes_are_told_before_anything_is_queued(
 
 
 @pytest.mark.slow
-def test_a_search_on_two_nodes(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_search_on_two_nodes_comes_back(tiny_dir: Path, tmp_path: Path) -> None:
+    """Requeued in its midst, as by a preemption: it goes on from its journal, repeats nothing and leaves nothing."""
     pytest.importorskip("ray")
     run, folder = run_file(tmp_path, tiny_dir, **{"train.epochs": 3}), tmp_path / "search"
     if (missing := missing_programs()) and not os.environ.get("CI"):
@@ -66,25 +71,55 @@ def test_a_search_on_two_nodes(tiny_dir: Path, tmp_path: Path) -> None:
         assert said.returncode == 0, said.stderr
         job_id = read_job(folder).id
         assert job_id is not None
-        end = time.monotonic() + 240
-        while not (attempts(folder) and attempts(folder)[-1].ended_at is not None):
-            assert time.monotonic() < end, _logs(folder)
-            time.sleep(0.5)
-        (only,) = attempts(folder)
-        assert (only.code, only.error) == (0, None), _logs(folder)
-        assert newest_step(folder) == len(events(folder))
+        _until(lambda: "end" in _kinds(folder) and _kinds(folder)[-1] == "row", folder)
+        before = events(folder)
+        cluster.sh("scontrol", "requeue", job_id)
+        _until(lambda: len(attempts(folder)) == 2, folder)
+        started = attempts(folder)[1].started_at
+        assert not [pid for pid in _rays(job_id) if _age_s(pid) > time.time() - started + 1], _logs(folder)
+        _until(lambda: attempts(folder)[1].ended_at is not None, folder)
+        first, last = attempts(folder)
+        assert (last.code, last.error) == (0, None) and first.code in (None, EXIT_REQUEUE), _logs(folder)
+        assert last.first_step >= len(before) and newest_step(folder) == len(events(folder))
         status = [sys.executable, "-m", "marc_dist.cli.jobs", "status", "--json", str(folder)]
         told = json.loads(subprocess.run(status, env=cluster.env, capture_output=True, check=True).stdout)
         assert (told["kind"], told["what"], told["state"]) == ("slurm", "tune", "done")
-    found = open_search(folder, Journal(folder))
+    found, lines = open_search(folder, Journal(folder)), events(folder)
     assert found.over and len(found.runs) == 3 and (folder / "best.yaml").is_file()
+    assert lines[: len(before)] == before
+    reported = [(e["number"], e["row"]["epoch"]) for e in lines if e["event"] == "row"]
+    assert len(set(reported)) == len(reported)  # no epoch twice
+    assert sorted(e["number"] for e in lines if e["event"] == "end") == [0, 1, 2]
+    assert not any(run.faults for run in found.runs.values())  # a requeue is nobody's fault
     assert (folder / "logs/ray-1.log").is_file()  # the second node took part
     assert "marc-train" in (folder / "logs/rank-0.log").read_text()
     deadline = time.monotonic() + 20
-    while (left := pids_that_name(f"marc-ray-{os.getuid()}-{job_id}")) and time.monotonic() < deadline:
+    while (left := _rays(job_id)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
-    assert not list((folder / "logs").glob("*.token"))
+    assert not list((folder / "logs").glob("*.token")) and not list(Path(gettempdir()).glob(f"marc-ray-*-{job_id}-*"))
+
+
+def _until(true: Callable[[], bool], folder: Path, limit_s: float = 240) -> None:
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, _logs(folder)
+        time.sleep(0.2)
+
+
+def _kinds(folder: Path) -> list[str]:
+    return [event["event"] for event in events(folder)] if (folder / "trials.jsonl").exists() else []
+
+
+def _rays(job_id: str) -> list[int]:
+    """Processes of the job's Rays, of whatever start."""
+    return pids_that_name(f"marc-ray-{os.getuid()}-{job_id}")
+
+
+def _age_s(pid: int) -> float:
+    with suppress(OSError):
+        return time.time() - Path(f"/proc/{pid}").stat().st_ctime
+    return 0.0
 
 
 def _logs(folder: Path) -> str:
