@@ -240,7 +240,7 @@ def _importance(search: Search, figure: Any) -> bool:
     axes = figure.add_subplot()
     names = list(found)[::-1]
     axes.barh(names, [found[name] for name in names], color=BLUE)
-    axes.set(xlabel=f"share of the variation of {search.plan.objectives[0]} (PED-ANOVA)", xlim=(0, 1))
+    axes.set(xlabel=f"importance for a high {search.plan.objectives[0]} (PED-ANOVA, together 1)", xlim=(0, 1))
     return True
 
 

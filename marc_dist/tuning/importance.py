@@ -1,4 +1,8 @@
-"""How much each parameter matters, by Optuna's PED-ANOVA over the settings that were trained in full."""
+"""How much each parameter matters for being among the best, by PED-ANOVA over the settings that were trained in full.
+
+Watanabe et al., "PED-ANOVA" (IJCAI 2023), as in Optuna: how far the distribution of a parameter among the best tenth
+of the settings is from its distribution among all.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ LEAST = 6
 
 
 def importances(search: Search) -> dict[str, float]:
-    """Parameter -> share of the variation of the first objective, largest first; empty when too little is known."""
+    """Parameter -> importance for the first objective, together 1, largest first; empty when too little is known."""
     import optuna
 
     numbers = search.finished()
@@ -25,8 +29,9 @@ def importances(search: Search) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             study = new_study(search.space, [search.told(number) for number in sorted(numbers)])
+            # given a target, Optuna asks what makes it low
             found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=lambda one: one.values[0]
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=lambda one: -one.values[0]
             )
     except (ValueError, RuntimeError):  # too few of them carry a conditional parameter, or all values are equal
         return {}

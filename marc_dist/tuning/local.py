@@ -229,7 +229,7 @@ def call_trials(search: Search, trainer: Trainer, concurrent: int = 1) -> None:
     while not search.over:
         while len(under_way) < concurrent and (run := search.next()) is not None:
             search.began(run)
-            settings = {**search.plan.base, **search.space.settings(run.point, search.plan.base)}
+            settings = {**search.plan.base, **search.space.settings(run.point)}
             under_way.append((run, trainer(settings, run.seed)))
         for run, rows in list(under_way):
             row = next(rows, None)

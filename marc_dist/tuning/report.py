@@ -26,7 +26,7 @@ NOTES = {
     "parallel": "A line a setting; colour is its score, grey ones were stopped early.",
     "surface": "Only settings trained in full. Between them the surface is interpolated.",
     "curves": "Only settings trained in full; the others vary beside the one on the axis.",
-    "importance": "Of the variation among settings trained in full; with few of them, a rough word only.",
+    "importance": "What the best tenth of the settings trained in full have in common; with few, a rough word only.",
 }
 MOST = 200  # rows of the table
 
