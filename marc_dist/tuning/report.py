@@ -26,7 +26,7 @@ NOTES = {
     "parallel": "A line a setting; colour is its score, grey ones were stopped early.",
     "surface": "Only settings trained in full. Between them the surface is interpolated.",
     "curves": "Only settings trained in full; the others vary beside the one on the axis.",
-    "importance": "What the best tenth of the settings trained in full have in common; with few, a rough word only.",
+    "importance": "What the best third of the settings trained in full have in common; with few, a rough word only.",
 }
 MOST = 200  # rows of the table
 
@@ -73,7 +73,7 @@ def _best(search: Search) -> str:
     ranked = search.finished()
     if not ranked:
         return "<h2>No setting was trained in full</h2>"
-    number = ranked[0]
+    number, own = ranked[0], search.own()
     cards = []
     for name in search.plan.objectives:
         values = search.values(number, name)
@@ -81,12 +81,15 @@ def _best(search: Search) -> str:
         note = (
             f"95 % {low:.4f} to {high:.4f}, {len(values)} seeds" if low is not None and high is not None else "one seed"
         )
+        if own not in (None, number):
+            note += f"; the run file's own, {own:04d}: {statistics.fmean(search.values(own, name)):.4f}"
         cards.append(
             f'<div class="card"><p>validation {esc(name)}</p><strong>{mean:.4f}</strong><p>{esc(note)}</p></div>'
         )
+    same = ", the run file's own: none of the others is better" if own == number else ""
     chosen = "the best of many is a little lucky; score it on the test split once, with new seeds"
     return (
-        f'<h2>Best: setting {number:04d}</h2><p class="lead">{esc(shown_point(search.points[number]))}</p>'
+        f'<h2>Best: setting {number:04d}{esc(same)}</h2><p class="lead">{esc(shown_point(search.points[number]))}</p>'
         f'<div class="cards">{"".join(cards)}</div>'
         f'<p class="lead">Train it in full: marc-train best.yaml ({chosen}).</p>'
     )

@@ -300,6 +300,12 @@ class Search:
         numbers = [at for at in range(len(self.points)) if any(run.state == "done" for run in self.of(at))]
         return sorted(numbers, key=lambda at: (-statistics.fmean(self.values(at, self.plan.objectives[0])), at))
 
+    def own(self) -> int | None:
+        """The finished setting that is the run file's own, None where there is none: what the best one must beat."""
+        base = self.plan.base
+        sets = {at: self.space.settings(self.points[at]) for at in sorted(self.finished())}
+        return next((at for at, values in sets.items() if all(base[key] == values[key] for key in values)), None)
+
     def pareto(self) -> list[int]:
         """Of the finished settings, those that no other one beats in one objective without losing in another."""
         scores = {

@@ -115,7 +115,7 @@ class Space:
         values = {**flatten(config), **point}
         for constraint in self.constraints:
             if not constraint.holds(values):
-                raise ConfigError(f"the point breaks the constraint {constraint.text}")
+                raise ConfigError(f"breaks the constraint {constraint.text}")
         return config
 
     def fits(self, point: Mapping[str, Value], base: Mapping[str, Any]) -> bool:
@@ -179,7 +179,11 @@ class Space:
                     usual = parameter.sampler.values[0] if parameter.switch else base[parameter.name]
                     point[parameter.name] = given.get(parameter.name, usual)
             if point not in points:
-                self.config(point, base)
+                try:
+                    self.config(point, base)
+                except ConfigError as error:
+                    told = " ".join(f"{name}={value}" for name, value in point.items())
+                    raise ConfigError(f"{self.name}: first: {told}: {error}; change it, or the run file") from None
                 points.append(point)
         return points
 

@@ -10,8 +10,11 @@ import pytest
 
 from marc_dist.cli import tune
 from marc_dist.cli.tune import _places
+from marc_dist.cli.tune_words import parser, where_words
+from marc_dist.config import load_config
+from marc_dist.tuning.journal import alone, write_plan
 from tests.retrieval.runs import pack_tiny
-from tests.tuning.searches import events, run_file
+from tests.tuning.searches import events, plan, run_file
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,7 @@ def test_places(run: Path, tmp_path: Path) -> None:
     assert _places(["loss.tau=1"]) == ("macl", ["loss.tau=1"], False)
     assert _places([str(run)]) == ("macl", [str(run)], True)
     assert _places([str(own)]) == (str(own), [], False)
+    assert _places([str(run), "smoke", "a=1"]) == ("smoke", [str(run), "a=1"], True)  # either order
     assert _places([str(own), str(run), "a=1"]) == (str(own), [str(run), "a=1"], True)
     assert _places(["smoke", "data.dir=x"]) == ("smoke", ["data.dir=x"], True)
 
@@ -95,6 +99,49 @@ def test_print_shows_space_and_settings(run: Path, capsys: pytest.CaptureFixture
     assert "#   loss.alpha: uniform [0.05, 2.0], when dynamic in [True], otherwise 0.0" in told
     assert "# tpe, 9 settings x 2 seed(s) x 6 epochs, early stopping from epoch 1 on" in told
     assert "validation_share: 0.3" in told and "loss.alpha + loss.beta <= 3" in told
+
+
+def test_more_trials_are_refused_while_another_search_is_under_way(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leave no trace: the one under way would end with fewer than its record wants."""
+    folder = tmp_path / "search"
+    write_plan(folder, plan(4, config={"data.dir": str(load_config(run, []).data.dir), "data.validation_share": 0.3}))
+    before = (folder / "search.json").read_bytes()
+    for words in (["--resume", str(folder)], ["smoke", str(run), "--out", str(folder), "--resume"]):
+        with alone(folder):
+            assert tune.main([*words, "--trials", "9", "--executor", "local"]) == 2
+        assert "another marc-tune searches here" in capsys.readouterr().err
+    assert (folder / "search.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        (["macl", "--trials", "9", "--seed", "3"], []),
+        (["--executor", "local", "--concurrent", "3", "a=1"], ["--executor", "local", "--concurrent", "3"]),
+        (
+            ["--address", "auto", "--procs-per-trial", "2", "--gpus-per-proc", "0.5"],
+            ["--address", "auto", "--procs-per-trial", "2", "--gpus-per-proc", "0.5"],
+        ),
+    ],
+)
+def test_going_on_means_the_same_place(given: list[str], expected: list[str]) -> None:
+    options = parser().parse_intermixed_args(given)
+    assert where_words(options) == expected
+    again = parser().parse_intermixed_args(["--resume", "x", *where_words(options)])
+    assert where_words(again) == expected
+
+
+def test_a_first_point_outside_its_constraints_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("parameters:\n  loss.tau: {uniform: [0.03, 0.5]}\nconstraints: [loss.tau < 0.05]\n")
+    assert tune.main([str(own), str(run), "--print"]) == 2
+    told = capsys.readouterr().err
+    assert "own: first: loss.tau=0.1: breaks the constraint loss.tau < 0.05; change it, or the run file" in told
 
 
 @pytest.mark.slow
