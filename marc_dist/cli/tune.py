@@ -153,11 +153,15 @@ def _concurrent(options: argparse.Namespace, fit: int, plan: Plan) -> int:
 def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
     """The folder, the plan and the device of the search that the words mean; nothing is written yet."""
     from marc_dist.config import ConfigError, user_path
-    from marc_dist.tuning.driver import new_plan
+    from marc_dist.tuning.driver import new_plan, open_search, warm_start
+    from marc_dist.tuning.journal import Journal
     from marc_dist.tuning.space import load_space
 
     name, rest, named = _places(options.arguments)
     space = load_space(name)
+    if options.start_from:
+        earlier = user_path(options.start_from)
+        space = warm_start(space, options.search or space.how, open_search(earlier, Journal(earlier)), earlier)
     config = _run_config(rest, named)
     objectives = tuple(part.strip() for part in (options.objectives or "").split(",") if part.strip())
     if len(set(objectives)) < len(objectives):

@@ -15,6 +15,7 @@ examples:
   marc-tune surface run.yaml --executor local --concurrent 4
   marc-tune --resume runs/tune-macl                            go on where it was stopped, or killed
   marc-tune --resume runs/tune-macl --trials 128               ... with more trials
+  marc-tune macl run.yaml --start-from runs/tune-old           the best 3 of another search are tried first, too
   marc-tune --report runs/tune-macl                            rebuild figures and report.html
   marc-launch --nodes 4 slurm tune macl run.yaml --trials 64   in a Slurm allocation
 
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--search", choices=["tpe", "random", "grid"], help="default: the space's")
     what.add_argument("--objectives", metavar="M,...", help="metrics to raise; the first decides (the space's, mAP)")
     what.add_argument("--seed", type=int, default=0, help="of the search: the same seed gives the same suggestions (0)")
+    what.add_argument("--start-from", metavar="DIR", help="try the best 3 settings of an earlier search first, too")
     what.add_argument("--no-early-stop", action="store_true", help="train every trial in full")
     what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial may be stopped (a 27th)")
     what.add_argument("--eta", type=float, default=4.0, help="one trial in eta goes on at each rung (4)")
@@ -96,6 +98,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         )
     if not 0 < options.connect_timeout <= 3600:
         raise ConfigError(f"--connect-timeout: expected seconds above 0, got {options.connect_timeout:g}")
+    if options.no_early_stop and options.grace:
+        raise ConfigError(f"--grace {options.grace}: is for early stopping, which --no-early-stop leaves out; keep one")
     if options.executor == "local" and options.address:
         raise ConfigError("--address: names a Ray cluster, but --executor local runs without Ray; leave one out")
 

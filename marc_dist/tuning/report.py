@@ -113,12 +113,15 @@ def _table(search: Search) -> str:
         epochs = "+".join(f"{run.epoch:g}" for run in runs)
         mark = " *" if at in pareto else ""
         small = f"<small>{esc(why)}</small>" if why else ""
+        point = f'<small style="min-width:11em">{esc(shown_point(search.points[at]))}</small>'
         lines.append(
-            f'<tr><th scope="row">{at:04d}{mark}<small>{esc(shown_point(search.points[at]))}</small></th>'
-            f'<td>{esc(states)}{small}</td><td class="num">{esc(epochs)}</td>{"".join(cells)}</tr>'
+            f'<tr><th scope="row">{at:04d}{mark}{point}</th>'
+            f'<td style="overflow-wrap:break-word">{esc(states)}{small}</td>'
+            f'<td class="num">{esc(epochs)}</td>{"".join(cells)}</tr>'
         )
     note = '<p class="lead">* no other setting is better in one objective and as good in the rest</p>' if pareto else ""
     return (
-        f'<h2>Settings</h2>{note}<table><thead><tr><th scope="col">setting</th><th scope="col">state</th>'
-        f'<th scope="col" class="num">epochs</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        f'<h2>Settings</h2>{note}<div style="overflow-x:auto"><table><thead><tr>'
+        f'<th scope="col">setting</th><th scope="col">state</th>'
+        f'<th scope="col" class="num">epochs</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )

@@ -40,6 +40,8 @@ def run(tiny_dir: Path, tmp_path: Path) -> Path:
         (["smoke", "RUN", "--gpus-per-proc", "0.5", "--procs-per-trial", "2"], r"NCCL wants one for each"),
         (["smoke", "RUN", "--objectives", "maP"], r"objective maP: the trainer does not report it; did you mean mAP\?"),
         (["smoke", "RUN", "--objectives", "mAP,mAP"], r"--objectives: a metric appears twice"),
+        (["smoke", "RUN", "--grace", "2", "--no-early-stop"], r"--grace 2: is for early stopping.*; keep one"),
+        (["smoke", "RUN", "--start-from", "nowhere"], r"nowhere: no search.json; expected the folder of a search"),
         (["smoke", "RUN", "--grace", "99"], r"--grace 99: expected at most the 6 epochs of a trial"),
         (["smoke", "RUN", "--search", "grid"], r"loss.tau: a grid search needs a list"),
         (["smoke", "RUN", "train.max_steps=5"], r"train.max_steps: a search counts in epochs"),

@@ -10,7 +10,7 @@ import pytest
 
 from marc_dist.config import ConfigError, LaunchError
 from marc_dist.tuning.asha import stops_at
-from marc_dist.tuning.driver import begin, extend, new_plan, open_search
+from marc_dist.tuning.driver import begin, extend, new_plan, open_search, warm_start
 from marc_dist.tuning.journal import Journal, alone, write_plan
 from marc_dist.tuning.local import call_trials
 from marc_dist.tuning.proposals import Told, new_study, propose
@@ -298,6 +298,37 @@ def build_config(values: dict[str, Any]) -> Any:
     from marc_dist.config import Config, build
 
     return build(Config, values)
+
+
+def test_the_best_points_of_another_search_are_tried_first(tmp_path: Path) -> None:
+    """After the space's own first point; recorded in the plan, so going on needs nothing of the other search."""
+    other = undisturbed(how="random", early_stopping=False)
+    best = [other.points[at] for at in other.finished()[:3]]
+    warm = warm_start(space(), "tpe", other, tmp_path)
+    made = new_plan(warm, build_config({"train.epochs": 9}), trials=6, ahead=3)
+    write_plan(tmp_path, made)
+    found = open_search(tmp_path, Journal(tmp_path))
+    call_trials(found, trained)
+    own = {"loss.alpha": 0.5, "loss.tau": 0.1, "optim.lr": 1e-3}
+    assert own in best  # the peak: not twice
+    assert found.points[:3] == [own, *(point for point in best if point != own)] and found.points[3] not in best
+    assert story(found) == story(search(made, Journal(tmp_path)))
+
+
+def test_what_another_search_can_lend(tmp_path: Path) -> None:
+    """Only parameters that vary here, only points within the ranges; and it is told when there is none."""
+    other = undisturbed(how="random", early_stopping=False)
+    some = space({"parameters": {"loss.tau": {"loguniform": [0.03, 0.1]}, "loss.beta": {"uniform": [0, 1]}}})
+    first = warm_start(some, "random", other, tmp_path).first
+    inside = [other.points[at]["loss.tau"] for at in other.finished() if other.points[at]["loss.tau"] <= 0.1]  # type: ignore[operator]
+    assert first == ({}, *({"loss.tau": tau} for tau in inside[:3]))
+    with pytest.raises(ConfigError, match=r"a grid \(mine\) tries all of its points"):
+        warm_start(space(), "grid", other, tmp_path)
+    far = space({"parameters": {"loss.tau": {"uniform": [2, 3]}}})
+    with pytest.raises(ConfigError, match=r"expected settings trained in full that mine could have, got none of 24"):
+        warm_start(far, "tpe", other, tmp_path)
+    with pytest.raises(ConfigError, match=r"got none of 24"):
+        warm_start(space({"parameters": {"loss.beta": {"uniform": [0, 1]}}}), "tpe", other, tmp_path)
 
 
 @pytest.mark.parametrize(
