@@ -54,12 +54,14 @@ def test_the_shipped_ones_say_what_they_promise() -> None:
     assert [one.name for one in macl.parameters] == ["loss.alpha", "loss.beta", "loss.tau", "optim.lr"]
     assert macl.first_points(BASE) == [{"loss.alpha": 0.5, "loss.beta": 0.5, "loss.tau": 0.1, "optim.lr": 1e-3}]
     ablation = load_space("ablation")
-    parts = [ablation.settings(point) for point in ablation.grid(BASE)]
-    assert len(parts) == 8 and len({json.dumps(part, sort_keys=True) for part in parts}) == 8
     off = {"loss.positives": "any", "loss.strength": 0.0, "loss.alpha": 0.0, "loss.beta": 0.0}
-    assert parts[-1] == off and parts[0] == {**off, "loss.positives": "per_label", "loss.strength": 1.0} | {
-        "loss.alpha": 0.5, "loss.beta": 0.5
-    }  # fmt: skip
+    usual = {"loss.positives": "per_label", "loss.strength": 1.0, "loss.alpha": 0.5, "loss.beta": 0.5}
+    for own in (usual, usual | {"loss.strength": 0.7, "loss.alpha": 1.3}):  # a tuned run is taken apart as it is
+        base = base_settings(build(Config, own), 9)
+        flat = [flatten(ablation.config(point, base)) for point in ablation.grid(base)]
+        parts = [{key: one[key] for key in off} for one in flat]
+        assert len(parts) == 8 and len({json.dumps(part, sort_keys=True) for part in parts}) == 8
+        assert parts[-1] == off and parts[0] == own
     assert len(load_space("surface").grid(BASE)) == 36 and not load_space("surface").early_stopping
 
 
