@@ -200,12 +200,16 @@ class LocalTrials:
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a search as Ctrl-C does: what runs is ended on the way out."""
+    """Let SIGTERM and SIGHUP end a search as Ctrl-C does: what runs is ended on the way out.
+
+    One that is ignored stays so: a search under ``nohup`` outlives its terminal.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

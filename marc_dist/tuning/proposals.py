@@ -114,7 +114,9 @@ def _ask(space: Space, base: Mapping[str, Any], how: How, seed: int, told: Seque
         else:
             # one parameter at a time, as Optuna and Ray do by default: on a known function with an alpha-beta term it
             # did better than the joint model, and left more to early stopping (benchmarks/tune_search.py)
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=False)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP, multivariate=False, constant_liar=True
+            )
         study = new_study(space, told if how == "tpe" else (), sampler)
         trial = study.ask()
         point: Point = {}
