@@ -154,12 +154,16 @@ def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
     """The folder, the plan and the device of the search that the words mean; nothing is written yet."""
     from marc_dist.config import ConfigError, user_path
     from marc_dist.tuning.driver import new_plan, open_search, warm_start
-    from marc_dist.tuning.journal import Journal
-    from marc_dist.tuning.space import load_space
+    from marc_dist.tuning.journal import SEARCH, Journal, read_plan
+    from marc_dist.tuning.space import load_space, parse_space
 
     name, rest, named = _places(options.arguments)
     space = load_space(name)
-    if options.start_from:
+    folder = user_path(options.resume or options.out or f"runs/tune-{space.name}").absolute()
+    if options.start_from and options.resume is not None and (folder / SEARCH).is_file():  # what it lent stands there
+        first = read_plan(folder).source.get("first", [{}])
+        space = parse_space({**space.source, "first": first}, space.name, space.name)
+    elif options.start_from:
         earlier = user_path(options.start_from)
         space = warm_start(space, options.search or space.how, open_search(earlier, Journal(earlier)), earlier)
     config = _run_config(rest, named)
@@ -184,7 +188,6 @@ def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
         _print(space, plan)
     elif not named:
         _pack_sample(config)
-    folder = user_path(options.resume or options.out or f"runs/tune-{space.name}").absolute()
     return folder, plan, config.train.device
 
 

@@ -12,9 +12,11 @@ from marc_dist.cli import tune
 from marc_dist.cli.tune import _places
 from marc_dist.cli.tune_words import parser, where_words
 from marc_dist.config import load_config
-from marc_dist.tuning.journal import alone, write_plan
+from marc_dist.tuning.driver import open_search
+from marc_dist.tuning.journal import Journal, alone, write_plan
+from marc_dist.tuning.local import call_trials
 from tests.retrieval.runs import pack_tiny
-from tests.tuning.searches import events, plan, run_file
+from tests.tuning.searches import events, plan, run_file, trained
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,20 @@ def test_going_on_means_the_same_place(given: list[str], expected: list[str]) ->
     assert where_words(options) == expected
     again = parser().parse_intermixed_args(["--resume", "x", *where_words(options)])
     assert where_words(again) == expected
+
+
+def test_what_another_search_lends_is_recorded(run: Path, tmp_path: Path) -> None:
+    """A job that Slurm starts again gives the same words; the other search may have gone on, or be gone."""
+    other = tmp_path / "other"
+    write_plan(other, plan(4))
+    call_trials(open_search(other, Journal(other)), trained)
+    words = ["macl", str(run), "--start-from", str(other), "--out", str(tmp_path / "search")]
+    folder, first, _ = tune._new(parser().parse_intermixed_args(words))
+    assert len(first.source["first"]) == 4
+    write_plan(folder, first)
+    (other / "search.json").unlink()
+    _, again, _ = tune._new(parser().parse_intermixed_args([*words[:-2], "--resume", str(folder)]))
+    assert first.differences(again) == []
 
 
 def test_a_first_point_outside_its_constraints_is_named(
