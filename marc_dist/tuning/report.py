@@ -16,6 +16,7 @@ from marc_dist.tuning.search import Search, interval
 REPORT = "report.html"
 TITLES = {
     "history": "Every setting in order",
+    "epochs": "Every setting over its epochs",
     "parallel": "Parallel coordinates",
     "surface": "alpha and beta",
     "curves": "One parameter at a time, means with 95 % intervals",
@@ -23,6 +24,7 @@ TITLES = {
     "pareto": "Objectives against each other",
 }
 NOTES = {
+    "epochs": "First seeds. Dotted: the epochs at which a setting may be stopped early.",
     "parallel": "A line a setting; colour is its score, grey ones were stopped early.",
     "surface": "Only settings trained in full. Between them the surface is interpolated.",
     "curves": "Only settings trained in full; the others vary beside the one on the axis.",

@@ -71,11 +71,11 @@ def test_best_is_the_best_trained_in_full(tmp_path: Path) -> None:
 
 def test_figures_of_every_kind(tmp_path: Path) -> None:
     found = finished(tmp_path, trials=24, objectives=("mAP", "rare_mAP"), early_stopping=False)
-    assert list(figures(found)) == ["history", "parallel", "curves", "importance", "pareto"]
+    assert list(figures(found)) == ["history", "epochs", "parallel", "curves", "importance", "pareto"]
     assert all(data.startswith(b"\x89PNG") for data in figures(found).values())
     path = write_report(found, tmp_path)
     text = path.read_text()
-    assert len(re.findall("data:image/png;base64,", text)) == 5 and "http" not in text
+    assert len(re.findall("data:image/png;base64,", text)) == 6 and "http" not in text
     for number in range(24):
         assert f"{number:04d}" in text
     assert (tmp_path / "figures/parallel.png").is_file()
