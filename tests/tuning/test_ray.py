@@ -59,6 +59,13 @@ def _trials(folder: Path) -> dict[str, int]:
     return found
 
 
+def _actor(pid: int) -> int:
+    """Of a training's process. By descent: on a shared machine, a name alone would find somebody else's."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert b"ray::Rank" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    return parent
+
+
 def _read(folder: Path) -> Search:
     return open_search(folder, Journal(folder))
 
@@ -156,7 +163,7 @@ def test_ranks_on_two_nodes_score_as_one_process(cluster: RayCluster, tiny_dir: 
     driver = _start(folder, *words, *size, "--address", cluster.address, "--out", str(folder))
     try:
         assert _soon(lambda: _rows(folder) >= 1), _told(folder)
-        os.kill(pids_that_name("ray::Rank")[0], signal.SIGKILL)
+        os.kill(_actor(next(iter(_trials(folder).values()))), signal.SIGKILL)
         assert driver.wait(timeout=120) == 0, _told(folder)
     finally:
         driver.kill()
