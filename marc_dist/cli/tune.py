@@ -3,92 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from marc_dist.cli.tune_words import check_numbers, parser, where_words
 
 if TYPE_CHECKING:
     from marc_dist.config import Config
     from marc_dist.tuning.journal import Plan
     from marc_dist.tuning.local import Size
+    from marc_dist.tuning.search import Search
     from marc_dist.tuning.space import Space
 
 DEFAULT_SPACE = "macl"
 DEMO: dict[str, Any] = {
     "data.dir": "data/sample", "data.image_size": 64, "data.num_workers": 0, "augment.crop_min": 0.6,
     "model.backbone": "resnet10t", "model.head_hidden": 256, "model.head_dim": 64,
-    "loss.tau": 0.2, "loss.alpha": 0.1, "optim.lr": 2e-3,
-    "train.epochs": 18, "train.global_batch": 75, "train.log_every": 6, "train.checkpoint_every": 1000,
+    "train.epochs": 18, "train.global_batch": 75, "train.log_every": 6, "train.checkpoint_every": 36,
 }  # fmt: skip
-"""What is tuned when nobody names a run file or data: the built-in sample, as in benchmarks/demo.yaml."""
+"""What is tuned when nobody names a run file or data: the built-in sample and a small encoder, as in
+benchmarks/demo.yaml. Loss and learning rate begin with the library's defaults, so that a gain is one over them."""
 DEMO_GRACE = 6
 """Its trials run a sixth of their epochs at least: after one epoch of six steps all of them score alike."""
-EPILOG = """\
-spaces: macl (alpha, beta, tau, learning rate), temperature, ablation, surface (alpha x beta), smoke; or a file of
-your own (a copy of one). Without a run file and data.dir, the built-in sample is packed and tuned.
-
-examples:
-  marc-tune                                                    a first search, on this machine
-  marc-tune macl run.yaml --trials 64 --address auto loss.aggregate=anchor_mean
-  marc-tune my_space.yaml run.yaml --epochs 9 --seeds 3 --objectives mAP,rare_mAP
-  marc-tune surface run.yaml --executor local --concurrent 4
-  marc-tune --resume runs/tune-macl                            go on where it was stopped, or killed
-  marc-tune --resume runs/tune-macl --trials 128               ... with more trials
-  marc-tune --report runs/tune-macl                            rebuild figures and report.html
-  marc-launch --nodes 4 slurm tune macl run.yaml --trials 64   in a Slurm allocation
-
-Trials are scored on a fifth of the training split that none of them trains on (data.validation_share); the test split
-is never looked at. DIR holds trials.parquet, best.yaml (a run file), report.html, and a run folder a trial.
-"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="marc-tune",
-        description="Search settings: a space over config keys, trials that are ordinary runs, early stopping.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "arguments", nargs="*", metavar="SPACE | run.yaml | key=value", help="space (macl), run file, settings"
-    )
-    what = parser.add_argument_group("what is searched")
-    what.add_argument("--trials", type=int, metavar="N", help="settings to try (16; a grid: all of it)")
-    what.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial (default: the run's train.epochs)")
-    what.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="trainings of every setting kept to the end (1)"
-    )
-    what.add_argument("--search", choices=["tpe", "random", "grid"], help="default: the space's")
-    what.add_argument("--objectives", metavar="M,...", help="metrics to raise; the first decides (the space's, mAP)")
-    what.add_argument("--seed", type=int, default=0, help="of the search: the same seed gives the same suggestions (0)")
-    what.add_argument("--no-early-stop", action="store_true", help="train every trial in full")
-    what.add_argument("--grace", type=int, metavar="N", help="epochs before a trial may be stopped (a 27th)")
-    what.add_argument("--eta", type=float, default=4.0, help="one trial in eta goes on at each rung (4)")
-    what.add_argument("--retries", type=int, metavar="N", help="further starts of a trial that fails (2)")
-    where = parser.add_argument_group("where trials run")
-    where.add_argument("--executor", choices=["ray", "local"], default="ray", help="Ray Tune, or processes without Ray")
-    where.add_argument(
-        "--address", metavar="ADDR", help="a Ray cluster: auto, or HOST:PORT (default: Ray on this machine)"
-    )
-    where.add_argument(
-        "--connect-timeout", type=float, default=20.0, metavar="S", help="longest wait for it, seconds (20)"
-    )
-    where.add_argument(
-        "--concurrent", type=int, metavar="N", help="trials at a time (default: a quarter of --trials, if they fit)"
-    )
-    where.add_argument("--procs-per-trial", type=int, default=1, metavar="N", help="ranks of a trial (1)")
-    where.add_argument("--cpus-per-proc", type=int, default=1, metavar="N", help="CPU cores of a rank (1)")
-    where.add_argument(
-        "--gpus-per-proc", type=float, metavar="X", help="GPUs of a rank; 0.5: two trials share one (1 if any)"
-    )
-    files = parser.add_argument_group("the folder")
-    files.add_argument("--out", metavar="DIR", help="of the search (runs/tune-SPACE)")
-    files.add_argument("--resume", nargs="?", const="", metavar="DIR", help="go on with the search in DIR, or in --out")
-    files.add_argument("--report", metavar="DIR", help="rebuild figures and report.html of DIR, and stop")
-    files.add_argument("--print", action="store_true", dest="show", help="print space and settings, then stop")
-    return parser
 
 
 def folder_of(words: Sequence[str]) -> tuple[Path, list[str]]:
@@ -101,10 +41,10 @@ def folder_of(words: Sequence[str]) -> tuple[Path, list[str]]:
     """
     from marc_dist.config import ConfigError, user_path
 
-    options = _parser().parse_intermixed_args(words)
+    options = parser().parse_intermixed_args(words)
     if options.address or options.executor != "ray" or options.report or options.show:
         raise ConfigError("tune: --address, --executor, --report and --print are marc-tune's own; leave them away here")
-    _check_numbers(options)
+    check_numbers(options)
     if options.resume and not options.arguments:
         from marc_dist.tuning.journal import read_plan
 
@@ -113,30 +53,6 @@ def folder_of(words: Sequence[str]) -> tuple[Path, list[str]]:
     folder, _, _ = _new(options)
     more = [] if options.resume is not None else ["--resume", str(folder)]  # a start after the first goes on
     return folder, [*words, *more]
-
-
-def _check_numbers(options: argparse.Namespace) -> None:
-    from marc_dist.config import ConfigError
-
-    least = {"trials": 1, "epochs": 1, "seeds": 1, "grace": 1, "retries": 0, "concurrent": 1, "procs_per_trial": 1}
-    for name, low in {**least, "cpus_per_proc": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise ConfigError(f"--{name.replace('_', '-')}: expected {low} or more, got {value}")
-    if not 1 < options.eta <= 100:
-        raise ConfigError(f"--eta: expected more than 1 and at most 100, got {options.eta:g}")
-    gpus = options.gpus_per_proc
-    if gpus is not None and not (0 <= gpus <= 1 or (gpus == int(gpus) and gpus <= 64)):
-        raise ConfigError(f"--gpus-per-proc: expected 0 to 1 or a whole number, got {gpus:g}")
-    if gpus and gpus < 1 and options.procs_per_trial > 1:
-        raise ConfigError(
-            f"--gpus-per-proc {gpus:g}: expected whole GPUs for {options.procs_per_trial} processes a trial, because "
-            "NCCL wants one for each; use --procs-per-trial 1"
-        )
-    if not 0 < options.connect_timeout <= 3600:
-        raise ConfigError(f"--connect-timeout: expected seconds above 0, got {options.connect_timeout:g}")
-    if options.executor == "local" and options.address:
-        raise ConfigError("--address: names a Ray cluster, but --executor local runs without Ray; leave one out")
 
 
 def _is_space(place: str) -> bool:
@@ -154,9 +70,11 @@ def _places(arguments: Sequence[str]) -> tuple[str, list[str], bool]:
         ConfigError: too many places.
     """
     from marc_dist.cli.common import split_words
-    from marc_dist.config import ConfigError
+    from marc_dist.config import ConfigError, list_presets
 
     places, words = split_words(arguments)
+    if len(places) == 2 and places[1] in list_presets("tune_spaces"):  # run.yaml macl
+        places.reverse()
     if len(places) > 2:
         raise ConfigError(f"expected a space, a run file and key=value words, got {' '.join(places)}")
     space = DEFAULT_SPACE
@@ -235,11 +153,19 @@ def _concurrent(options: argparse.Namespace, fit: int, plan: Plan) -> int:
 def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
     """The folder, the plan and the device of the search that the words mean; nothing is written yet."""
     from marc_dist.config import ConfigError, user_path
-    from marc_dist.tuning.driver import new_plan
-    from marc_dist.tuning.space import load_space
+    from marc_dist.tuning.driver import new_plan, open_search, warm_start
+    from marc_dist.tuning.journal import SEARCH, Journal, read_plan
+    from marc_dist.tuning.space import load_space, parse_space
 
     name, rest, named = _places(options.arguments)
     space = load_space(name)
+    folder = user_path(options.resume or options.out or f"runs/tune-{space.name}").absolute()
+    if options.start_from and options.resume is not None and (folder / SEARCH).is_file():  # what it lent stands there
+        first = read_plan(folder).source.get("first", [{}])
+        space = parse_space({**space.source, "first": first}, space.name, space.name)
+    elif options.start_from:
+        earlier = user_path(options.start_from)
+        space = warm_start(space, options.search or space.how, open_search(earlier, Journal(earlier)), earlier)
     config = _run_config(rest, named)
     objectives = tuple(part.strip() for part in (options.objectives or "").split(",") if part.strip())
     if len(set(objectives)) < len(objectives):
@@ -262,7 +188,6 @@ def _new(options: argparse.Namespace) -> tuple[Path, Plan, str]:
         _print(space, plan)
     elif not named:
         _pack_sample(config)
-    folder = user_path(options.resume or options.out or f"runs/tune-{space.name}").absolute()
     return folder, plan, config.train.device
 
 
@@ -287,16 +212,16 @@ def _print(space: Space, plan: Plan) -> None:
 def _body(options: argparse.Namespace) -> int:
     from marc_dist.config import ConfigError, user_path
 
-    _check_numbers(options)
+    check_numbers(options)
     if options.report:
         return _report(user_path(options.report))
     if options.resume and not options.arguments:
-        from marc_dist.tuning.driver import extend
+        from marc_dist.tuning.journal import read_plan
 
         folder = user_path(options.resume).absolute()
         if options.out:
             raise ConfigError(f"--out: the search lies in {folder}, given with --resume; leave --out away")
-        plan = extend(folder, trials=options.trials, retries=options.retries)
+        plan = read_plan(folder)
         return _search(options, folder, plan, str(plan.base["train.device"]), known=True)
     folder, plan, device = _new(options)
     return 0 if options.show else _search(options, folder, plan, device, known=False)
@@ -307,21 +232,24 @@ def _search(options: argparse.Namespace, folder: Path, plan: Plan, device: str, 
     from rich.console import Console
 
     from marc_dist.tuning.board import Board, print_end
-    from marc_dist.tuning.driver import Recorder, ahead_of, begin, open_search, require_folder
+    from marc_dist.tuning.driver import Recorder, ahead_of, begin, extend, open_search, require_folder
     from marc_dist.tuning.journal import SEARCH, Journal, alone
 
     _check_data(plan)
-    if not known and (folder / SEARCH).is_file():  # told before Ray starts
-        plan = begin(folder, plan, resume=options.resume is not None)
-        known = True
     require_folder(folder)
     console = Console(highlight=False)
-    with alone(folder), _executor(options, device) as (ray, size, fit):
+    with alone(folder), ExitStack() as stack:
+        if known:
+            plan = extend(folder, trials=options.trials, retries=options.retries)
+        elif (folder / SEARCH).is_file():  # told before Ray starts
+            plan = begin(folder, plan, resume=options.resume is not None)
+            known = True
+        ray, size, fit = stack.enter_context(_executor(options, device))
         concurrent = _concurrent(options, fit, plan)
         if not known:
             plan = begin(folder, plan.model_copy(update={"ahead": ahead_of(concurrent)}), resume=False)
         search = open_search(folder, Journal(folder))
-        _greet(console, search.plan, folder, concurrent, options)
+        _greet(console, search, folder, concurrent, options)
         recorder = None
         try:
             with Board(search, console) as board:
@@ -329,7 +257,8 @@ def _search(options: argparse.Namespace, folder: Path, plan: Plan, device: str, 
                 recorder.show()
                 _execute(ray, search, folder, size, concurrent, recorder)
         except KeyboardInterrupt:
-            console.print(f"stopped; go on with: marc-tune --resume {folder}", markup=False, soft_wrap=True)
+            words = shlex.join(["--resume", str(folder), *where_words(options)])
+            console.print(f"stopped; go on with: marc-tune {words}", markup=False, soft_wrap=True)
             raise
         finally:
             if recorder is not None:
@@ -357,14 +286,15 @@ def _execute(ray: Any, search: Any, folder: Path, size: Size, concurrent: int, r
     LocalTrials(search, folder, replace(size, concurrent=concurrent), recorder.show).go()
 
 
-def _greet(console: Any, plan: Plan, folder: Path, concurrent: int, options: argparse.Namespace) -> None:
+def _greet(console: Any, search: Search, folder: Path, concurrent: int, options: argparse.Namespace) -> None:
+    plan = search.plan
     where = (
         "processes of this machine" if options.executor == "local" else f"Ray at {options.address or 'this machine'}"
     )
     early = f"early stopping from epoch {plan.grace} on" if plan.grace else "no early stopping"
     console.print(
-        f"{folder}: {plan.space}, {plan.how}, {plan.trials} settings x {plan.seeds} seed(s) x {plan.epochs} epochs, "
-        f"{early}; {concurrent} at a time on {where}",
+        f"{folder}: {plan.space}, {plan.how}, {search.num_settings} settings x {plan.seeds} seed(s) x "
+        f"{plan.epochs} epochs, {early}; {concurrent} at a time on {where}",
         markup=False,
         soft_wrap=True,
     )
@@ -387,7 +317,7 @@ def _report(folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code. ``--help`` is answered before anything of ours is imported."""
-    options = _parser().parse_intermixed_args(argv)
+    options = parser().parse_intermixed_args(argv)
     from marc_dist.cli.common import run_command
 
     return run_command("marc-tune", lambda _: _body(options), argv)

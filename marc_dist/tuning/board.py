@@ -36,6 +36,10 @@ def _score(values: list[float]) -> str:
     return f"{mean:.4f}" if low is None or high is None else f"{mean:.4f} ± {(high - low) / 2:.4f}"
 
 
+def _scores(search: Search, number: int) -> str:
+    return ", ".join(f"{name} {_score(search.values(number, name))}" for name in search.plan.objectives)
+
+
 class Board:
     """Shows one search.
 
@@ -80,7 +84,8 @@ class Board:
         end = f", {run.reason}" if run.reason and run.state != "done" else ""
         return (
             f"trial {run.name}  {run.state}  epoch {run.epoch:g}/{search.plan.epochs}  {figure}  "
-            f"{shown_point(run.point)}{end}  ({over} over, {search.num_settings} settings)"
+            f"{shown_point(run.point)}{end}  "
+            f"({over} trials over, {len(search.points)} of {search.num_settings} settings)"
         )
 
     def _table(self) -> Table:
@@ -129,11 +134,15 @@ def print_end(search: Search, folder: Path, best: Path | None, report: Path | No
             scores = [_score(search.values(number, name)) for name in plan.objectives]
             table.add_row(f"{number:04d}", *scores, shown_point(search.points[number]))
         console.print(table)
-    score = ", ".join(f"{name} {_score(search.values(ranked[0], name))}" for name in plan.objectives)
     lines = [
         f"best: {search.of(ranked[0])[0].name}  {shown_point(search.points[ranked[0]])}",
-        f"      {score} (validation, {plan.epochs} epochs)",
+        f"      {_scores(search, ranked[0])} (validation, {plan.epochs} epochs)",
     ]
+    own = search.own()
+    if own == ranked[0]:
+        lines.append("      the run file's own setting: none of the others is better")
+    elif own is not None:
+        lines.append(f"      the run file's own, {search.of(own)[0].name}: {_scores(search, own)}")
     if report is not None:
         lines.append(f"report: {report}")
     lines.append(f"train it in full: marc-train {shlex.quote(str(best))}")

@@ -11,13 +11,15 @@ from marc_dist.config.suggest import suggestion
 from marc_dist.tuning.asha import rungs
 from marc_dist.tuning.journal import SEARCH, Journal, Plan, read_plan, write_plan, write_rows
 from marc_dist.tuning.search import Search
-from marc_dist.tuning.space import How, Space, parse_space
+from marc_dist.tuning.space import How, Point, Space, parse_space
 from marc_dist.tuning.trial import base_settings, trials_dir, write_best
 from marc_dist.tuning.validate import METRICS
 
 TRIALS = 16
 GRACE_SHARE = 27
 """A trial runs at least 1/27 of its epochs, one at least."""
+WARM = 3
+"""Points that another search lends to a new one: few, since each costs a trial."""
 ETA = 4.0
 """As in Ray Tune. With 3, TPE's ever better suggestions pass so often that more than half of all epochs run."""
 
@@ -34,6 +36,39 @@ def check_objectives(names: tuple[str, ...]) -> None:
             raise ConfigError(
                 f"objective {name}: the trainer does not report it{suggestion(name, METRICS)}; it reports {known}"
             )
+
+
+def warm_start(space: Space, how: How, other: Search, folder: Path) -> Space:
+    """The space, with the best points of an earlier search to be tried after its own first ones.
+
+    Points only: they are trained again, so that neither other data nor another budget can mislead. The plan records
+    them as part of the space.
+
+    Args:
+        space: of the new search.
+        how: it goes about it.
+        other: the earlier one; its settings trained in full count, best first, ``WARM`` of them at most. Of their
+            values those count that vary here; a point with one that this space cannot have is left out.
+        folder: of the earlier one, for messages.
+
+    Raises:
+        ConfigError: a grid, which tries every point anyhow, or no point to start from.
+    """
+    if how == "grid":
+        raise ConfigError(f"--start-from: a grid ({space.name}) tries all of its points; leave --start-from away")
+    names = {one.name for one in space.parameters}
+    points: list[Point] = []
+    for number in other.finished():
+        point = {name: value for name, value in other.points[number].items() if name in names}
+        if point and point not in points and all(space[name].sampler.contains(value) for name, value in point.items()):
+            points.append(point)
+    if not points:
+        raise ConfigError(
+            f"--start-from {folder}: expected settings trained in full that {space.name} could have, got none of "
+            f"{len(other.points)}; compare its parameters and ranges with those of {space.name}"
+        )
+    first = [*space.source.get("first", [{}]), *points[:WARM]]
+    return parse_space({**space.source, "first": first}, space.name, space.name)
 
 
 def new_plan(

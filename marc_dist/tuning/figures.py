@@ -33,6 +33,7 @@ def figures(search: Search) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     drawn = (
         ("history", _history, (7.5, 3.6)),
+        ("epochs", _epochs, (7.5, 3.6)),
         ("parallel", _parallel, (9.0, 4.4)),
         ("surface", _surface, (10.5, 4.4)),
         ("curves", _curves, (10.5, 3.4)),
@@ -70,6 +71,32 @@ def _history(search: Search, figure: Any) -> bool:
     axes.set(xlabel="setting", ylabel=f"validation {search.plan.objectives[0]}")
     axes.legend(frameon=False, fontsize=8)
     return True
+
+
+def _epochs(search: Search, figure: Any) -> bool:
+    """The first objective over the epochs of every first run: who had come to rest, who was stopped when."""
+    metric = search.plan.objectives[0]
+    drawn: set[str] = set()
+    axes = figure.add_subplot()
+    ranked = search.finished()
+    for (_, seed), run in sorted(search.runs.items(), key=lambda item: item[1].number in ranked):
+        course = run.curve(metric)
+        if seed or not course:
+            continue
+        label, colour = ("trained in full", BLUE) if run.number in ranked else ("not in full", FAINT)
+        if run.number in ranked[:1]:
+            label, colour = "best", RED
+        named = None if label in drawn else label
+        drawn.add(label)
+        axes.plot(
+            list(course), list(course.values()), color=colour, linewidth=1.0, label=named, marker=".", markersize=3
+        )
+    for rung in search.rungs:
+        axes.axvline(rung, color="black", linewidth=0.4, linestyle=":")
+    axes.set(xlabel="epoch", ylabel=f"validation {metric}")
+    if drawn:
+        axes.legend(frameon=False, fontsize=8)
+    return bool(drawn)
 
 
 def _place(parameter: Parameter, value: Any) -> float:
@@ -240,7 +267,7 @@ def _importance(search: Search, figure: Any) -> bool:
     axes = figure.add_subplot()
     names = list(found)[::-1]
     axes.barh(names, [found[name] for name in names], color=BLUE)
-    axes.set(xlabel=f"share of the variation of {search.plan.objectives[0]} (PED-ANOVA)", xlim=(0, 1))
+    axes.set(xlabel=f"importance for a high {search.plan.objectives[0]} (PED-ANOVA, together 1)", xlim=(0, 1))
     return True
 
 

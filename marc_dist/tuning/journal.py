@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from marc_dist.cluster.job import SEARCH_LINES
 from marc_dist.config import ConfigError, LaunchError
 from marc_dist.config.schema import Section
-from marc_dist.training.runfolder import read_lines, write_atomic
+from marc_dist.training.runfolder import write_atomic
 
 SEARCH = "search.json"
 LINES = SEARCH_LINES
@@ -79,18 +79,43 @@ def write_plan(folder: Path, plan: Plan) -> None:
     write_atomic(folder / SEARCH, (json.dumps(plan.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal; a last one without its end was never written. Every other one counts, so none is skipped.
+
+    Raises:
+        ConfigError: a line is damaged; names it.
+    """
+    events = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise ConfigError(
+                f"{path}: line {number} of {len(lines)} is damaged, and the rest depends on it; put a copy back, "
+                "keep only the lines before it, or start another search with another --out"
+            )
+        events.append(event)
+    return events
+
+
 class Journal:
     """The lines of one search.
 
     Args:
         folder: of the search; None keeps the lines in memory only.
+
+    Raises:
+        ConfigError: a line before the last is damaged.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         if folder is not None:
-            self.events = read_lines(folder / LINES)
+            self.events = _read_events(folder / LINES)
         self._whole = folder is None
 
     def append(self, event: Mapping[str, Any]) -> None:

@@ -200,12 +200,16 @@ class LocalTrials:
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a search as Ctrl-C does: what runs is ended on the way out."""
+    """Let SIGTERM and SIGHUP end a search as Ctrl-C does: what runs is ended on the way out.
+
+    One that is ignored stays so: a search under ``nohup`` outlives its terminal.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
@@ -229,7 +233,7 @@ def call_trials(search: Search, trainer: Trainer, concurrent: int = 1) -> None:
     while not search.over:
         while len(under_way) < concurrent and (run := search.next()) is not None:
             search.began(run)
-            settings = {**search.plan.base, **search.space.settings(run.point, search.plan.base)}
+            settings = {**search.plan.base, **search.space.settings(run.point)}
             under_way.append((run, trainer(settings, run.seed)))
         for run, rows in list(under_way):
             row = next(rows, None)

@@ -7,6 +7,7 @@ the number. So a search that was killed goes on as if it had not been, with noth
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from marc_dist.tuning.space import How, Point, Space
 
 TRIES = 200
 """Draws until one fits schema and constraints; in a space where hardly any does, that is a mistake to tell."""
-DIGITS = 4  # of a suggested number: people read them, and no training tells more apart
+DIGITS = 4  # of a suggested number: people read them, and no training tells more apart; more in a narrow range
 STARTUP = 10
 """Points at random before the model of TPE says anything."""
 
@@ -62,7 +63,8 @@ def propose(space: Space, base: Mapping[str, Any], how: How, seed: int, number: 
     if number < len(first):
         return first[number]
     known = [one.point for one in told]
-    fallback: Point | None = None
+    every = space.every_point(base)
+    fallback = None if every is None else next((point for point in every if point not in known), None)
     for attempt in range(TRIES):
         point = _ask(space, base, how, seed_of(seed, number, attempt), told)
         if not space.fits(point, base):
@@ -112,7 +114,9 @@ def _ask(space: Space, base: Mapping[str, Any], how: How, seed: int, told: Seque
         else:
             # one parameter at a time, as Optuna and Ray do by default: on a known function with an alpha-beta term it
             # did better than the joint model, and left more to early stopping (benchmarks/tune_search.py)
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=False)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP, multivariate=False, constant_liar=True
+            )
         study = new_study(space, told if how == "tpe" else (), sampler)
         trial = study.ask()
         point: Point = {}
@@ -130,7 +134,13 @@ def _suggest(trial: Any, name: str, distribution: Any) -> Any:
     if isinstance(distribution, d.IntDistribution):
         return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
     value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-    return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)
+    return rounded(value, distribution.low, distribution.high)
+
+
+def rounded(value: float, low: float, high: float) -> float:
+    """A number of a range to ``DIGITS`` digits, and as many more as all numbers of the range have in common."""
+    shared = max(0, int(math.log10(max(abs(low), abs(high)) / (high - low))))
+    return min(max(float(f"{value:.{DIGITS + shared}g}"), low), high)
 
 
 def new_study(space: Space, told: Sequence[Told], sampler: Any = None) -> Any:

@@ -16,6 +16,7 @@ from marc_dist.tuning.search import Search, interval
 REPORT = "report.html"
 TITLES = {
     "history": "Every setting in order",
+    "epochs": "Every setting over its epochs",
     "parallel": "Parallel coordinates",
     "surface": "alpha and beta",
     "curves": "One parameter at a time, means with 95 % intervals",
@@ -23,10 +24,11 @@ TITLES = {
     "pareto": "Objectives against each other",
 }
 NOTES = {
+    "epochs": "First seeds. Dotted: the epochs at which a setting may be stopped early.",
     "parallel": "A line a setting; colour is its score, grey ones were stopped early.",
     "surface": "Only settings trained in full. Between them the surface is interpolated.",
     "curves": "Only settings trained in full; the others vary beside the one on the axis.",
-    "importance": "Of the variation among settings trained in full; with few of them, a rough word only.",
+    "importance": "What the best third of the settings trained in full have in common; with few, a rough word only.",
 }
 MOST = 200  # rows of the table
 
@@ -73,7 +75,7 @@ def _best(search: Search) -> str:
     ranked = search.finished()
     if not ranked:
         return "<h2>No setting was trained in full</h2>"
-    number = ranked[0]
+    number, own = ranked[0], search.own()
     cards = []
     for name in search.plan.objectives:
         values = search.values(number, name)
@@ -81,12 +83,15 @@ def _best(search: Search) -> str:
         note = (
             f"95 % {low:.4f} to {high:.4f}, {len(values)} seeds" if low is not None and high is not None else "one seed"
         )
+        if own not in (None, number):
+            note += f"; the run file's own, {own:04d}: {statistics.fmean(search.values(own, name)):.4f}"
         cards.append(
             f'<div class="card"><p>validation {esc(name)}</p><strong>{mean:.4f}</strong><p>{esc(note)}</p></div>'
         )
+    same = ", the run file's own: none of the others is better" if own == number else ""
     chosen = "the best of many is a little lucky; score it on the test split once, with new seeds"
     return (
-        f'<h2>Best: setting {number:04d}</h2><p class="lead">{esc(shown_point(search.points[number]))}</p>'
+        f'<h2>Best: setting {number:04d}{esc(same)}</h2><p class="lead">{esc(shown_point(search.points[number]))}</p>'
         f'<div class="cards">{"".join(cards)}</div>'
         f'<p class="lead">Train it in full: marc-train best.yaml ({chosen}).</p>'
     )
@@ -110,12 +115,15 @@ def _table(search: Search) -> str:
         epochs = "+".join(f"{run.epoch:g}" for run in runs)
         mark = " *" if at in pareto else ""
         small = f"<small>{esc(why)}</small>" if why else ""
+        point = f'<small style="min-width:11em">{esc(shown_point(search.points[at]))}</small>'
         lines.append(
-            f'<tr><th scope="row">{at:04d}{mark}<small>{esc(shown_point(search.points[at]))}</small></th>'
-            f'<td>{esc(states)}{small}</td><td class="num">{esc(epochs)}</td>{"".join(cells)}</tr>'
+            f'<tr><th scope="row">{at:04d}{mark}{point}</th>'
+            f'<td style="overflow-wrap:break-word">{esc(states)}{small}</td>'
+            f'<td class="num">{esc(epochs)}</td>{"".join(cells)}</tr>'
         )
     note = '<p class="lead">* no other setting is better in one objective and as good in the rest</p>' if pareto else ""
     return (
-        f'<h2>Settings</h2>{note}<table><thead><tr><th scope="col">setting</th><th scope="col">state</th>'
-        f'<th scope="col" class="num">epochs</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        f'<h2>Settings</h2>{note}<div style="overflow-x:auto"><table><thead><tr>'
+        f'<th scope="col">setting</th><th scope="col">state</th>'
+        f'<th scope="col" class="num">epochs</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )

@@ -136,6 +136,12 @@ class Sampler:
         return all(map(_is_number, self.values))
 
     @property
+    def inside(self) -> float:
+        """A number of a range that is neither an end nor, in all likelihood, whole."""
+        low, high = (float(str(end)) for end in self.values)
+        return low + (high - low) * 0.381966
+
+    @property
     def logarithmic(self) -> bool:
         """Whether its axis should be."""
         return self.kind.startswith("log")

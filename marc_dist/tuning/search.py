@@ -78,9 +78,12 @@ class Run:
         return DIVERGED in self.reason or any(row.get("diverged") for row in self.rows.values())
 
     def curve(self, metric: str) -> dict[float, float]:
-        """Epoch -> value, where there is one."""
-        values = {epoch: row.get(metric) for epoch, row in self.rows.items()}
-        return {epoch: float(value) for epoch, value in sorted(values.items()) if isinstance(value, int | float)}
+        """Epoch -> value, where there is one; a value that is not finite counts as 0, the worst that a metric has."""
+        values = {epoch: row[metric] for epoch, row in sorted(self.rows.items()) if metric in row}
+        return {
+            epoch: float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+            for epoch, value in values.items()
+        }
 
     def last(self, metric: str) -> float | None:
         """Its last value."""
@@ -98,14 +101,15 @@ class Search:
 
     Attributes:
         runs: by (setting, seed).
-        num_settings: settings that will be tried, a grid's length at most.
+        num_settings: settings that will be tried, all there are at most.
     """
 
     def __init__(self, plan: Plan, space: Space, journal: Journal) -> None:
         space = replace(space, objectives=plan.objectives)
         self.plan, self.space, self.journal = plan, space, journal
         self.grid = space.grid(plan.base) if plan.how == "grid" else None
-        self.num_settings = plan.trials if self.grid is None else min(plan.trials, len(self.grid))
+        every = self.grid if self.grid is not None else space.every_point(plan.base)
+        self.num_settings = plan.trials if every is None else min(plan.trials, len(every))
         self.rungs = rungs(plan.epochs, plan.grace, plan.eta) if plan.grace is not None else ()
         self.runs: dict[tuple[int, int], Run] = {}
         self.points: list[Point] = []
@@ -124,6 +128,8 @@ class Search:
     def _apply(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "setting":
+            if event["number"] != len(self.points):
+                raise ValueError(f"setting {event['number']} where {len(self.points)} was to come")
             self.points.append(dict(event["point"]))
             return
         key = int(event["number"]), int(event["seed"])
@@ -204,8 +210,11 @@ class Search:
         return "stop" if self._stopped_already(run) else "go"
 
     def _stopped_already(self, run: Run) -> bool:
-        """Whether the rule of early stopping ends a run with what it has reported; notes the end."""
-        if run.seed or not self.rungs:
+        """Whether the rule of early stopping ends a run with what it has reported; notes the end.
+
+        A run that has scored its last epoch is trained in full, whatever the rungs say that no score lay at.
+        """
+        if run.seed or not self.rungs or run.epoch >= self.plan.epochs:
             return False
         before = range(max(run.number - self.plan.ahead + 1, 0))
         others = [self.runs[at, 0].curve(self.plan.objectives[0]) for at in before]
@@ -262,9 +271,16 @@ class Search:
         return [self.runs[key] for key in sorted(self.runs) if key[0] == number]
 
     def values(self, number: int, metric: str) -> list[float]:
-        """Last values of a setting: of its runs that are done, else of its stopped one."""
-        runs = [run for run in self.of(number) if run.state == "done"] or self.of(number)[:1]
-        return [value for value in (run.last(metric) for run in runs) if value is not None]
+        """Last values of a setting: of its runs that are done, else of its stopped one.
+
+        A further seed that diverged counts as 0: a setting must not look better for the trainings that it lost.
+        """
+        runs = self.of(number)
+        if any(run.state == "done" for run in runs):
+            found = [run.last(metric) if run.state == "done" else 0.0 for run in runs if _counts(run)]
+        else:
+            found = [run.last(metric) for run in runs if run.state == "stopped"]
+        return [value for value in found if value is not None]
 
     def told(self, number: int, *, usable: bool = True) -> Told:
         """What suggestions may know of a setting."""
@@ -283,6 +299,12 @@ class Search:
         """Settings that were trained in full at least once, best first by the first objective; ties by number."""
         numbers = [at for at in range(len(self.points)) if any(run.state == "done" for run in self.of(at))]
         return sorted(numbers, key=lambda at: (-statistics.fmean(self.values(at, self.plan.objectives[0])), at))
+
+    def own(self) -> int | None:
+        """The finished setting that is the run file's own, None where there is none: what the best one must beat."""
+        base = self.plan.base
+        sets = {at: self.space.settings(self.points[at]) for at in sorted(self.finished())}
+        return next((at for at, values in sets.items() if all(base[key] == values[key] for key in values)), None)
 
     def pareto(self) -> list[int]:
         """Of the finished settings, those that no other one beats in one objective without losing in another."""
@@ -323,12 +345,30 @@ class Search:
         return out
 
 
+def _counts(run: Run) -> bool:
+    return run.state == "done" or (run.state == "failed" and run.diverged)
+
+
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
 
 
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t, two-sided 95 %, by degrees of freedom; 2 beyond (1.96 to 2.23)."""
+"""Student's t, two-sided 95 %, by degrees of freedom; beyond, see ``t95``."""
+
+
+def t95(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t, to four digits.
+
+    Args:
+        freedom: degrees of it, 1 or more. From 10 on, the expansion in 1/freedom of Abramowitz and Stegun, 26.7.5.
+    """
+    if freedom in T95:
+        return T95[freedom]
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
@@ -338,5 +378,5 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
     mean = statistics.fmean(values)
     if len(values) == 1:
         return mean, None, None
-    half = T95.get(len(values) - 1, 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half

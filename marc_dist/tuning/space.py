@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ Point = dict[str, Value]
 """A setting: every parameter and switch that is active there, by name."""
 How = Literal["tpe", "random", "grid"]
 HOW: tuple[How, ...] = ("tpe", "random", "grid")
+MAX_EVERY = 256  # points of a space of lists up to which a search knows when it has tried them all
 PARTS = ("title", "search", "early_stopping", "objectives", "switches", "parameters", "first", "constraints")
 OWN = {
     "train.run_dir": "every trial has a folder of its own",
@@ -82,28 +84,24 @@ class Space:
 
     def is_active(self, parameter: Parameter, point: Mapping[str, Value], base: Mapping[str, Any]) -> bool:
         """Whether a parameter counts, given the earlier ones; ``base`` is the flat run configuration."""
-        seen = {**base, **self.settings(point, base, whole=False)}
-        seen |= {one.name: point.get(one.name) for one in self.parameters if one.switch}
+        before = self.parameters[: self.parameters.index(parameter)]
+        seen = {**base, **{one.name: None for one in self.parameters if one.switch}}
+        seen |= {one.name: one.otherwise[0] for one in before if one.otherwise}
+        seen |= {one.name: point[one.name] for one in before if one.name in point}
         return all(
             any(seen.get(name) == value and isinstance(seen[name], bool) == isinstance(value, bool) for value in values)
             for name, values in parameter.when
         )
 
-    def settings(self, point: Mapping[str, Value], base: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
-        """What a point sets in the run's configuration, by key.
-
-        Args:
-            point: values of the active parameters.
-            base: the flat run configuration.
-            whole: the point is complete, so that what it lacks is inactive and has its ``otherwise``.
-        """
+    def settings(self, point: Mapping[str, Value]) -> dict[str, Any]:
+        """What a point sets in the run's configuration, by key: what the point lacks is inactive there."""
         out: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.switch:
                 continue
             if parameter.name in point:
                 out[parameter.name] = point[parameter.name]
-            elif whole and parameter.otherwise:
+            elif parameter.otherwise:
                 out[parameter.name] = parameter.otherwise[0]
         return out
 
@@ -113,11 +111,11 @@ class Space:
         Raises:
             ConfigError: values that the schema refuses together, or a constraint that the point breaks.
         """
-        config = build(Config, base, self.settings(point, base), *layers)
+        config = build(Config, base, self.settings(point), *layers)
         values = {**flatten(config), **point}
         for constraint in self.constraints:
             if not constraint.holds(values):
-                raise ConfigError(f"the point breaks the constraint {constraint.text}")
+                raise ConfigError(f"breaks the constraint {constraint.text}")
         return config
 
     def fits(self, point: Mapping[str, Value], base: Mapping[str, Any]) -> bool:
@@ -135,19 +133,39 @@ class Space:
             ConfigError: a parameter without a list, too many points, or one that the schema refuses.
         """
         lists = [one.sampler.listed(f"{self.name}: {one.name}") for one in self.parameters]
-        total = 1
-        for values in lists:
-            total *= len(values)
+        total = math.prod(map(len, lists))
         if total > MAX_GRID:
             raise ConfigError(f"{self.name}: expected a grid of at most {MAX_GRID} points, got {total}; shorten lists")
+        points = [point for point in self._product(lists, base) if self._keeps_constraints(point, base)]
+        for point in points:
+            self.config(point, base)
+        return points
+
+    def every_point(self, base: Mapping[str, Any]) -> list[Point] | None:
+        """All points that there are to try, the first ones first; None where there are many, or numbers vary freely."""
+        try:
+            lists = [one.sampler.listed(one.name) for one in self.parameters]
+        except ConfigError:
+            return None
+        if math.prod(map(len, lists)) > MAX_EVERY:
+            return None
+        points = self.first_points(base)
+        points += [point for point in self._product(lists, base) if point not in points]
+        return [point for point in points if self.fits(point, base)]
+
+    def _keeps_constraints(self, point: Point, base: Mapping[str, Any]) -> bool:
+        values = {**base, **self.settings(point), **point}
+        return all(constraint.holds(values) for constraint in self.constraints)
+
+    def _product(self, lists: Sequence[tuple[Value, ...]], base: Mapping[str, Any]) -> list[Point]:
+        """Every point of the product of ``lists``, without what is inactive there, in order, once each."""
         points: list[Point] = []
         for values in itertools.product(*lists):
             point: Point = {}
             for parameter, value in zip(self.parameters, values, strict=True):
                 if self.is_active(parameter, point, base):
                     point[parameter.name] = value
-            if point not in points and all(c.holds({**base, **point}) for c in self.constraints):
-                self.config(point, base)
+            if point not in points:
                 points.append(point)
         return points
 
@@ -161,7 +179,11 @@ class Space:
                     usual = parameter.sampler.values[0] if parameter.switch else base[parameter.name]
                     point[parameter.name] = given.get(parameter.name, usual)
             if point not in points:
-                self.config(point, base)
+                try:
+                    self.config(point, base)
+                except ConfigError as error:
+                    told = " ".join(f"{name}={value}" for name, value in point.items())
+                    raise ConfigError(f"{self.name}: first: {told}: {error}; change it, or the run file") from None
                 points.append(point)
         return points
 
@@ -231,6 +253,8 @@ def _parameters(source: Mapping[str, Any], part: str, place: str) -> Iterator[Pa
         if part == "parameters":
             for value in (*sampler.values, *otherwise):
                 _check_value(key, value, place)
+            if sampler.kind in ("uniform", "loguniform"):
+                _check_value(key, sampler.inside, place, "; between whole numbers use int or logint")
         yield Parameter(key, sampler, when, otherwise, part == "switches")
 
 
@@ -244,13 +268,13 @@ def _check_key(key: Any, here: str) -> None:
         raise ConfigError(f"{here}: cannot vary: it does not change what a run computes")
 
 
-def _check_value(key: str, value: Value, place: str) -> None:
+def _check_value(key: str, value: Value, place: str, remedy: str = "") -> None:
     """Refuse what the key's own field refuses; what settings say together is seen when a point is made."""
     try:
         build(Config, {key: value})
     except ConfigError as error:
         if str(error).startswith(f"{key}:"):
-            raise ConfigError(f"{place}: {error}") from None
+            raise ConfigError(f"{place}: {error}{remedy}") from None
 
 
 def _when(entry: Any, here: str) -> Iterator[tuple[str, tuple[Value, ...]]]:

@@ -10,8 +10,13 @@ import pytest
 
 from marc_dist.cli import tune
 from marc_dist.cli.tune import _places
+from marc_dist.cli.tune_words import parser, where_words
+from marc_dist.config import load_config
+from marc_dist.tuning.driver import open_search
+from marc_dist.tuning.journal import Journal, alone, write_plan
+from marc_dist.tuning.local import call_trials
 from tests.retrieval.runs import pack_tiny
-from tests.tuning.searches import events, run_file
+from tests.tuning.searches import events, plan, run_file, trained
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,8 @@ def run(tiny_dir: Path, tmp_path: Path) -> Path:
         (["smoke", "RUN", "--gpus-per-proc", "0.5", "--procs-per-trial", "2"], r"NCCL wants one for each"),
         (["smoke", "RUN", "--objectives", "maP"], r"objective maP: the trainer does not report it; did you mean mAP\?"),
         (["smoke", "RUN", "--objectives", "mAP,mAP"], r"--objectives: a metric appears twice"),
+        (["smoke", "RUN", "--grace", "2", "--no-early-stop"], r"--grace 2: is for early stopping.*; keep one"),
+        (["smoke", "RUN", "--start-from", "nowhere"], r"nowhere: no search.json; expected the folder of a search"),
         (["smoke", "RUN", "--grace", "99"], r"--grace 99: expected at most the 6 epochs of a trial"),
         (["smoke", "RUN", "--search", "grid"], r"loss.tau: a grid search needs a list"),
         (["smoke", "RUN", "train.max_steps=5"], r"train.max_steps: a search counts in epochs"),
@@ -85,6 +92,7 @@ def test_places(run: Path, tmp_path: Path) -> None:
     assert _places(["loss.tau=1"]) == ("macl", ["loss.tau=1"], False)
     assert _places([str(run)]) == ("macl", [str(run)], True)
     assert _places([str(own)]) == (str(own), [], False)
+    assert _places([str(run), "smoke", "a=1"]) == ("smoke", [str(run), "a=1"], True)  # either order
     assert _places([str(own), str(run), "a=1"]) == (str(own), [str(run), "a=1"], True)
     assert _places(["smoke", "data.dir=x"]) == ("smoke", ["data.dir=x"], True)
 
@@ -95,6 +103,63 @@ def test_print_shows_space_and_settings(run: Path, capsys: pytest.CaptureFixture
     assert "#   loss.alpha: uniform [0.05, 2.0], when dynamic in [True], otherwise 0.0" in told
     assert "# tpe, 9 settings x 2 seed(s) x 6 epochs, early stopping from epoch 1 on" in told
     assert "validation_share: 0.3" in told and "loss.alpha + loss.beta <= 3" in told
+
+
+def test_more_trials_are_refused_while_another_search_is_under_way(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leave no trace: the one under way would end with fewer than its record wants."""
+    folder = tmp_path / "search"
+    write_plan(folder, plan(4, config={"data.dir": str(load_config(run, []).data.dir), "data.validation_share": 0.3}))
+    before = (folder / "search.json").read_bytes()
+    for words in (["--resume", str(folder)], ["smoke", str(run), "--out", str(folder), "--resume"]):
+        with alone(folder):
+            assert tune.main([*words, "--trials", "9", "--executor", "local"]) == 2
+        assert "another marc-tune searches here" in capsys.readouterr().err
+    assert (folder / "search.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        (["macl", "--trials", "9", "--seed", "3"], []),
+        (["--executor", "local", "--concurrent", "3", "a=1"], ["--executor", "local", "--concurrent", "3"]),
+        (
+            ["--address", "auto", "--procs-per-trial", "2", "--gpus-per-proc", "0.5"],
+            ["--address", "auto", "--procs-per-trial", "2", "--gpus-per-proc", "0.5"],
+        ),
+    ],
+)
+def test_going_on_means_the_same_place(given: list[str], expected: list[str]) -> None:
+    options = parser().parse_intermixed_args(given)
+    assert where_words(options) == expected
+    again = parser().parse_intermixed_args(["--resume", "x", *where_words(options)])
+    assert where_words(again) == expected
+
+
+def test_what_another_search_lends_is_recorded(run: Path, tmp_path: Path) -> None:
+    """A job that Slurm starts again gives the same words; the other search may have gone on, or be gone."""
+    other = tmp_path / "other"
+    write_plan(other, plan(4))
+    call_trials(open_search(other, Journal(other)), trained)
+    words = ["macl", str(run), "--start-from", str(other), "--out", str(tmp_path / "search")]
+    folder, first, _ = tune._new(parser().parse_intermixed_args(words))
+    assert len(first.source["first"]) == 4
+    write_plan(folder, first)
+    (other / "search.json").unlink()
+    _, again, _ = tune._new(parser().parse_intermixed_args([*words[:-2], "--resume", str(folder)]))
+    assert first.differences(again) == []
+
+
+def test_a_first_point_outside_its_constraints_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("parameters:\n  loss.tau: {uniform: [0.03, 0.5]}\nconstraints: [loss.tau < 0.05]\n")
+    assert tune.main([str(own), str(run), "--print"]) == 2
+    told = capsys.readouterr().err
+    assert "own: first: loss.tau=0.1: breaks the constraint loss.tau < 0.05; change it, or the run file" in told
 
 
 @pytest.mark.slow

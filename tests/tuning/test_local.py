@@ -17,7 +17,7 @@ from marc_dist.config import ConfigError, load_config
 from marc_dist.training.runfolder import read_lines
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
-from marc_dist.tuning.local import Size, _Gpus, local_size
+from marc_dist.tuning.local import Size, _Gpus, local_size, termination_as_interrupt
 from marc_dist.tuning.search import Search
 from tests.cluster.ray_cluster import pids_that_name
 from tests.tuning.searches import events, run_file
@@ -107,6 +107,21 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(tiny_dir: Path, tmp_path: Pa
     assert len(set(keys)) == len(keys)
     logs = (folder / "trials/0000/logs/rank-0.log").read_text()
     assert "going on after step" in logs or found.runs[0, 0].starts == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_search_under_nohup_outlives_its_terminal(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with termination_as_interrupt():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), termination_as_interrupt():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:

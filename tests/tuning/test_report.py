@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from marc_dist.config import load_config
 from marc_dist.tuning.board import Board, print_end, shown_point
@@ -69,11 +71,11 @@ def test_best_is_the_best_trained_in_full(tmp_path: Path) -> None:
 
 def test_figures_of_every_kind(tmp_path: Path) -> None:
     found = finished(tmp_path, trials=24, objectives=("mAP", "rare_mAP"), early_stopping=False)
-    assert list(figures(found)) == ["history", "parallel", "curves", "importance", "pareto"]
+    assert list(figures(found)) == ["history", "epochs", "parallel", "curves", "importance", "pareto"]
     assert all(data.startswith(b"\x89PNG") for data in figures(found).values())
     path = write_report(found, tmp_path)
     text = path.read_text()
-    assert len(re.findall("data:image/png;base64,", text)) == 5 and "http" not in text
+    assert len(re.findall("data:image/png;base64,", text)) == 6 and "http" not in text
     for number in range(24):
         assert f"{number:04d}" in text
     assert (tmp_path / "figures/parallel.png").is_file()
@@ -133,8 +135,6 @@ def test_what_matters_is_told(tmp_path: Path) -> None:
 
 
 def test_the_board_and_the_end(tmp_path: Path) -> None:
-    from rich.console import Console
-
     found = finished(tmp_path, trials=8, seeds=2, objectives=("mAP", "rare_mAP"))
     console = Console(record=True, width=160, force_terminal=True, file=(tmp_path / "out").open("w"))
     with Board(found, console) as board:
@@ -156,6 +156,24 @@ def test_the_board_and_the_end(tmp_path: Path) -> None:
         board.show()
     plain.file.close()
     assert plain.export_text().count("trial 000") == 3
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_best_is_told_beside_the_run_files_own(tmp_path: Path, better: bool) -> None:
+    """A search is for a gain over what one has; when there is none, it says so."""
+    config = {"train.epochs": 9, "loss.tau": 0.4 if better else 0.1, "optim.lr": 1e-3, "loss.alpha": 0.5}
+    found = finished(tmp_path, trials=12, how="random", early_stopping=False, config=config)
+    console = Console(width=200, file=io.StringIO())
+    print_end(found, tmp_path, tmp_path / "best.yaml", None, console)
+    assert isinstance(console.file, io.StringIO)
+    told, page = console.file.getvalue(), write_report(found, tmp_path).read_text()
+    assert found.own() == 0 and (found.finished()[0] != 0) == better
+    if better:
+        own = found.values(0, "mAP")[0]
+        assert f"the run file's own, 0000: mAP {own:.4f}" in told and f"own, 0000: {own:.4f}" in page
+    else:
+        assert "the run file's own setting: none of the others is better" in told
+        assert "0000, the run file&#x27;s own: none of the others is better" in page
 
 
 def test_points_are_shown_as_words() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from marc_dist.config import ConfigError, LaunchError
 from marc_dist.tuning.asha import stops_at
-from marc_dist.tuning.driver import begin, extend, new_plan, open_search
+from marc_dist.tuning.driver import begin, extend, new_plan, open_search, warm_start
 from marc_dist.tuning.journal import Journal, alone, write_plan
 from marc_dist.tuning.local import call_trials
 from marc_dist.tuning.proposals import Told, new_study, propose
@@ -25,7 +25,7 @@ def shuffled(found: Search, seed: int, concurrent: int, steps: int | None = None
     while not found.over and steps != 0:
         while len(active) < concurrent and (run := found.next()) is not None:
             found.began(run)
-            settings = {**found.plan.base, **found.space.settings(run.point, found.plan.base)}
+            settings = {**found.plan.base, **found.space.settings(run.point)}
             active.append((run, trained(settings, run.seed)))
         assert active, "nothing runs, nothing may start, and it is not over"
         at = draw.randrange(len(active))
@@ -124,7 +124,7 @@ def test_only_settings_that_are_kept_get_further_seeds() -> None:
 def test_the_interval_is_students() -> None:
     from scipy import stats
 
-    for num in (2, 3, 7, 10):
+    for num in (2, 3, 7, 10, 11, 12, 20, 200):
         values = [0.1 * at * at for at in range(num)]
         mean, low, high = interval(values)
         assert mean is not None and low is not None and high is not None
@@ -132,6 +132,69 @@ def test_the_interval_is_students() -> None:
         expected = stats.t.interval(0.95, num - 1, loc=mean, scale=sem)
         assert (low, high) == pytest.approx(expected, rel=2e-3)
     assert interval([0.5]) == (0.5, None, None) and interval([]) == (None, None, None)
+
+
+def carried_out(found: Search, rows: dict[int, list[dict[str, Any]]], code: int = 0, reason: str = "") -> Run:
+    """The next run, with these rows by epoch."""
+    run = found.next()
+    assert run is not None
+    found.began(run)
+    for row in rows.get(run.seed, rows[0]):
+        assert found.report(run, row) == "go"
+    found.ended(run, code, reason)
+    return run
+
+
+def test_a_setting_is_not_better_for_a_seed_that_diverged() -> None:
+    """One of three trainings was lost: the mean counts it as the worst, else luck with the others would win."""
+    found = search(plan(1, seeds=3, early_stopping=False, retries=0))
+    for value in (0.9, 0.9):
+        carried_out(found, {0: [{"epoch": 9, "mAP": value}]})
+    carried_out(found, {0: [{"epoch": 1, "mAP": 0.8}]}, 2, "step 12: loss or gradients not finite 10 times in a row")
+    assert [run.state for run in found.of(0)] == ["done", "done", "failed"] and found.over
+    assert found.values(0, "mAP") == [0.9, 0.9, 0.0]
+    assert found.told(0).values == pytest.approx((0.6,))
+    lost = search(plan(1, seeds=2, early_stopping=False, retries=0))  # a node that was lost says nothing of the setting
+    carried_out(lost, {0: [{"epoch": 9, "mAP": 0.9}]})
+    carried_out(lost, {0: [{"epoch": 1, "mAP": 0.8}]}, 137, "its processes or their node were lost")
+    assert lost.values(0, "mAP") == [0.9]
+
+
+def test_a_setting_that_failed_has_no_value() -> None:
+    found = search(plan(1, early_stopping=False, retries=0))
+    carried_out(found, {0: [{"epoch": 1, "mAP": 0.8}]}, 137, "lost")
+    assert found.values(0, "mAP") == [] and found.rows()[0]["mAP mean"] is None
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_the_worst(value: float | None, tmp_path: Path) -> None:
+    """The log of a run writes null for it; it must neither win nor end the search."""
+    made = plan(14, early_stopping=False)
+    write_plan(tmp_path, made)
+    found = search(made, Journal(tmp_path))
+    for number in range(14):
+        carried_out(found, {0: [{"epoch": 9, "mAP": value if number == 1 else 0.5 + number / 100}]})
+    assert found.finished()[0] == 13 and found.finished()[-1] == 1
+    assert found.told(1).values == (0.0,)
+    assert open_search(tmp_path, Journal(tmp_path)).finished() == found.finished()
+
+
+def test_a_run_that_scored_its_last_epoch_is_not_stopped() -> None:
+    """Validated after epochs 5 and 9 only, a rung at 8 has no score before the training is whole."""
+    found = search(plan(8, grace=8))
+    assert found.rungs == (8,)
+    for number in range(8):
+        carried_out(found, {0: [{"epoch": 5, "mAP": 0.1}, {"epoch": 9, "mAP": 0.9 - number / 10}]})
+    assert {run.state for run in found.runs.values()} == {"done"}
+
+
+def test_a_search_ends_when_all_points_were_tried() -> None:
+    """Two choices: a third training with the same seed would be the same training."""
+    for how in ("tpe", "random"):
+        found = search(plan(12, {"parameters": {"loss.counts": {"choice": ["batch", "train"]}}}, how=how))
+        call_trials(found, trained)
+        assert sorted(point["loss.counts"] for point in found.points) == ["batch", "train"]  # type: ignore[type-var]
+        assert found.num_settings == 2
 
 
 def test_several_objectives_have_a_pareto_set() -> None:
@@ -237,6 +300,37 @@ def build_config(values: dict[str, Any]) -> Any:
     return build(Config, values)
 
 
+def test_the_best_points_of_another_search_are_tried_first(tmp_path: Path) -> None:
+    """After the space's own first point; recorded in the plan, so going on needs nothing of the other search."""
+    other = undisturbed(how="random", early_stopping=False)
+    best = [other.points[at] for at in other.finished()[:3]]
+    warm = warm_start(space(), "tpe", other, tmp_path)
+    made = new_plan(warm, build_config({"train.epochs": 9}), trials=6, ahead=3)
+    write_plan(tmp_path, made)
+    found = open_search(tmp_path, Journal(tmp_path))
+    call_trials(found, trained)
+    own = {"loss.alpha": 0.5, "loss.tau": 0.1, "optim.lr": 1e-3}
+    assert own in best  # the peak: not twice
+    assert found.points[:3] == [own, *(point for point in best if point != own)] and found.points[3] not in best
+    assert story(found) == story(search(made, Journal(tmp_path)))
+
+
+def test_what_another_search_can_lend(tmp_path: Path) -> None:
+    """Only parameters that vary here, only points within the ranges; and it is told when there is none."""
+    other = undisturbed(how="random", early_stopping=False)
+    some = space({"parameters": {"loss.tau": {"loguniform": [0.03, 0.1]}, "loss.beta": {"uniform": [0, 1]}}})
+    first = warm_start(some, "random", other, tmp_path).first
+    inside = [other.points[at]["loss.tau"] for at in other.finished() if other.points[at]["loss.tau"] <= 0.1]  # type: ignore[operator]
+    assert first == ({}, *({"loss.tau": tau} for tau in inside[:3]))
+    with pytest.raises(ConfigError, match=r"a grid \(mine\) tries all of its points"):
+        warm_start(space(), "grid", other, tmp_path)
+    far = space({"parameters": {"loss.tau": {"uniform": [2, 3]}}})
+    with pytest.raises(ConfigError, match=r"expected settings trained in full that mine could have, got none of 24"):
+        warm_start(far, "tpe", other, tmp_path)
+    with pytest.raises(ConfigError, match=r"got none of 24"):
+        warm_start(space({"parameters": {"loss.beta": {"uniform": [0, 1]}}}), "tpe", other, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,6 +366,22 @@ def test_a_damaged_record_is_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "trials.jsonl").write_text(line + "\n")
     with pytest.raises(ConfigError, match=r"trials.jsonl: not the record of this search"):
         open_search(tmp_path, Journal(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["setting", "row", "end"])
+@pytest.mark.parametrize("damage", [b'{"event": \n', b"\n", b""])
+def test_a_damaged_line_within_a_record_is_told(tmp_path: Path, kind: str, damage: bytes) -> None:
+    """Left out in silence, a setting's line would give its results to the next one."""
+    made = plan(6)
+    write_plan(tmp_path, made)
+    call_trials(search(made, Journal(tmp_path)), trained)
+    path = tmp_path / "trials.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = next(at for at, event in enumerate(events(tmp_path)) if event["event"] == kind and event["number"] == 2)
+    path.write_bytes(b"".join([*lines[:at], damage, *lines[at + 1 :]]))
+    if damage or kind == "setting":
+        with pytest.raises(ConfigError, match=rf"line {at + 1} of|not the record of this search"):
+            open_search(tmp_path, Journal(tmp_path))
 
 
 def test_lines_are_on_the_disk_before_anything_else_happens(tmp_path: Path) -> None:

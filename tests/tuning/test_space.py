@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from marc_dist.config import Config, ConfigError, build, list_presets
-from marc_dist.tuning.proposals import Told, propose
+from marc_dist.config import Config, ConfigError, build, flatten, list_presets
+from marc_dist.tuning.proposals import Told, propose, rounded
 from marc_dist.tuning.space import Point, Space, load_space, parse_space
 from marc_dist.tuning.trial import base_settings
 from tests.tuning.searches import space
@@ -43,7 +43,7 @@ def test_every_shipped_space_builds_runs(name: str) -> None:
     points = made.grid(BASE) if made.how == "grid" else drawn(made)
     for point in points:
         config = made.config(point, BASE)
-        for key, value in made.settings(point, BASE).items():
+        for key, value in made.settings(point).items():
             section, leaf = key.split(".")
             assert getattr(getattr(config, section), leaf) == value
     json.dumps(made.source)
@@ -54,12 +54,14 @@ def test_the_shipped_ones_say_what_they_promise() -> None:
     assert [one.name for one in macl.parameters] == ["loss.alpha", "loss.beta", "loss.tau", "optim.lr"]
     assert macl.first_points(BASE) == [{"loss.alpha": 0.5, "loss.beta": 0.5, "loss.tau": 0.1, "optim.lr": 1e-3}]
     ablation = load_space("ablation")
-    parts = [ablation.settings(point, BASE) for point in ablation.grid(BASE)]
-    assert len(parts) == 8 and len({json.dumps(part, sort_keys=True) for part in parts}) == 8
     off = {"loss.positives": "any", "loss.strength": 0.0, "loss.alpha": 0.0, "loss.beta": 0.0}
-    assert parts[-1] == off and parts[0] == {**off, "loss.positives": "per_label", "loss.strength": 1.0} | {
-        "loss.alpha": 0.5, "loss.beta": 0.5
-    }  # fmt: skip
+    usual = {"loss.positives": "per_label", "loss.strength": 1.0, "loss.alpha": 0.5, "loss.beta": 0.5}
+    for own in (usual, usual | {"loss.strength": 0.7, "loss.alpha": 1.3}):  # a tuned run is taken apart as it is
+        base = base_settings(build(Config, own), 9)
+        flat = [flatten(ablation.config(point, base)) for point in ablation.grid(base)]
+        parts = [{key: one[key] for key in off} for one in flat]
+        assert len(parts) == 8 and len({json.dumps(part, sort_keys=True) for part in parts}) == 8
+        assert parts[-1] == off and parts[0] == own
     assert len(load_space("surface").grid(BASE)) == 36 and not load_space("surface").early_stopping
 
 
@@ -72,7 +74,7 @@ def test_conditions_decide_what_a_point_has() -> None:
         assert ("loss.alpha" in point) == ("loss.temperature_form" in point) == point["dynamic"]
         assert config.loss.alpha == point.get("loss.alpha", 0.0)
         assert config.loss.temperature_form == point.get("loss.temperature_form", "sharpen")  # the run file's
-        assert "dynamic" not in made.settings(point, BASE)
+        assert "dynamic" not in made.settings(point)
 
 
 def test_conditions_look_at_settings_that_do_not_vary_and_at_inactive_ones() -> None:
@@ -180,6 +182,10 @@ def test_nested_sections_are_the_same_as_dotted_keys() -> None:
             {"parameters": {"loss.tau": {"uniform": [0.1, 1], "when": {"loss.alpha": 1}}, "loss.alpha": {"grid": [1]}}},
             r"loss.tau: when: loss.alpha must come before it",
         ),
+        (
+            {"parameters": {"train.global_batch": {"uniform": [8, 64]}}},
+            r"mine: train.global_batch: expected a valid integer, got .*; between whole numbers use int or logint",
+        ),
         ({"parameters": TAU, "switches": {"loss.alpha": {"choice": [1]}}}, r"a switch has no dot in its name"),
     ],
 )  # fmt: skip
@@ -213,3 +219,43 @@ def test_the_first_point_is_the_run_files() -> None:
     assert made.first_points(base) == [{"loss.tau": 2.0}, {"loss.tau": 0.2}]
     told = [Told({"loss.tau": 2.0}, "done", (1.0,)), Told({"loss.tau": 0.2}, "done", (0.5,))]
     assert 0.03 <= float(str(propose(made, base, "tpe", 0, 2, told)["loss.tau"])) <= 0.5
+
+
+def test_a_grid_keeps_constraints_with_what_is_inactive_as_it_is_then() -> None:
+    """Where the switch is off, alpha is 0, whatever the run file says."""
+    parameters = {
+        "loss.alpha": {"grid": [0.5, 1.0], "when": {"on": True}, "otherwise": 0.0},
+        "loss.beta": {"grid": [0.5, 1.0]},
+    }
+    switches = {"on": {"choice": [True, False]}}
+    made = space({"switches": switches, "parameters": parameters, "constraints": ["loss.alpha + loss.beta <= 1"]})
+    assert made.grid(base_settings(build(Config, {"loss.alpha": 0.9}), 9)) == [
+        {"on": True, "loss.alpha": 0.5, "loss.beta": 0.5},
+        {"on": False, "loss.beta": 0.5},
+        {"on": False, "loss.beta": 1.0},
+    ]
+
+
+def test_a_condition_on_an_inactive_parameter_sees_its_otherwise() -> None:
+    parameters = {
+        "loss.alpha": {"grid": [0.5, 1.0], "when": {"on": True}, "otherwise": 0.0},
+        "loss.beta": {"grid": [0.25, 0.75], "when": {"loss.alpha": [0.5, 1.0]}, "otherwise": 0.0},
+    }
+    made = space({"switches": {"on": {"choice": [False, True]}}, "parameters": parameters})
+    base = base_settings(build(Config, {"loss.alpha": 0.5}), 9)  # the run file's, which no trial has where on is false
+    assert {"on": False} in made.grid(base) and len(made.grid(base)) == 5
+    assert flatten(made.config({"on": False}, base))["loss.beta"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["uniform", "loguniform"])
+def test_numbers_of_a_narrow_range_stay_apart(kind: str) -> None:
+    """0.9990 to 0.9999 has ten numbers of four digits."""
+    points = drawn(space({"parameters": {"optim.momentum": {kind: [0.999, 0.9999]}}, "first": []}))
+    values = [float(str(point["optim.momentum"])) for point in points]
+    assert len(set(values)) == len(values) and 0.999 <= min(values) and max(values) <= 0.9999
+
+
+def test_digits_of_a_wide_range() -> None:
+    assert rounded(0.123456, 0.03, 0.5) == 0.1235 and rounded(1.23456, 0.0, 2.0) == 1.235
+    assert rounded(0.99951234, 0.999, 0.9999) == 0.9995123
+    assert rounded(-0.5, -1.0, 1.0) == -0.5 and rounded(0.03, 0.03, 0.5) == 0.03
