@@ -72,8 +72,7 @@ def examine(data: bytes, place: str, max_pixels: int = MAX_PIXELS, *, reduced: b
                     raise DataError(
                         f"{place}: {width}x{height} pixels, expected at most {max_pixels}; cut it into tiles"
                     )
-                scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
-                if scans * width * height > MAX_SCANS * MAX_PIXELS:
+                if _slow_jpeg(image, data):
                     raise DataError(f"{place}: a JPEG of too many scans to decode in reasonable time; save it anew")
                 if image.mode not in ACCEPTED or _is_deep(image):
                     got = f"16 bits a channel ({image.mode})" if _is_deep(image) else f"mode {image.mode}"
@@ -94,6 +93,12 @@ def examine(data: bytes, place: str, max_pixels: int = MAX_PIXELS, *, reduced: b
         raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
     except Exception as error:  # Pillow's decoders raise whatever comes up: struct.error, KeyError, ...
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__}); fetch it again") from None
+
+
+def _slow_jpeg(image: Image.Image, data: bytes) -> bool:
+    """Whether an opened JPEG has so many scans for its size that decoding takes minutes; few bytes hold few scans."""
+    most = MAX_SCANS * MAX_PIXELS // max(1, image.width * image.height)
+    return image.format in ("JPEG", "MPO") and len(data) // 2 > most and data.count(b"\xff\xda") > most
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -130,8 +135,7 @@ def decode_any(data: bytes, place: str, side: int) -> Query:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=KINDS) as image:
                 width, height = image.size
-                scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
-                if width * height > MAX_ANY_PIXELS or scans * width * height > MAX_SCANS * MAX_PIXELS:
+                if width * height > MAX_ANY_PIXELS or _slow_jpeg(image, data):
                     raise DataError(
                         f"{place}: {width}x{height} pixels, expected at most {MAX_ANY_PIXELS}; cut it into tiles"
                     )
