@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,8 @@ from marc_dist.config import DataError, MarcError
 T = TypeVar("T")
 END_PRIORITY = 20
 """Of a ``multiprocessing.util.Finalize`` that must run however a worker ends, short of ``kill -9``."""
+DYING_S = 1.0
+"""A worker's connections break this much earlier, at most, than it is known to have ended."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -148,7 +151,9 @@ class Pool(Generic[T]):
                 if isinstance(result, MarcError):
                     raise result
                 yield result
-        except RuntimeError:
+        except (RuntimeError, OSError, EOFError):  # the latter two while a worker's memory is taken over
+            if self._workers:
+                wait([worker.sentinel for worker in self._workers], DYING_S)
             dead = [worker for worker in self._workers if not worker.is_alive()]
             if not dead:
                 raise

@@ -209,12 +209,15 @@ def test_workers_ignore_stop_signals_and_end_with_their_loader(dataset: Dataset,
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_a_worker_that_dies_is_one_clear_error(dataset: Dataset, sample_dir: Path) -> None:
+@pytest.mark.parametrize("wait_s", [0.0, 1.0])
+def test_a_worker_that_dies_is_one_clear_error(dataset: Dataset, sample_dir: Path, wait_s: float) -> None:
+    """At work, or with batches handed over whose memory it has still to pass on: found, "Connection refused"."""
     loader = TrainLoader(dataset, config(sample_dir, 1, **{"train.global_batch": 32}), 0, 1)
     before = {child.pid for child in multiprocessing.active_children()}
     batches = loader.epoch(0)
     next(batches)
     (worker,) = [child for child in multiprocessing.active_children() if child.pid not in before]
+    time.sleep(wait_s)
     worker.kill()
     with pytest.raises(DataError, match=rf"loader process {worker.pid} \(exit code -9\).*try data.num_workers=0"):
         list(batches)
