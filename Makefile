@@ -45,7 +45,7 @@ coverage: $(DEVSTAMP)
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu augment_speed pack_speed reader_speed shuffle_quality train_speed metrics_speed search_speed search_memory busy_cores tune_search tune_gain real_data; do \
+	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu augment_speed pack_speed reader_speed shuffle_quality train_speed metrics_speed search_speed search_memory index_memory busy_cores tune_search tune_gain real_data; do \
 	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
 
 campaign: $(DEVSTAMP)

@@ -115,5 +115,6 @@ def where_words(options: argparse.Namespace) -> list[str]:
         "cpus_per_proc",
         "gpus_per_proc",
     )
-    given = {name: getattr(options, name) for name in names if getattr(options, name) != parser().get_default(name)}
+    usual = parser()
+    given = {name: getattr(options, name) for name in names if getattr(options, name) != usual.get_default(name)}
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]

@@ -62,12 +62,9 @@ def kept_part(
     try:
         _write(file, {**told, "learnt": zlib.crc32(trained)}, made)
     except (OSError, LaunchError) as error:
-        known = isinstance(error, LaunchError)
-        failed = (
-            str(error).partition(";")[0]
-            if known
-            else f"{file}: cannot be written ({getattr(error, 'strerror', None) or error})"
-        )
+        failed = str(error).partition(";")[0]  # a LaunchError says its own remedy
+        if isinstance(error, OSError):
+            failed = f"{file}: cannot be written ({error.strerror or error})"
     failures = [other for other in comm.gather_object(failed) if other is not None]
     if failures and must:
         raise LaunchError(f"{failures[0]}; free space or choose another folder")

@@ -46,7 +46,8 @@ def trial(config: dict[str, Any]) -> None:
             for row in rows[told:]:
                 tune.report({"row": json.dumps({**row, "host": ranks.hosts[0]})})
             told = len(rows)
-            time.sleep(0 if over else POLL_S)
+            if not over:
+                time.sleep(POLL_S)
         codes = [None if end is None else end.code for end in ranks.ends]
         if any(code != 0 for code in codes):
             raise RuntimeError(f"{run_dir}: ranks ended with {codes}")

@@ -353,24 +353,6 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
 
 
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t, two-sided 95 %, by degrees of freedom; beyond, see ``t95``."""
-
-
-def t95(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t, to four digits.
-
-    Args:
-        freedom: degrees of it, 1 or more. From 10 on, the expansion in 1/freedom of Abramowitz and Stegun, 26.7.5.
-    """
-    if freedom in T95:
-        return T95[freedom]
-    z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
-
-
 def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
     """Mean and 95 % interval of a setting over its seeds (Student's t); without ends for a single value."""
     if not values:
@@ -378,5 +360,7 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
     mean = statistics.fmean(values)
     if len(values) == 1:
         return mean, None, None
-    half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    from scipy.special import stdtrit  # here: most commands do without
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half

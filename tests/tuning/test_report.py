@@ -115,7 +115,7 @@ def test_a_search_without_results_has_a_report(tmp_path: Path) -> None:
 
 def test_curves_have_intervals() -> None:
     assert curve([(1, 0.5), (1, 0.7), (2, 0.6)], listed=True) == [
-        (1, pytest.approx(0.6), pytest.approx(0.6 - 12.706 * 0.1), pytest.approx(0.6 + 12.706 * 0.1)),
+        (1, pytest.approx(0.6), pytest.approx(0.6 - 12.706205 * 0.1), pytest.approx(0.6 + 12.706205 * 0.1)),
         (2, 0.6, 0.6, 0.6),
     ]
     assert len(curve([(at, 0.5) for at in range(7)])) == 1  # too few for two groups

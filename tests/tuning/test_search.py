@@ -117,7 +117,7 @@ def test_only_settings_that_are_kept_get_further_seeds() -> None:
     assert values == pytest.approx([values[0], values[0] + 0.001, values[0] + 0.002])
     rows = [row for row in found.rows() if row["number"] == number]
     assert rows[0]["mAP mean"] == pytest.approx(values[0] + 0.001)
-    half = 4.303 * 0.001 / 3**0.5
+    half = 4.3026527 * 0.001 / 3**0.5
     assert rows[0]["mAP high"] - rows[0]["mAP mean"] == pytest.approx(half, rel=1e-6)
 
 
