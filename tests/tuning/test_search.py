@@ -130,7 +130,7 @@ def test_the_interval_is_students() -> None:
         assert mean is not None and low is not None and high is not None
         sem = stats.sem(values)
         expected = stats.t.interval(0.95, num - 1, loc=mean, scale=sem)
-        assert (low, high) == pytest.approx(expected, rel=2e-3)
+        assert (low, high) == pytest.approx(expected, rel=1e-9)
     assert interval([0.5]) == (0.5, None, None) and interval([]) == (None, None, None)
 
 
