@@ -94,6 +94,7 @@ def _epochs(search: Search, figure: Any) -> bool:
     for rung in search.rungs:
         axes.axvline(rung, color="black", linewidth=0.4, linestyle=":")
     axes.set(xlabel="epoch", ylabel=f"validation {metric}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if drawn:
         axes.legend(frameon=False, fontsize=8)
     return bool(drawn)
