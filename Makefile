@@ -5,12 +5,17 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 DEMO_OUT ?= runs/demo
+JOBS   ?= 2
+# Pure tests and those of files: no ranks, no clusters, no browsers.
+QUICK  := $(addprefix tests/,config objective metrics augment packing run tuning/test_space.py tuning/test_state.py tuning/test_asha.py data/test_plan.py data/test_sampler.py data/test_decode.py test_files.py test_layers.py)
 
-.PHONY: help demo install test lint coverage benchmarks campaign clean
+.PHONY: help demo install test quick lint docs coverage benchmarks campaign clean
 
 help:
 	@echo "make demo        install, pack the sample, train on two processes, evaluate, write $(DEMO_OUT)/report.html"
+	@echo "make quick       lint, types and the tests that start no processes, in a minute and a half"
 	@echo "make test        install, lint, type-check, run the whole suite"
+	@echo "make docs        build the documentation site into site/ (make test builds it, too)"
 	@echo "make coverage    the suite with a coverage table"
 	@echo "make benchmarks  what the documentation's figures come from"
 	@echo "make campaign    slow checks of correctness: seeded bugs, faults"
@@ -20,7 +25,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"marc-dist needs Python 3.11 to 3.13, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[weights]'
 	@touch $@
 
 $(DEVSTAMP): $(STAMP)
@@ -38,14 +43,24 @@ lint: $(DEVSTAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes, then the tests with time limits of their own that nothing may share the cores with.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) -m "not alone"
+	$(BIN)/pytest -m alone
+
+quick: lint
+	$(BIN)/pytest -n $(JOBS) $(QUICK)
+
+# The variable silences a notice about MkDocs 2; warnings of the build itself stay errors.
+docs: $(DEVSTAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html"
 
 coverage: $(DEVSTAMP)
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	@status=0; for script in loss_speed loss_memory loss_precision loss_gpu augment_speed pack_speed reader_speed shuffle_quality train_speed metrics_speed search_speed search_memory index_memory busy_cores tune_search tune_gain real_data; do \
+	@status=0; for script in loss_speed loss_memory loss_precision loss_peers temperature_forms loss_gpu augment_speed pack_speed reader_speed shuffle_quality train_speed metrics_speed search_speed search_memory index_memory busy_cores sameness tune_search tune_gain loss_study recipe_study real_data; do \
 	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
 
 campaign: $(DEVSTAMP)
@@ -53,4 +68,4 @@ campaign: $(DEVSTAMP)
 	$(BIN)/python benchmarks/faults.py
 
 clean:
-	rm -rf $(VENV) data runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) data runs site .pytest_cache .mypy_cache .ruff_cache

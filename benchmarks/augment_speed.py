@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from marc_dist.augment.batched import apply_batch
+from marc_dist.augment.views import IMAGENET, View, apply, draw
 from marc_dist.config import AugmentConfig
-from marc_dist.data.augment import MEAN, STD, View, apply, draw
-from marc_dist.data.augment_batch import apply_batch
-from marc_dist.data.sample import draw_tile
+from marc_dist.packing.reading.drawn_sample import draw_tile
 
 SIDE, SIZE = 256, 224
 
@@ -43,7 +44,7 @@ def torchvision_view(pixels: Tensor, view: View, image_size: int) -> Tensor:
     out = F.adjust_saturation(out, view.saturation) if view.saturation != 1 else out
     out = F.adjust_hue(out, view.hue) if view.hue != 0 else out
     out = F.rgb_to_grayscale(out, num_output_channels=3) if view.gray else out
-    return F.normalize(out, list(MEAN), list(STD))
+    return F.normalize(out, list(IMAGENET.mean), list(IMAGENET.std))
 
 
 class Views(Dataset[Tensor]):
@@ -88,10 +89,13 @@ def main() -> int:
     def batched(pixels: Tensor, out: Tensor | None) -> None:
         for first in range(0, num, batch):
             part = slice(first, first + batch)
-            apply_batch(pixels, sizes, views[part], SIZE, rows=rows[part], out=out)
+            apply_batch(pixels, sizes, views[part], SIZE, IMAGENET, rows=rows[part], out=out)
 
-    one_by_one = {"torchvision": Views(pictures, views, torchvision_view), "apply": Views(pictures, views, apply)}
-    ours = apply_batch(pictures, sizes, views[:batch], SIZE, rows=rows[:batch])
+    one_by_one = {
+        "torchvision": Views(pictures, views, torchvision_view),
+        "apply": Views(pictures, views, partial(apply, scale=IMAGENET)),
+    }
+    ours = apply_batch(pictures, sizes, views[:batch], SIZE, IMAGENET, rows=rows[:batch])
     for name, dataset in one_by_one.items():
         worst = max(float((ours[i] - dataset[i]).abs().max()) for i in range(batch))
         assert worst < 1e-4, (name, worst)  # the same views

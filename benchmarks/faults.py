@@ -33,6 +33,7 @@ LIMIT_S = 60.0
 TOLERANCE = 1e-9
 WORDS = [  # of a data.dir and a train.global_batch
     "data.image_size=32", "data.num_workers=1", "data.retries=0", "data.cache=none", "model.backbone=test_resnet",
+    "model.pretrained=false",
     "model.head_hidden=16",
     "model.head_dim=8", "optim.name=sgd", "optim.lr=0.02", "train.epochs=5",
     "train.device=cpu", "train.precision=float64", "train.checkpoint_every=3", "train.keep_checkpoints=3",

@@ -15,7 +15,8 @@ import torch
 from common import floor, labels, side_by_side, vectors, verdict, write
 from torch import Tensor
 
-from marc_dist.objective import ObjectiveSettings, objective
+from marc_dist.config import LossConfig
+from marc_dist.objective import objective
 
 TILE = 4096  # of the floor; the loss's own default
 
@@ -33,7 +34,7 @@ def bare(z: Tensor, tf32: bool) -> Tensor:
 def loss(z: Tensor, y: Tensor, **options: Any) -> Tensor:
     """Gradient of a loss of ours."""
     leaf = z.requires_grad_()
-    parts = objective(leaf, leaf, y, y, first=0, settings=ObjectiveSettings(**options))
+    parts = objective(leaf, leaf, y, y, first=0, settings=LossConfig(**options))
     (grad,) = torch.autograd.grad(parts.sum, leaf)
     z.requires_grad_(False)
     return grad

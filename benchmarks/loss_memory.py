@@ -18,7 +18,8 @@ import torch
 from common import labels, vectors, verdict, write
 from torch import Tensor
 
-from marc_dist.objective import ObjectiveSettings, objective
+from marc_dist.config import LossConfig
+from marc_dist.objective import objective
 
 GIB = 1 << 30
 
@@ -28,7 +29,7 @@ def step(z: Tensor, y: Tensor, num_anchors: int, options: dict[str, Any]) -> Non
     first = len(z) - num_anchors
     candidates = z.requires_grad_()
     anchors = z.detach()[first:].requires_grad_()
-    settings = ObjectiveSettings(**options)
+    settings = LossConfig(**options)
     objective(anchors, candidates, y[first:], y, first=first, settings=settings).sum.backward()
 
 

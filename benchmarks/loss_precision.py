@@ -15,7 +15,8 @@ import torch
 from common import labels, vectors, verdict, write
 from torch import Tensor
 
-from marc_dist.objective import ObjectiveSettings, objective
+from marc_dist.config import LossConfig
+from marc_dist.objective import objective
 
 TAUS = (0.1, 0.07, 0.03, 0.01)
 
@@ -23,7 +24,7 @@ TAUS = (0.1, 0.07, 0.03, 0.01)
 def gradient(z: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
     """Of the loss in its vectors, in float64."""
     leaf = z.clone().requires_grad_()
-    parts = objective(leaf, leaf, y, y, first=0, settings=ObjectiveSettings(**options))
+    parts = objective(leaf, leaf, y, y, first=0, settings=LossConfig(**options))
     (grad,) = torch.autograd.grad(parts.sum / parts.count, leaf)
     return grad.double()
 

@@ -14,17 +14,20 @@ import torch
 from common import floor, labels, side_by_side, vectors, verdict, write
 from torch import Tensor
 
-from marc_dist.objective import ObjectiveSettings, objective
-from marc_dist.objective.losses import TILE
+from marc_dist.config import LossConfig
+from marc_dist.objective import objective
+from marc_dist.objective.global_objective import TILE
 
 
 def ours(z: Tensor, y: Tensor, **options: Any) -> Tensor:
     """One of our losses as a scalar."""
-    parts = objective(z, z, y, y, first=0, settings=ObjectiveSettings(**options))
+    parts = objective(z, z, y, y, first=0, settings=LossConfig(**options))
     return parts.sum / parts.count
 
 
-def macl_pair_by_pair(z: Tensor, y: Tensor, tau: float = 0.1, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+def macl_pair_by_pair(
+    z: Tensor, y: Tensor, tau: float = 0.1, alpha: float = 0.5, beta: float = 0.5, strength: float = 0.5
+) -> Tensor:
     """MACL with its defaults as one writes it down from the formulas: a matrix for every quantity, then autograd."""
     y = y.float()
     num, eye = len(y), torch.eye(len(y), dtype=torch.bool)
@@ -34,14 +37,14 @@ def macl_pair_by_pair(z: Tensor, y: Tensor, tau: float = 0.1, alpha: float = 0.5
     size = y.sum(1)
     jaccard = shared / (size[:, None] + size - shared).clamp(min=1)
     rho = (y * (1 - counts / counts.max())).sum(1) / size.clamp(min=1)
-    temperature = (tau / (1 + alpha * jaccard + beta * rho[:, None])).clamp(min=0.01)
+    temperature = (tau * (1 + alpha * jaccard + beta * rho[:, None])).clamp(min=0.01)
     inverse = 1 / cooccurrence.clamp(min=1)
     raw = torch.zeros(num, num)
     for k in range(y.shape[1]):
         raw += ((y[:, k, None] * inverse[k] * y) @ y.T) * y[:, k]
     raw /= shared.clamp(min=1) ** 2
     positive = (shared > 0) & ~eye
-    weight = (raw / raw[positive].mean()).clamp(0.1, 10)
+    weight = 1 + strength * ((raw / raw[positive].mean()).clamp(0.1, 10) - 1)
     valid = y * (counts > 1)
     target = (valid / (counts - 1).clamp(min=1)) @ y.T * weight * positive
     logits = (z @ z.T / temperature).masked_fill(eye, float("-inf"))

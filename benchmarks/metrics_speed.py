@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from common import labels, verdict, write
 
-from marc_dist.retrieval import metrics
-from marc_dist.retrieval.intervals import resampled_means
+from marc_dist import metrics
+from marc_dist.metrics.intervals import resampled_means
 
 GIB = 1 << 30
 BLOCK = 64
@@ -119,22 +119,29 @@ def ranked(query_codes: Array, archive_codes: Array) -> Array:
     return np.stack([np.argsort(0.5 * (BITS - np.dot(code, archive_codes.transpose()))) for code in query_codes])
 
 
-def ours(rankings: list[Array], queries: Array, archive: metrics.LabelSets, what: str, most: int) -> dict[str, Array]:
-    """All queries in blocks: ``map`` = mAP alone, ``default`` = what marc-eval prints, ``extra`` = everything."""
+def ours(
+    rankings: list[Array], queries: Array, archive: metrics.DistinctSets, what: str, most: int
+) -> dict[str, Array]:
+    """All queries in blocks: ``map`` = mAP alone, ``default`` = what marc-eval prints, ``extra`` = everything.
+
+    Neither side checks rankings of its own making; ``check_ranking`` is timed apart.
+    """
     scoring = metrics.Scoring(KS)
     parts: list[dict[str, Array]] = []
     for at, start in enumerate(range(0, len(queries), BLOCK)):
         asked = queries[start : start + BLOCK]
         ranking, own = rankings[at % len(rankings)][: len(asked)], np.full(len(asked), -1)
         if what == "map":
-            parts.append({"mAP": metrics.full_average_precision(ranking, asked, archive, own, "any")})
+            parts.append({"mAP": metrics.full_average_precision(ranking, asked, archive, own, "any", checked=True)})
             continue
         extra = what == "extra"
         cosine = np.zeros((len(asked), 10)) if extra else None
         block = metrics.score_queries(
-            ranking, asked, archive, own, scoring, complete=True, extra=extra, most=most, cosine=cosine
-        )
-        parts.append({**block, "labels": metrics.score_labels(ranking, asked, archive, own, complete=True)})
+            ranking, asked, archive, own, scoring,
+            complete=True, extra=extra, most=most, cosine=cosine, checked=True,
+        )  # fmt: skip
+        label_ap = metrics.score_labels(ranking, asked, archive, own, complete=True, checked=True)
+        parts.append({**block, "labels": label_ap})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -151,7 +158,7 @@ def peak(num_queries: int, num_archive: int, num_labels: int) -> tuple[int, int]
     ranking = np.stack([rng.permutation(num_archive) for _ in range(BLOCK)])
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    archive, queries = metrics.label_sets(rows[num_queries:]), rows[:num_queries]
+    archive, queries = metrics.distinct_sets(rows[num_queries:]), rows[:num_queries]
     most = metrics.most_relevant(queries, archive, np.full(num_queries, -1), "any")
     scores = ours([ranking], queries, archive, "extra", most)
     resampled_means(np.column_stack([*scores.values()]))
@@ -168,7 +175,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     """Microseconds a query of everything, after a check that both say the same."""
     queries, archive, query_codes, archive_codes = data(args.queries, args.archive, args.labels)
     sample = slice(0, args.sample)
-    sets_s, sets = timed(lambda: metrics.label_sets(archive))
+    sets_s, sets = timed(lambda: metrics.distinct_sets(archive))
     print(
         f"{args.queries} queries, {args.archive} items, L = {args.labels}, {queries.sum(1).mean():.1f} labels a query"
     )
@@ -187,6 +194,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             seconds, got = timed(lambda what=what, few=few: ours(rankings, queries[few], sets, what, most))
             one[f"ours {what}"] = 1e6 * (seconds + (sets_s if few.stop == args.queries else 0)) / (few.stop)
             check(got, what, theirs, both, args.sample)
+        seconds, _ = timed(lambda: [metrics.check_ranking(ranking, args.archive) for ranking in rankings])
+        one["ours check_ranking"] = 1e6 * seconds / sum(map(len, rankings))
         if turn:
             for name, value in one.items():
                 us.setdefault(name, []).append(value)

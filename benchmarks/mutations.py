@@ -21,11 +21,15 @@ from common import write
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("marc_dist", "tests", "launchers", "shards", "benchmarks", "pyproject.toml")
-LOSSES = "tests/objective/test_losses.py"
+LOSSES = "tests/objective/test_global_objective.py"
 IMPLEMENTATIONS = "tests/objective/test_implementations.py"
 TRAINER = "tests/training/test_trainer.py"
 STREAM = "tests/data/test_stream.py"
+FROZEN = "tests/training/test_frozen.py"
 TRIPLET = "tests/objective/test_triplet.py"
+GOLDEN = "tests/objective/test_golden.py"
+CHECKS = "tests/objective/test_checks.py"
+MODULES = "tests/test_losses.py"
 
 
 class Mutation(NamedTuple):
@@ -125,7 +129,7 @@ MUTATIONS = (
     ),
     Mutation(
         "counts of this rank's batch",
-        "marc_dist/objective/losses.py",
+        "marc_dist/objective/global_objective.py",
         "        dtype = anchors.dtype if",
         "        from marc_dist.objective.statistics import label_statistics\n"
         "        statistics = statistics or label_statistics(anchor_labels)\n"
@@ -148,10 +152,178 @@ MUTATIONS = (
     ),
     Mutation(
         "half precision stays half precision",
-        "marc_dist/objective/losses.py",
+        "marc_dist/objective/global_objective.py",
         "dtype = anchors.dtype if anchors.dtype == torch.float64 else torch.float32",
         "dtype = anchors.dtype",
         IMPLEMENTATIONS,
+    ),
+    Mutation(
+        "weights: strength before the clip",
+        "marc_dist/objective/weights.py",
+        "relative.clamp_(s.clip_min, s.clip_max).sub_(1).mul_(s.strength).add_(1)",
+        "relative.sub_(1).mul_(s.strength).add_(1).clamp_(s.clip_min, s.clip_max)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: strength moves the bounds of the clip",
+        "marc_dist/objective/weights.py",
+        "relative.clamp_(s.clip_min, s.clip_max)",
+        "relative.clamp_(1 + s.strength * (s.clip_min - 1), 1 + s.strength * (s.clip_max - 1))",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: no floor of the clip",
+        "marc_dist/objective/weights.py",
+        "relative.clamp_(s.clip_min, s.clip_max)",
+        "relative.clamp_(max=s.clip_max)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: no ceiling of the clip",
+        "marc_dist/objective/weights.py",
+        "relative.clamp_(s.clip_min, s.clip_max)",
+        "relative.clamp_(min=s.clip_min)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: clipped before they are relative to their mean",
+        "marc_dist/objective/weights.py",
+        "relative = self.raw(sets, rows, columns, shared)",
+        "relative = self.raw(sets, rows, columns, shared).clamp(s.clip_min, s.clip_max)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: strength as a factor of the whole weight",
+        "marc_dist/objective/weights.py",
+        ".sub_(1).mul_(s.strength).add_(1)",
+        ".mul_(s.strength)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: gamma with the wrong sign",
+        "marc_dist/objective/weights.py",
+        ".pow(-settings.gamma)",
+        ".pow(settings.gamma)",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: gamma of the mean instead of each label pair",
+        "marc_dist/objective/weights.py",
+        "return both / some.square()",
+        "return (pair_sums(a, b, 1 / inverse, self.known) / some.square()).clamp(min=1e-9).reciprocal()",
+        GOLDEN,
+    ),
+    Mutation(
+        "weights: counts of the batch where others are given",
+        "marc_dist/objective/weights.py",
+        "sets.statistics.cooccurrence.clamp(min=1)",
+        "sets.own.cooccurrence.clamp(min=1)",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: counts of the batch where others are given",
+        "marc_dist/objective/temperatures.py",
+        "counts = sets.statistics.counts\n",
+        "counts = sets.own.counts\n",
+        GOLDEN,
+    ),
+    Mutation(
+        "class_balanced: counts of the batch where others are given",
+        "marc_dist/objective/targets.py",
+        "balance = 1 / sets.statistics.counts.clamp(min=1)",
+        "balance = 1 / sets.own.counts.clamp(min=1)",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: the floor holds tau instead of T",
+        "marc_dist/objective/temperatures.py",
+        "    return t.clamp(min=s.t_min)",
+        "    return t * (max(s.tau, s.t_min) / s.tau)",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: the floor is added",
+        "marc_dist/objective/temperatures.py",
+        "    return t.clamp(min=s.t_min)",
+        "    return t + s.t_min",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: mean and maximum of the rarities swapped",
+        "marc_dist/objective/temperatures.py",
+        'if settings.rarity == "mean" or',
+        'if settings.rarity == "max" or',
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: rarity over all labels instead of the anchor's",
+        "marc_dist/objective/temperatures.py",
+        "sets.labels @ each / sets.sizes.clamp(min=1)",
+        "sets.labels @ each / len(each)",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: alpha and beta swapped",
+        "marc_dist/objective/temperatures.py",
+        "change = (1 + s.beta * rho)[:, None] + s.alpha * o",
+        "change = (1 + s.alpha * rho)[:, None] + s.beta * o",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: overlap and rarity multiplied instead of added",
+        "marc_dist/objective/temperatures.py",
+        "change = (1 + s.beta * rho)[:, None] + s.alpha * o",
+        "change = (1 + s.beta * rho)[:, None] * (1 + s.alpha * o)",
+        GOLDEN,
+    ),
+    Mutation(
+        "temperatures: soften_sharpen sharpens by overlap",
+        "marc_dist/objective/temperatures.py",
+        "t = (1 + s.alpha * o) * (s.tau / (1 + s.beta * rho))[:, None]",
+        "t = (s.tau * (1 + s.beta * rho))[:, None] / (1 + s.alpha * o)",
+        GOLDEN,
+    ),
+    Mutation(
+        "checks: labels other than 0 and 1 pass",
+        "marc_dist/objective/checks.py",
+        "if bool(wrong.any()):",
+        "if False:",
+        CHECKS,
+    ),
+    Mutation(
+        "checks: vectors that were not normalised pass",
+        "marc_dist/objective/checks.py",
+        "        if bad:\n",
+        "        if False:\n",
+        CHECKS,
+    ),
+    Mutation(
+        "modules: count of this rank",
+        "marc_dist/losses.py",
+        "total, count = comm.gather_vectors(share).sum(dim=0)",
+        "total, count = share",
+        MODULES,
+    ),
+    Mutation(
+        "modules: world factor missing",
+        "marc_dist/losses.py",
+        "local = comm.world() * parts.sum",
+        "local = parts.sum",
+        MODULES,
+    ),
+    Mutation(
+        "modules: gradient of the prototypes of this rank",
+        "marc_dist/comm/__init__.py",
+        "if len(shared):",
+        "if len(shared) < 0:",
+        MODULES,
+    ),
+    Mutation(
+        "modules: the value of this rank is shown",
+        "marc_dist/losses.py",
+        "_SameValue.apply(local, (total / count).to(dtype))",
+        "_SameValue.apply(local, local.detach())",
+        MODULES,
     ),
     Mutation(
         "triplet: a sample is its own positive",
@@ -222,6 +394,48 @@ MUTATIONS = (
         "if place < done:",
         "if place < 0:",
         STREAM,
+    ),
+    Mutation(
+        "a frozen head is standardised by validation pictures, too",
+        "marc_dist/training/feature_loader.py",
+        "_moments(self.features, self._order.rows)",
+        "_moments(self.features, self._known)",
+        FROZEN,
+    ),
+    Mutation(
+        "all views of a sample are of one kept part",
+        "marc_dist/training/feature_loader.py",
+        "chosen[:, view % chosen.shape[1]]",
+        "chosen[:, 0]",
+        FROZEN,
+    ),
+    Mutation(
+        "features of a frozen backbone in training mode",
+        "marc_dist/retrieval/features.py",
+        "self.encoder.backbone.eval()",
+        "self.encoder.backbone.train()",
+        FROZEN,
+    ),
+    Mutation(
+        "dropped features do not make the others grow",
+        "marc_dist/training/feature_loader.py",
+        "features *= kept / np.float32(1 - share)",
+        "features *= kept",
+        FROZEN,
+    ),
+    Mutation(
+        "a frozen run goes on with another backbone",
+        "marc_dist/training/setup.py",
+        "before != backbone_fingerprint(encoder)",
+        "not before",
+        FROZEN,
+    ),
+    Mutation(
+        "the untrained encoder is searched by its random head",
+        "marc_dist/retrieval/evaluate.py",
+        'features = config.eval.features if what == "trained" else "backbone"',
+        "features = config.eval.features",
+        "tests/retrieval/test_evaluate.py",
     ),
 )
 

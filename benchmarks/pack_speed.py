@@ -77,9 +77,9 @@ def generate(folder: Path, num: int, side: int, ext: str) -> Path:
 
 def ours(source_dir: Path, recipe: str, out: Path, workers: int) -> None:
     """All that marc-shard does after it has been started."""
-    from marc_dist.data.pack import pack
-    from marc_dist.data.recipes import load_recipe
-    from marc_dist.data.sources import read_source
+    from marc_dist.packing.pack import pack
+    from marc_dist.packing.reading.recipes import load_recipe
+    from marc_dist.packing.reading.source import read_source
 
     source = read_source(load_recipe(recipe), [source_dir], workers=workers)
     pack(source, out, workers=workers, samples_per_shard=PER_SHARD, force=True)
@@ -87,9 +87,9 @@ def ours(source_dir: Path, recipe: str, out: Path, workers: int) -> None:
 
 def items(source_dir: Path, recipe: str) -> list[Item]:
     """The ready list for ShardWriter."""
-    from marc_dist.data.layout import plan_entries
-    from marc_dist.data.recipes import load_recipe
-    from marc_dist.data.sources import read_source
+    from marc_dist.packing.layout import plan_entries
+    from marc_dist.packing.reading.recipes import load_recipe
+    from marc_dist.packing.reading.source import read_source
 
     plan = plan_entries(read_source(load_recipe(recipe), [source_dir]), to_png=False)
     return [Item(split, e.key, e.file, e.meta) for split, pairs in plan.items() for _, e in pairs]

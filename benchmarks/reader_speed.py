@@ -34,11 +34,11 @@ from common import verdict, write
 from PIL import Image
 
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.pack import pack
 from marc_dist.data.plan import epoch_order
 from marc_dist.data.reader import IndexedReader
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
+from marc_dist.packing.pack import pack
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
 
 PER_SHARD = 1000
 WINDOW = 64

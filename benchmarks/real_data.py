@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, build
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.loader import TrainLoader
-from marc_dist.data.tables import read_table
+from marc_dist.packing.reading.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ML_AID_TRAIN = [79, 1171, 1744, 1617, 75, 269, 221, 175, 1829, 1, 1870, 207, 177, 237, 87, 1923, 674]
@@ -69,9 +70,14 @@ def ml_aid(data: Path, work: Path, epochs: int, num_faults: int) -> dict[str, An
     }
     run = work / "ml-aid-run"
     subprocess.run(["rm", "-rf", str(run)], check=True)
-    words = [f"data.dir={shards}", "data.image_size=96", "data.num_workers=0", "model.backbone=resnet18"]
+    words = [
+        f"data.dir={shards}",
+        "data.image_size=96",
+        "data.num_workers=0",
+        "model.backbone=resnet18",
+        "model.pretrained=false",
+    ]
     words += [f"train.epochs={epochs}", "train.global_batch=240", "train.log_every=1", "optim.lr=1e-3"]
-    words += ["loss.tau=0.2", "loss.alpha=0.1"]  # as in demo.yaml, and for its reason
     found["train_s"] = command(
         "launch", "--procs-per-node", "2", "local", "train", *words, f"train.run_dir={run}", "eval.ks=[10,100]"
     )
@@ -92,7 +98,9 @@ def loader(shards: Path) -> dict[str, float]:
         for name, cache in (("decoded each time", "none"), ("making the cache", "auto"), ("from the cache", "auto")):
             words = {"data.dir": str(shards), "data.cache": cache, "data.cache_dir": folder, "data.image_size": 96}
             start = time.perf_counter()
-            made = TrainLoader(dataset, build(Config, words | {"data.num_workers": 0, "train.global_batch": 240}), 0, 1)
+            made = TrainLoader(
+                dataset, build(Config, words | {"data.num_workers": 0, "train.global_batch": 240}), 0, 1, IMAGENET
+            )
             views = sum(len(batch.images) for batch in made.epoch(0))
             made.close()
             figures[name] = views / (time.perf_counter() - start)

@@ -19,11 +19,11 @@ import numpy as np
 from common import verdict, write
 
 from marc_dist.data.dataset import open_dataset
-from marc_dist.data.lanes import Lanes, alike, pair_rate
-from marc_dist.data.pack import pack
 from marc_dist.data.plan import Ids
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
+from marc_dist.data.stream_order import Lanes, alike, pair_rate
+from marc_dist.packing.pack import pack
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ((1, 1), (1, 1000), (4, 50), (8, 50), (8, 300), (16, 300), (48, 50))

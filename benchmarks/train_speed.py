@@ -43,15 +43,14 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import AugmentConfig, Config, build
-from marc_dist.data.augment import MEAN, STD
-from marc_dist.data.pack import pack
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
+from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.objective import objective
-from marc_dist.training.model import Encoder, build_encoder
+from marc_dist.packing.pack import pack
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
 from marc_dist.training.schedule import build_optimiser
-from marc_dist.training.step import loss_settings
 from marc_dist.training.trainer import train
 
 SIDE = 256
@@ -124,7 +123,7 @@ def transform(config: AugmentConfig, image_size: int) -> v2.Compose:
             v2.RandomGrayscale(config.gray),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(MEAN), list(STD)),
+            v2.Normalize(list(IMAGENET.mean), list(IMAGENET.std)),
         ]
     )
 
@@ -147,7 +146,7 @@ class Plain:
         self.config, self.num_classes = config, num_classes
         self.encoder: Encoder = build_encoder(config.model, config.train.seed, config.data.image_size)
         self.optimiser = build_optimiser(config.optim, self.encoder)
-        self.settings = loss_settings(config.loss)
+        self.settings = config.loss
 
     def step(self, views: list[Tensor], targets: Tensor) -> None:
         """One step on a batch as DataLoader gives it."""
@@ -225,7 +224,12 @@ def measure(case: Case, folder: Path, num: int, batch: int, args: argparse.Names
                 "train.run_dir": f"{work}/run",
             }
             words |= {"data.image_size": case.image_size, "data.num_workers": args.workers, "train.device": "cpu"}
-            words |= {"model.backbone": case.backbone, "train.global_batch": batch, "train.epochs": args.epochs}
+            words |= {
+                "model.backbone": case.backbone,
+                "model.pretrained": False,
+                "train.global_batch": batch,
+                "train.epochs": args.epochs,
+            }
             words |= {"train.log_every": steps, "train.checkpoint_every": steps * args.epochs, "train.seed": turn}
             words |= {"train.precision": "float32"}
             config = build(Config, words)

@@ -26,7 +26,7 @@ import common
 from marc_dist.config import load_config
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
-from marc_dist.tuning.search import interval
+from marc_dist.tuning.state import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("mAP", "nDCG@10", "rare", "medium", "common", "labels")
@@ -38,10 +38,25 @@ SMALL = [
     "model.head_dim=64",
 ]
 SETS: dict[str, dict[str, Any]] = {
-    "sample": {"trials": 24, "words": [*SMALL, "model.backbone=resnet10t", "train.global_batch=75", "train.epochs=12"]},
+    "sample": {
+        "trials": 24,
+        "words": [
+            *SMALL,
+            "model.backbone=resnet10t",
+            "model.pretrained=false",
+            "train.global_batch=75",
+            "train.epochs=12",
+        ],
+    },
     "ml-aid": {
         "trials": 24,
-        "words": [*SMALL, "model.backbone=test_resnet", "train.global_batch=120", "train.epochs=8"],
+        "words": [
+            *SMALL,
+            "model.backbone=test_resnet",
+            "model.pretrained=false",
+            "train.global_batch=120",
+            "train.epochs=8",
+        ],
     },
 }
 TUNED = ("loss.alpha", "loss.beta", "loss.tau", "optim.lr")

@@ -23,9 +23,9 @@ import common
 from marc_dist.config import Config, build
 from marc_dist.tuning.driver import new_plan
 from marc_dist.tuning.journal import Journal
-from marc_dist.tuning.local import call_trials
-from marc_dist.tuning.search import Search
-from marc_dist.tuning.space import load_space
+from marc_dist.tuning.local_executor import call_trials
+from marc_dist.tuning.search_space.space import load_space
+from marc_dist.tuning.state import Search
 
 OPTIMUM = {"loss.alpha": 0.8, "loss.beta": 1.3, "loss.tau": 0.12, "optim.lr": 1.5e-3}
 TOP = 0.85

@@ -1,4 +1,4 @@
-"""Tiny downloads in the exact layouts of the real ones (reference: datasets.md), written by the tests."""
+"""Tiny downloads in the exact layouts of the real ones, written by the tests."""
 
 from __future__ import annotations
 

@@ -26,6 +26,13 @@ def test_its_commands_run_as_written(tmp_path: Path) -> None:
     assert (tmp_path / "runs/first/encoder.safetensors").is_file()
 
 
+def test_its_python_runs_as_written(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\{'mAP': 0\.\d+", done.stdout)
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     wanted = {command.split()[1] for command in COMMANDS if command.startswith("make ")}

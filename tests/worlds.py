@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from marc_dist.data.pool import STOP_SIGNALS, worker_context
+from marc_dist.data.loader_pool import STOP_SIGNALS, worker_context
 
 LIMIT_S = 120.0
 

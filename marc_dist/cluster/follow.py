@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from marc_dist.cluster.job import OVER, Job, State, attempts
-from marc_dist.cluster.progress import life_age_s, read_progress
-from marc_dist.training.log import METRICS
-from marc_dist.training.runfolder import log_path
+from marc_dist.run.attempts import attempts
+from marc_dist.run.folder import METRICS, log_path
+from marc_dist.run.job import OVER, Job, State
+from marc_dist.run.progress import life_age_s, read_progress
 
 POLL_S = 0.3
 ASK_S = {"local": 1.0, "slurm": 5.0, "ray": 5.0}
@@ -224,20 +224,12 @@ class _Watch:
         self._next = now + self.every_s
         self.state = self.state_fn()
         if self.state.word != self._word and self.state.word not in OVER:
-            self.follower.say(f"{self.follower.run_dir}: {told(self.state)}")
+            self.follower.say(f"{self.follower.run_dir}: {self.state}")
         self._word = self.state.word
         if self.state.word != "unknown":
             return self.state.word in OVER
         age_s = life_age_s(self.follower.run_dir)
         return age_s is None or age_s > FORGOTTEN_S
-
-
-def told(state: State) -> str:
-    """``pending (Resources)``; the batch system's word is left out where it is the same as ours."""
-    detail = state.detail
-    if detail.partition(" ")[0] == state.word.upper():
-        detail = detail.partition(" ")[2].strip("()") if detail.endswith(")") else detail.partition(" ")[2]
-    return f"{state.word} ({detail})" if detail else state.word
 
 
 def follow_job(
@@ -267,7 +259,7 @@ def follow_job(
     follower = _Follower(run_dir, out, ranks, lines)
     watch = _Watch(follower, job, state_fn)
     try:
-        _loop(follower, watch.over, lambda: told(watch.state))
+        _loop(follower, watch.over, lambda: str(watch.state))
     except KeyboardInterrupt:
         follower.say(f"detached; the job goes on: marc-jobs logs -f {shlex.quote(str(run_dir))}")
         raise

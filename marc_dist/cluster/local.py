@@ -1,7 +1,7 @@
 """All ranks of a job as processes of this machine.
 
 Own subprocesses instead of submitit's LocalExecutor: that one waits for *all* tasks, so one dead rank hangs the rest,
-and it overwrites CUDA_VISIBLE_DEVICES (shared/reference/systems-peers.md 1.2).
+and it overwrites CUDA_VISIBLE_DEVICES (``docs/design.md``).
 
 A rank is a process group of its own, so that its loader workers end with it; Linux kills it when the launcher dies.
 Each rank writes to ``RUN/logs/rank-K.log``; rank 0's file is also copied to the terminal as it grows.
@@ -22,10 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from marc_dist.cluster.failure import how_it_ended
-from marc_dist.cluster.job import Attempt, Job, State, attempts, newest_step
 from marc_dist.cluster.preset import LocalPreset
-from marc_dist.cluster.rank import (
+from marc_dist.cluster.rank_process import (
     FORWARDED,
     RANK_VARIABLES,
     SETTLE_S,
@@ -35,9 +33,10 @@ from marc_dist.cluster.rank import (
     what_ranks_understand,
 )
 from marc_dist.config import EXIT_USER, LaunchError
-from marc_dist.training.signals import EXIT_REQUEUE
+from marc_dist.run.attempts import Attempt, attempts, newest_step
+from marc_dist.run.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, exit_text
+from marc_dist.run.job import Job, State
 
-EXIT_INTERRUPTED = 130
 POLL_S = 0.1
 
 
@@ -57,7 +56,14 @@ def process_count(preset: LocalPreset, device: str) -> int:
 
 
 def rank_environment(preset: LocalPreset, rank: int, world: int, port: int) -> dict[str, str]:
-    """The variables of torchrun for one rank on loopback, and the preset's own."""
+    """The environment of one rank: the caller's, the preset's, and torchrun's variables for a meeting on loopback.
+
+    Args:
+        preset: its ``threads_per_proc`` and ``env``; the latter may replace all but torchrun's variables.
+        rank: from 0.
+        world: number of ranks, all on this machine.
+        port: of rank 0.
+    """
     threads = preset.threads_per_proc or max(1, num_cores() // world)
     env = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     loopback = "lo" if sys.platform == "linux" else "lo0"
@@ -215,7 +221,7 @@ class LocalJob:
             raise LaunchError(error)
         print(f"--- last lines of {first.log}", *tail(first.log), sep="\n", file=sys.stderr)
         what = f": {error}" if error else ""
-        how = how_it_ended(code)
+        how = exit_text(code)
         self.error = f"rank {first.rank} of {self.world} failed first ({how}){what}; log: {first.log}"
         print(f"marc-launch: error: {self.error}", file=sys.stderr)
         return EXIT_USER if code == EXIT_USER else 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from marc_dist.config import ConfigError, build, find_preset, load_yaml, parse_words
-from marc_dist.config.schema import Section
+from marc_dist.config.section import Section
 from marc_dist.config.suggest import suggestion
 
 PREFIX = "cluster."

@@ -24,11 +24,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cluster.job import Job, State, ended
 from marc_dist.cluster.preset import RayPreset
-from marc_dist.cluster.ray_ranks import ANSWER_S, LOST_S, POLL_S, called, one_line
-from marc_dist.cluster.ray_supervisor import NAMESPACE, Supervisor, needs_of, preset_of
+from marc_dist.cluster.ray_ranks import ANSWER_S, LOST_S, POLL_S, node_label, one_line
+from marc_dist.cluster.ray_supervisor import NAMESPACE, Supervisor, needs_of, ray_preset
 from marc_dist.config import LaunchError
+from marc_dist.run.job import Job, State, ended
 
 LEAVE_S = 30.0
 """To leave: a job that is over, its actors, its name."""
@@ -67,7 +67,7 @@ def state(job: Job, run_dir: Path) -> State:
     over = ended(job, run_dir)
     if over is not None:
         return over
-    preset = preset_of(job, run_dir)
+    preset = ray_preset(job, run_dir)
     try:
         with connected(preset.address, preset.connect_timeout_s) as ray:
             submitted_at, word, detail = ray.get(_supervisor(ray, job).state.remote(), timeout=ANSWER_S)
@@ -92,7 +92,7 @@ def cancel(job: Job, run_dir: Path) -> None:
     """
     if ended(job, run_dir) is not None:
         return
-    preset = preset_of(job, run_dir)
+    preset = ray_preset(job, run_dir)
     with connected(preset.address, preset.connect_timeout_s) as ray:
         deadline = time.monotonic() + preset.stop_grace_s + LEAVE_S + LOST_S
         while time.monotonic() < deadline:
@@ -176,7 +176,7 @@ def _check_size(job: Job, preset: RayPreset, nodes: Sequence[dict[str, Any]]) ->
     if len(fits) < job.nodes:
         asked = ", ".join(f"{much:g} {key}" for key, much in needs.items())
         there = "; ".join(
-            f"{called(node)}: " + ", ".join(f"{node['Resources'].get(key, 0):g} {key}" for key in needs)
+            f"{node_label(node)}: " + ", ".join(f"{node['Resources'].get(key, 0):g} {key}" for key in needs)
             for node in nodes[:16]
         )
         raise LaunchError(

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cluster.failure import RankEnd, clear_ends, failed
-from marc_dist.cluster.rank import RANK_VARIABLES, SETTLE_S, RankProcess
+from marc_dist.cluster.rank_process import RANK_VARIABLES, SETTLE_S, RankProcess
 from marc_dist.config import EXIT_USER
 from marc_dist.place import interface_of
+from marc_dist.run.rank_ends import RankEnd, clear_ends, failed
 
 WATCH_S = 0.1
 """A rank's actor looks at it so often; which of two ranks failed first is told to this."""
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
     return (lines[-1] if "Traceback" in str(error) else lines[0])[:300] if lines else type(error).__name__
 
 
-def called(node: dict[str, Any]) -> str:
+def node_label(node: dict[str, Any]) -> str:
     """A node as people call it: the name given to ``ray start``, else its host's."""
     given, address = str(node.get("NodeName", "")), str(node["NodeManagerAddress"])
     return given if given and given != address else str(node.get("NodeManagerHostname") or address)
@@ -66,7 +66,16 @@ class Rank:
         return int(self.listener.getsockname()[1])
 
     def start(self, arguments: Sequence[str], cwd: str, address: str, variables: dict[str, str]) -> None:
-        """Start the rank. Ray runs this in the main thread, so the kernel ends the rank when this process goes."""
+        """Start the rank. Ray runs this in the main thread, so the kernel ends the rank when this process goes.
+
+        Where the run folder or ``cwd`` is missing nothing starts, and ``poll`` says why.
+
+        Args:
+            arguments: of the Python interpreter.
+            cwd: the folder that the rank starts in.
+            address: of this node, as Ray knows it; gloo gets the interface that has it.
+            variables: of the rank's environment: torchrun's, and MARC_NODE with the node's name.
+        """
         os.environ["MARC_NODE"] = variables["MARC_NODE"]
         for folder in (self.run_dir, Path(cwd)):
             if not folder.is_dir():
@@ -168,7 +177,7 @@ class Ranks:
         where = self.ray.get([rank.actor.node.remote() for rank in self.all], timeout=START_S)
         for rank, node in zip(self.all, where, strict=True):
             rank.node = nodes[node]
-            rank.host, rank.answered = called(rank.node), time.time()
+            rank.host, rank.answered = node_label(rank.node), time.time()
 
     def start(self, arguments: Sequence[str], cwd: str, variables: Mapping[str, str]) -> None:
         """Start the ranks, once they are found; what an earlier start noted of its end goes.

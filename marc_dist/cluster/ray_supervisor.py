@@ -13,22 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cluster.failure import verdict
-from marc_dist.cluster.job import (
-    CANCELLED,
-    Attempt,
-    Job,
-    State,
-    attempts,
-    begin_attempt,
-    end_attempt,
-    newest_step,
-    start_again,
-)
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.ray_ranks import POLL_S, Ranks, one_line
 from marc_dist.config import build
-from marc_dist.training.signals import EXIT_REQUEUE
+from marc_dist.run.attempts import Attempt, attempts, begin_attempt, end_attempt, newest_step
+from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.job import CANCELLED, Job, State, start_again
+from marc_dist.run.rank_ends import job_end
 
 NAMESPACE = "marc-dist"
 OVER = State("unknown", "over")
@@ -37,7 +28,7 @@ CLOCKS_S = 60.0
 """Longest wait for a clock that is behind the submitting machine's."""
 
 
-def preset_of(job: Job, run_dir: Path) -> RayPreset:
+def ray_preset(job: Job, run_dir: Path) -> RayPreset:
     """The launcher preset that a job was submitted with."""
     return build(RayPreset, job.preset, place=f"{run_dir}: ")
 
@@ -63,7 +54,7 @@ class Supervisor:
 
     def __init__(self, job: dict[str, Any], run_dir: str) -> None:
         self.job, self.run_dir = Job.model_validate(job), Path(run_dir)
-        self.preset = preset_of(self.job, self.run_dir)
+        self.preset = ray_preset(self.job, self.run_dir)
         self.now = State("pending", "starting")
         self.cancelled: float | None = None
         if self.run_dir.is_dir():
@@ -167,7 +158,7 @@ class Supervisor:
         finally:
             ranks.close()
         done = all(end is not None and end.code == 0 for end in ranks.ends)
-        found = verdict(ranks.ends, 0 if done else 1, self.run_dir / "logs")
+        found = job_end(ranks.ends, 0 if done else 1, self.run_dir / "logs")
         self._conclude(found.code, found.error, found.lost)
 
     def _start(self, ray: Any, ranks: Ranks, number: int) -> None:

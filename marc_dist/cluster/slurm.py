@@ -2,7 +2,10 @@
 
 submitit renders and submits the script; its pickled functions are not used: what runs is ``marc-train RUN_DIR``, and a
 submitit process between srun and the rank would take the signals and requeue by itself, from rank 0 only
-(shared/reference/systems-peers.md 0.1 to 0.3). So the job is a script of strings, which a person can read and submit.
+(``docs/design.md``). So the job is a script of strings, which a person can read and submit.
+
+submitit's public API submits pickled functions only, so two private names of it are used, pinned below 1.6: recorded
+scripts (``tests/cluster/scripts``) show every change of what it renders. Its state is not read; Slurm is asked.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marc_dist.cluster.job import Job, State, Word, attempts, ended, note_cancel, read_job
 from marc_dist.cluster.preset import SlurmPreset
-from marc_dist.cluster.rank import RANK_VARIABLES
+from marc_dist.cluster.rank_process import RANK_VARIABLES
 from marc_dist.config import LaunchError
 from marc_dist.config.suggest import suggestion
+from marc_dist.run.attempts import attempts
+from marc_dist.run.job import Job, State, Word, ended, note_cancel, read_job
 
 FOREIGN = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_|PMI)")
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
@@ -70,12 +74,18 @@ def _container(job_dir: Path, job: Job, preset: SlurmPreset) -> tuple[list[str],
 
 
 def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dict[str, Any]]:
-    """What the batch script is made of: the command after srun, and submitit's parameters."""
+    """What the batch script is made of: the command after srun, and submitit's parameters.
+
+    Args:
+        job: size, working folder, and the elements of an array.
+        preset: partition, limits, setup lines and container.
+        job_dir: the run folder, which the script names to the hooks and to every rank.
+    """
     srun, before = _container(job_dir, job, preset)
     srun = ["--kill-on-bad-exit=1", "--wait=60", *srun, *preset.srun_args]
     if preset.cpus_per_proc is not None:  # srun takes no --cpus-per-task from sbatch since 22.05
         srun.append(f"--cpus-per-task={preset.cpus_per_proc}")
-    batch = shlex.join([sys.executable, "-u", "-m", "marc_dist.cluster.batch"])
+    batch = shlex.join([sys.executable, "-u", "-m", "marc_dist.cluster.sbatch_hooks"])
     folder = shlex.quote(str(job_dir))
     setup = ["set -eo pipefail", *preset.setup, "set +eo pipefail"] if preset.setup else []
     params: dict[str, Any] = {
@@ -102,7 +112,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
         "gpus_per_node": preset.gpus_per_node or None,
     }
     params |= {key: value for key, value in optional.items() if value is not None}
-    return shlex.join([*before, *_module(preset, "marc_dist.cluster.task", str(job_dir))]), params
+    return shlex.join([*before, *_module(preset, "marc_dist.cluster.srun_task", str(job_dir))]), params
 
 
 def _exports(preset: SlurmPreset) -> list[str]:
@@ -111,7 +121,13 @@ def _exports(preset: SlurmPreset) -> list[str]:
 
 
 def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
-    """The batch script, as submitit would write it; needs no Slurm."""
+    """The batch script, as submitit would write it; needs no Slurm.
+
+    Args:
+        job: see ``script_parts``.
+        preset: see ``script_parts``.
+        job_dir: the run folder; Slurm's logs go to ``slurm`` in it.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     command, params = script_parts(job, preset, job_dir)
@@ -230,7 +246,15 @@ def _submitting() -> Iterator[None]:
 
 
 def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
-    """Queue a job whose ``job.json`` is written; the job with its id.
+    """Queue a job whose ``job.json`` is written.
+
+    Args:
+        job: not queued yet.
+        preset: partition, limits, setup lines and container.
+        job_dir: the run folder; the batch script and Slurm's logs go to ``slurm`` in it.
+
+    Returns:
+        The job with Slurm's id.
 
     Raises:
         LaunchError: no Slurm here, or it refuses the job; says what Slurm says.

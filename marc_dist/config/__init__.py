@@ -3,18 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError, printable
+from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError, first_line, printable
 from marc_dist.config.paths import user_path
 
 if TYPE_CHECKING:
     from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
+    from marc_dist.config.loss import LossConfig
     from marc_dist.config.presets import find_preset, list_presets
     from marc_dist.config.schema import (
         AugmentConfig,
         Config,
         DataConfig,
         EvalConfig,
-        LossConfig,
         ModelConfig,
         OptimConfig,
         TrainConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "build",
     "dump_yaml",
     "find_preset",
+    "first_line",
     "flatten",
     "list_presets",
     "load_config",
@@ -50,6 +51,7 @@ __all__ = [
 # than a hundred pictures.
 _HOMES = {
     "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words"),
+    "loss": ("LossConfig",),
     "presets": ("find_preset", "list_presets"),
 }
 

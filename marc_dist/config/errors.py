@@ -26,6 +26,11 @@ class LaunchError(MarcError):
     """A job that cannot be started as asked, or that failed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line; its type when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def printable(text: str) -> str:
     """A name for a terminal or a page: what does not print (it may steer a terminal) is written out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

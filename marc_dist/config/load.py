@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from marc_dist.config.errors import ConfigError
+from marc_dist.config.errors import ConfigError, first_line
 from marc_dist.config.schema import Config
 from marc_dist.config.suggest import suggestion
 
@@ -22,7 +22,7 @@ T = TypeVar("T", bound=BaseModel)
 MAX_BYTES = 1 << 20  # of a YAML file
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """Safe YAML whose floats include ``1e-4``, which YAML 1.1 reads as text, and whose keys must not repeat.
 
     Aliases are refused: a few lines of them may mean billions of values, or a mapping inside itself.
@@ -56,9 +56,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
+_YamlLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
     list("-+0123456789."),
@@ -66,16 +66,16 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that ``_Loader`` would take for something else (``1e5``)."""
+    """Quotes every text that ``_YamlLoader`` would take for something else (``1e5``)."""
 
 
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.yaml_implicit_resolvers = _YamlLoader.yaml_implicit_resolvers
 
 
 def parse_scalar(text: str, place: str) -> Any:
     """The YAML value of a word's right-hand side: number, true/false, null, list or text."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader subclass
     except Exception as error:  # see load_yaml
         raise ConfigError(f"{place}: {_shown(text)} is not a YAML value ({_first_line(error)})") from None
 
@@ -97,7 +97,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: expected a file of settings, at most {MAX_BYTES >> 20} MiB; is it the right one?")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader subclass
     except Exception as error:  # whatever comes up in PyYAML's constructors: ValueError for 2024-13-45, ...
         raise ConfigError(f"{path}: not valid YAML ({_first_line(error)})") from None
     if value is None:
@@ -200,7 +200,12 @@ def _key(location: tuple[int | str, ...], known: list[str]) -> str:
 
 
 def load_config(path: Path | None = None, words: Iterable[str] = (), **layers: Mapping[str, Any]) -> Config:
-    """The run configuration of a file (or none), words, and named stronger layers in the order given.
+    """The run configuration of a file, words, and further layers; later ones are stronger.
+
+    Args:
+        path: of a run file; None = the schema's defaults.
+        words: ``key=value``, as on the command line.
+        layers: mappings of dotted keys, the last one strongest; their names are for the reader of the call.
 
     Raises:
         ConfigError: see ``build``.
@@ -269,5 +274,5 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    problem = getattr(error, "problem", None) or first_line(error)
     return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)

@@ -1,4 +1,4 @@
-"""Every setting of a run: type, unit, range, default and one line of help. Imports nothing of ours.
+"""Every setting of a run: type, unit, range, default and one line of help; the section ``loss`` is in ``loss.py``.
 
 The dotted path (``loss.tau``) is the spelling in YAML, on the command line, in search spaces, results and plots.
 Defaults are ours, not the paper's: its settings were never published (see ``docs/objective.md``).
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from marc_dist.config.loss import LossConfig
+from marc_dist.config.section import Section
+
+DROPOUT = "feature_dropout"
+Triple = tuple[float, float, float]
+Interpolation = Literal["bilinear", "bicubic"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+ValidationMetric = Literal["mAP", "label_mAP", "rare_mAP", "medium_mAP", "common_mAP", "nDCG@10", "P@10"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors, never dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -38,6 +40,15 @@ class DataConfig(Section):
     )
     validation_seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the draw of these samples, by their keys")
     image_size: int = Field(224, ge=16, le=4096, description="side of the square given to the encoder, pixels")
+    mean: Triple | None = Field(
+        None, description="mean of red, green and blue that pixels in 0..1 are normalised by; null = the backbone's"
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(
+        None, description="their standard deviation; null = the backbone's"
+    )
+    interpolation: Interpolation | None = Field(
+        None, description="how pictures are resized, antialiased; null = as the backbone was trained"
+    )
     num_views: int = Field(2, ge=1, le=8, description="augmented views of each sample in a batch")
     num_workers: int = Field(2, ge=0, le=256, description="loader processes per rank; 0 loads in the main process")
     verify_crc: bool = Field(True, description="check the CRC-32 of every image as it is read")
@@ -55,6 +66,18 @@ class DataConfig(Section):
         "stop", description="a sample that cannot be read or decoded: end the run; or leave it out, listed and counted"
     )
     max_bad: int = Field(100, ge=1, description="on_error=skip: the run ends when more samples than this are bad")
+    feature_views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="model.freeze=backbone: augmented views of each picture whose features are kept, too, beside the "
+        "picture as it is",
+    )
+    features_dir: str | None = Field(
+        None,
+        description="where features of frozen backbones are kept, seen by all ranks; null = the folder features beside "
+        "the run folder",
+    )
     sampler: Literal["uniform", "label_aware"] = Field(
         "uniform", description="every sample once an epoch; or rare labels more often, each label twice in a batch"
     )
@@ -80,6 +103,12 @@ class AugmentConfig(Section):
     hue: float = Field(0.05, ge=0.0, le=0.5, description="largest turn of hue, share of the colour circle")
     gray: Probability = Field(0.1, description="probability of turning a view grey")
     blur: Probability = Field(0.0, description="probability of a Gaussian blur")
+    feature_dropout: float = Field(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        description="model.freeze=backbone: share of the kept features that a view sets to zero, the others grow",
+    )
     cutout: Probability = Field(0.0, description="probability of filling a box with the mean colour")
     cutout_size: float = Field(
         0.3, gt=0.0, le=1.0, description="largest side of that box, share of the image; the smallest is half of it"
@@ -93,153 +122,77 @@ class AugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    """Encoder = timm backbone + projection head. Retrieval uses the backbone's features unless asked otherwise."""
+    """Encoder = timm backbone + projection head. ``eval.features`` says which vector is searched."""
 
-    backbone: str = Field("resnet18", min_length=1, description="timm model name")
-    pretrained: bool = Field(False, description="start from timm's published weights (needs them in the local cache)")
-    weights: str | None = Field(None, description="start from a local .safetensors of the backbone or of an encoder")
+    backbone: str = Field(
+        "tf_efficientnet_lite0",
+        min_length=1,
+        description="timm's name, also with a tag (resnet18.a1_in1k), or hf-hub:ORG/NAME",
+    )
+    pretrained: bool | Annotated[str, Field(min_length=1)] = Field(
+        True, description="start from the backbone's published weights: true, or the tag of some; false = random ones"
+    )
+    weights: str | None = Field(
+        None, description="start from a local file of the backbone or an encoder: .safetensors, .pth, .pt, .bin"
+    )
+    freeze: Literal["none", "backbone"] | tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        "none",
+        description="what keeps its weights: none; backbone: the head alone is trained, on kept features, in seconds; "
+        "or a list of the backbone's parts, [conv_stem, blocks.0]",
+    )
+    thaw_after: int | None = Field(
+        None, ge=1, description="epochs after which what freeze names begins to learn, too; null = never"
+    )
+    drop_path: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="stochastic depth: how often the deepest block is left out of a sample; null = the backbone's own",
+    )
+    drop_rate: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the backbone's features set to zero before the head, of pictures"
+    )
     head_hidden: int = Field(512, ge=0, le=65536, description="width of the head's hidden layer; 0 = one linear layer")
     head_dim: int = Field(128, ge=2, le=65536, description="width of the projection that the loss sees")
-    batch_norm: Literal["sync", "frozen", "plain"] = Field(
-        "sync", description="statistics over all ranks; frozen; or of each rank alone (results then depend on ranks)"
+    batch_norm: Literal["auto", "sync", "frozen", "plain"] = Field(
+        "auto",
+        description="statistics: frozen as published; over all ranks (sync); or of each rank alone (plain: results "
+        "then depend on ranks); auto = frozen where first weights are published or given, else sync",
     )
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the backbone never learns: the head alone is trained, on kept features."""
+        return self.freeze == "backbone" and self.thaw_after is None
 
-LossName = Literal[
-    "macl", "mulsupcon", "supcon_single", "supcon_any", "supcon_all", "ntxent", "jaccard", "multisupcon", "msc",
-    "similarity_dissimilarity", "triplet",
-]  # fmt: skip
-
-
-class LossConfig(Section):
-    """The objective; formulas in ``docs/objective.md``. alpha = beta = strength = 0 is MulSupCon exactly."""
-
-    name: LossName = Field("macl", description="objective")
-    positives: Literal["per_label", "any", "all"] = Field(
-        "per_label", description="macl: a term for each anchor label; or one an anchor: share a label; equal label sets"
-    )
-    aggregate: Literal["pair_mean", "anchor_mean", "class_balanced"] = Field(
-        "pair_mean",
-        description="every (anchor, label) equal: MACL; every anchor equal: Weighted MACL; every label equal",
-    )
-    tau: float = Field(0.1, gt=0.0, le=10.0, description="base temperature that divides cosine similarities")
-    t_min: float = Field(0.01, gt=0.0, le=10.0, description="floor of a pair's temperature")
-    alpha: float = Field(0.5, ge=0.0, le=100.0, description="how much label overlap changes a pair's temperature")
-    beta: float = Field(0.5, ge=0.0, le=100.0, description="how much the anchor's label rarity changes it")
-    temperature_form: Literal["sharpen", "soften", "multiplicative"] = Field(
-        "sharpen", description="tau / (1 + alpha o + beta r); tau (1 + alpha o + beta r); tau (1 - alpha o)(1 - beta r)"
-    )
-    temperature_scope: Literal["all_pairs", "positives_only", "per_positive_row"] = Field(
-        "all_pairs", description="which similarities have a temperature of their own; last: a softmax for each positive"
-    )
-    overlap: Literal["jaccard", "anchor_recall", "dice", "cosine", "count_over_labels"] = Field(
-        "jaccard", description="overlap o of two label sets"
-    )
-    rarity: Literal["mean", "max"] = Field("mean", description="rarity r of an anchor from its labels' rarities")
-    rarity_scale: Literal["one_minus_relative", "inverse_minmax"] = Field(
-        "one_minus_relative", description="rarity of a label: 1 - n / max n; or 1 / n scaled to 0..1"
-    )
-    strength: float = Field(1.0, ge=0.0, le=1.0, description="how much label-pair frequency changes a pair's weight")
-    gamma: float = Field(1.0, ge=0.0, le=4.0, description="exponent of the inverse co-occurrence count")
-    weight_pairs: Literal["shared", "cross", "offdiag", "single"] = Field(
-        "shared",
-        description="label pairs that weigh: both shared; anchor's x positive's; shared, unequal; single",
-    )
-    weight_norm: Literal["batch_mean", "sum_to_one", "none"] = Field(
-        "batch_mean",
-        description="weights relative to their mean; then also summing to 1 an (anchor, label); as is",
-    )
-    clip_min: float = Field(0.1, ge=0.0, description="floor of a relative pair weight")
-    clip_max: float = Field(10.0, gt=0.0, description="ceiling of a relative pair weight")
-    counts: Literal["batch", "train"] = Field("batch", description="label counts of the global batch or of the split")
-    threshold: float = Field(
-        0.5, gt=0.0, le=1.0, description="multisupcon, triplet: smallest label Jaccard of a positive"
-    )
-    msc_beta: float = Field(0.1, gt=0.0, le=100.0, description="msc: weight of samples beside prototypes")
-    margin: float = Field(1.2, gt=0.0, le=4.0, description="triplet: margin between distances of unit vectors")
-    selection: Literal["relevant", "hard", "diverse"] = Field(
-        "hard", description="triplet: which positives and negatives of an anchor are taken"
-    )
-    num_selected: int = Field(4, ge=1, le=1024, description="triplet: positives, and negatives, taken for an anchor")
-    memory: int = Field(0, ge=0, le=1 << 26, description="embeddings of earlier steps kept as candidates; 0 = none")
-    implementation: Literal["auto", "dense", "streamed", "triton"] = Field(
-        "auto", description="dense holds anchors x candidates; streamed and triton hold tiles only; auto picks"
-    )
-    tile: int | None = Field(
-        None, ge=1, le=1 << 16, description="rows and columns of a tile: 4 tile^2 bytes of memory; null = by device"
-    )
-    tf32: bool = Field(False, description="NVIDIA: products of the loss in TF32; several times faster, 1e-3 precision")
-
-    @model_validator(mode="after")
-    def _fits(self) -> LossConfig:
-        if self.clip_min > self.clip_max:
-            raise ValueError(f"clip_min must not exceed clip_max, got {self.clip_min} and {self.clip_max}")
-        if self.name == "triplet" and self.implementation in ("dense", "triton"):
-            raise ValueError(f"implementation: triplet has one of its own, got {self.implementation}; leave it at auto")
-        if self.name == "macl":
-            self._fits_macl()
-        return self
-
-    def _fits_macl(self) -> None:
-        if self.tau < self.t_min:
-            raise ValueError(
-                f"tau={self.tau} lies below the floor t_min={self.t_min} of every temperature; lower t_min too"
-            )
-        if self.positives != "per_label" and self.aggregate == "class_balanced":
-            raise ValueError(
-                f"aggregate=class_balanced weighs the labels of an anchor, but positives={self.positives} has one term "
-                "an anchor, none a label; use positives=per_label, or aggregate=anchor_mean"
-            )
-        if self.temperature_form == "multiplicative" and max(self.alpha, self.beta) > 1:
-            raise ValueError(
-                f"temperature_form=multiplicative needs alpha and beta of at most 1, got {self.alpha} and {self.beta}: "
-                "a temperature cannot be negative"
-            )
-        if self.weight_norm == "none" and self.strength > 0 and self.clip_min > 0:
-            raise ValueError(
-                f"weight_norm=none clips count^-gamma itself, which lies far below clip_min={self.clip_min}, so all "
-                "weights would be equal; set clip_min=0"
-            )
-
-    def unread(self) -> list[str]:
-        """Settings that differ from their defaults although nothing reads them beside the others."""
-        read = {"name", "implementation", "memory", "tf32"}
-        if self.implementation != "dense":
-            read |= {"tile"}
-        if self.name != "triplet":
-            read |= {"tau"}
-        own: dict[str, set[str]] = {
-            "macl": self._read_by_macl(),
-            "mulsupcon": {"aggregate"} | ({"counts"} if self.aggregate == "class_balanced" else set()),
-            "multisupcon": {"threshold"},
-            "msc": {"msc_beta"},
-            "triplet": {"threshold", "margin", "selection", "num_selected"},
-        }
-        read |= own.get(self.name, set())
-        fields = type(self).model_fields
-        return [name for name, field in fields.items() if name not in read and getattr(self, name) != field.default]
-
-    def _read_by_macl(self) -> set[str]:
-        read = {"positives", "t_min", "strength"}
-        floored = self.temperature_form != "soften" and self.tau <= self.t_min  # every temperature lies on the floor
-        if not floored:
-            read |= {"alpha", "beta"}
-        alpha, beta = (0.0, 0.0) if floored else (self.alpha, self.beta)
-        read |= {"overlap"} if alpha else set()
-        read |= {"rarity", "rarity_scale"} if beta else set()
-        read |= {"temperature_form", "temperature_scope"} if alpha or beta else set()
-        read |= {"aggregate"} if self.positives == "per_label" else set()
-        read |= {"gamma", "weight_pairs", "weight_norm", "clip_min", "clip_max"} if self.strength else set()
-        read |= {"counts"} if self.strength or beta or self.aggregate == "class_balanced" else set()
-        return read
+    @property
+    def norm(self) -> str:
+        """``batch_norm`` without ``auto``."""
+        if self.batch_norm != "auto":
+            return self.batch_norm
+        # a short fine-tuning with live statistics ends far below the encoder it began with (docs/results.md)
+        return "frozen" if self.pretrained or self.weights is not None else "sync"
 
 
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule (linear warm-up, then cosine to zero)."""
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
+    name: Literal["adamw", "sgd", "nadamw", "lamb", "lion", "adan"] = Field(
+        "adamw", description="optimiser; the last four are timm's, with their own betas"
+    )
     lr: float = Field(1e-3, gt=0.0, le=100.0, description="peak learning rate")
-    weight_decay: float = Field(1e-4, ge=0.0, le=10.0, description="decoupled for adamw; none on norms and biases")
+    backbone_lr_scale: float = Field(
+        1.0, gt=0.0, le=100.0, description="learning rate of the backbone, as a multiple of the head's"
+    )
+    layer_decay: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="learning rate of each layer of the backbone, as a share of the next one's; null = all alike",
+    )
+    weight_decay: float = Field(
+        1e-4, ge=0.0, le=10.0, description="decoupled, save in sgd and lamb; none on norms and biases"
+    )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of sgd, first beta of adamw")
     warmup_share: float = Field(0.05, ge=0.0, le=1.0, description="share of all steps with a rising learning rate")
     clip_norm: float | None = Field(1.0, gt=0.0, description="largest global gradient norm; null = no clipping")
@@ -259,6 +212,12 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="stop (and save) after this global step; the schedule stays")
     global_batch: int = Field(256, ge=2, le=1 << 22, description="samples per global step, over all ranks")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the encoder runs")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of a rank; null = what the launcher gives; float32 rounds otherwise with others",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="arithmetic of the encoder; the loss is float32 or better; auto = bfloat16 on a capable GPU"
     )
@@ -271,6 +230,23 @@ class TrainConfig(Section):
     validate_every: int = Field(
         1, ge=1, description="epochs between scores of the validation samples, if there are any"
     )
+    keep_best: ValidationMetric | None = Field(
+        None, description="export the encoder of the epoch that is best by this validation score; null = the last one"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many validations without a better train.keep_best; null = never"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="decay of a moving average of the weights, which is validated and exported in their place",
+    )
+    compile: bool = Field(False, description="compile the backbone with torch.compile: slower start, faster steps")
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="mirror figures to Weights & Biases or MLflow, too; needs marc-dist[wandb] or marc-dist[mlflow]"
+    )
+    tracker_project: str = Field("marc-dist", min_length=1, description="project (W&B), experiment (MLflow) there")
     max_nonfinite: int = Field(10, ge=1, description="consecutive skipped steps (non-finite loss) before the run stops")
 
 
@@ -292,13 +268,31 @@ class EvalConfig(Section):
         "colon: IVF256,PQ32:nprobe=16",
     )
     float16: bool = Field(False, description="a GPU keeps the archive in half precision; lists stay exact")
-    features: Literal["backbone", "projection"] = Field(
-        "backbone", description="which vector of the encoder is searched"
+    features: Literal["backbone", "hidden", "projection", "concat"] = Field(
+        "projection",
+        description="which vector is searched: the backbone's features, the head's hidden layer, the head's output; or "
+        "all three, each of length 1, one after the other",
     )
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 100), min_length=1, description="cut-offs")
     gain: Literal["count", "jaccard", "cosine"] = Field("count", description="graded relevance of ACG, nDCG, wAP")
     relevance: Literal["any", "exact", "subset"] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         "any", description="what counts as relevant; a number t means label Jaccard >= t"
+    )
+    denominator: Literal["hits", "min", "all", "k"] = Field(
+        "hits",
+        description="what mAP@k divides by: the hits among the first k; the smaller of k and R; R, the number of "
+        "relevant images; or k",
+    )
+    ideal: Literal["database", "retrieved"] = Field(
+        "database",
+        description="what nDCG compares with: the best list of the whole archive; or the retrieved images in their "
+        "best order, which is optimistic",
+    )
+    ndcg_form: Literal["auto", "linear", "exponential"] = Field(
+        "auto", description="gain inside nDCG: g; or 2^g - 1; auto = exponential for gain=count, else linear"
+    )
+    without_relevant: Literal["zero", "skip"] = Field(
+        "zero", description="queries without a relevant image: score 0 and count; or are left out of the means"
     )
     extra: bool = Field(False, description="all further metrics of docs/metrics.md, too")
     batch: int = Field(256, ge=1, description="images per forward pass, per rank")
@@ -320,18 +314,33 @@ class Config(Section):
 
     def unread(self) -> list[str]:
         """Dotted keys that differ from their defaults although nothing reads them beside the others."""
-        keys = [f"loss.{name}" for name in self.loss.unread()]
-        fields = type(self.data).model_fields
-        if self.data.sampler == "uniform":
-            names: tuple[str, ...] = ("repeat_threshold", "repeat_max")
-            keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
-        if not self.data.validation_share:
-            keys += ["data.validation_seed"] if self.data.validation_seed != fields["validation_seed"].default else []
-            every = type(self.train).model_fields["validate_every"].default
-            keys += ["train.validate_every"] if self.train.validate_every != every else []
-        names = ("urls", "lanes", "shuffle") if self.data.reader == "indexed" else ("cache", "cache_dir")
-        keys += [f"data.{name}" for name in names if getattr(self.data, name) != fields[name].default]
-        return keys
+        of_pictures = [] if self.data.feature_views else [n for n in type(self.augment).model_fields if n != DROPOUT]
+        idle: list[tuple[bool, str, list[str]]] = [
+            (self.data.sampler == "uniform", "data", ["repeat_threshold", "repeat_max"]),
+            (self.data.reader == "indexed", "data", ["urls", "lanes", "shuffle"]),
+            (self.data.reader == "streamed", "data", ["cache", "cache_dir"]),
+            (not self.data.validation_share, "data", ["validation_seed"]),
+            (not self.data.validation_share, "train", ["validate_every"]),
+            (self.model.freeze != "backbone", "data", ["feature_views"]),
+            (self.model.freeze != "backbone", "augment", [DROPOUT]),
+            (self.model.freeze == "none", "model", ["thaw_after"]),
+            # nothing decodes or augments pictures after the first run, and nothing runs the backbone
+            (self.model.head_only, "data", ["cache", "cache_dir", "augment_on"]),
+            (self.model.head_only, "model", ["batch_norm", "drop_path", "drop_rate"]),
+            (self.model.head_only, "augment", of_pictures),
+            (self.model.head_only, "optim", ["backbone_lr_scale"]),
+            (self.model.head_only, "train", ["compile"]),
+            (not self.train.trackers, "train", ["tracker_project"]),
+            (self.optim.name not in ("adamw", "sgd"), "optim", ["momentum"]),
+        ]
+        keys = [f"{section}.{name}" for holds, section, names in idle if holds for name in names]
+        return [f"loss.{name}" for name in self.loss.unread()] + [key for key in keys if self._is_set(key)]
+
+    def _is_set(self, key: str) -> bool:
+        """Whether a setting differs from its default."""
+        section, name = key.split(".")
+        part = getattr(self, section)
+        return bool(getattr(part, name) != type(part).model_fields[name].default)
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -344,6 +353,48 @@ class Config(Section):
                 "data.validation_share keeps samples from training, but data.reader=streamed takes them as they come; "
                 "use data.reader=indexed"
             )
+        if self.model.freeze == "backbone" and self.data.reader == "streamed":
+            raise ValueError(
+                "model.freeze=backbone keeps the features of every picture, but data.reader=streamed takes pictures as "
+                "they come; use data.reader=indexed"
+            )
+        if self.model.freeze == "backbone" and self.data.on_error == "skip":
+            raise ValueError(
+                "model.freeze=backbone keeps every picture's features, so data.on_error=skip cannot leave one out; "
+                "use data.on_error=stop, and take out what marc-shard --verify names"
+            )
+        self._fits_recipe()
+        if self.eval.features == "hidden" and not self.model.head_hidden:
+            raise ValueError("eval.features=hidden: model.head_hidden=0 has no hidden layer; use projection")
         if self.loss.name == "ntxent" and self.data.num_views < 2:
             raise ValueError("loss.name=ntxent has other views as positives, but data.num_views is 1; use at least 2")
         return self
+
+    def _fits_recipe(self) -> None:
+        """Settings of a fine-tuning that mean nothing without others."""
+        if self.train.patience is not None and self.train.keep_best is None:
+            raise ValueError(
+                "train.patience waits for a better score, but train.keep_best names none; give one, as mAP"
+            )
+        if self.train.keep_best is not None and not self.data.validation_share:
+            raise ValueError(
+                f"train.keep_best={self.train.keep_best} is a score of validation samples, but "
+                "data.validation_share=0 leaves none; give a share: 0.1"
+            )
+        if self.model.thaw_after is not None and self.model.thaw_after >= self.train.epochs:
+            raise ValueError(
+                f"model.thaw_after={self.model.thaw_after} comes after the end of train.epochs={self.train.epochs}; "
+                "give fewer epochs before it, or more in all"
+            )
+        if not self.model.head_only:
+            return
+        if self.train.ema is not None:
+            raise ValueError(
+                "train.ema averages an encoder's weights, but model.freeze=backbone trains the head alone; leave one "
+                "out, or give model.thaw_after"
+            )
+        if self.optim.layer_decay is not None:
+            raise ValueError(
+                "optim.layer_decay slows layers of the backbone, but model.freeze=backbone trains the head alone; "
+                "leave one out, or give model.thaw_after"
+            )

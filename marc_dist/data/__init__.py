@@ -1,1 +1,1 @@
-"""From a benchmark on disk to batches: recipes, packing, index, plan, reader, augmentation, loader."""
+"""Shards -> batches: index, plan, readers, cache, loader."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from marc_dist.augment.batched import apply_batch
+from marc_dist.augment.views import PixelScale, View, draw
 from marc_dist.config import Config, DataError
-from marc_dist.data.augment import View, draw
-from marc_dist.data.augment_batch import apply_batch
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 
@@ -28,7 +28,8 @@ class Batch:
     """A rank's part of one global step.
 
     Attributes:
-        images: (V * B, 3, S, S) float32, normalised; all of view 0, then all of view 1, ...
+        images: (V * B, 3, S, S) float32, normalised; all of view 0, then all of view 1, ...; of a frozen backbone
+            (V * B, F), its features.
         labels: (B, L) bool.
         ids: (B,) int64 sample ids.
         step: number of the global step in its epoch.
@@ -44,6 +45,24 @@ class Batch:
     global_size: int
     bad: tuple[tuple[int, str], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Loader(Protocol):
+    """What feeds a training: pictures from shards at hand, from streamed tars, or kept features.
+
+    Attributes:
+        notes: lines for people on where batches come from.
+        steps_per_epoch: global steps.
+    """
+
+    notes: list[str]
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The rank's batches of an epoch, from a step on."""
+
+    def close(self) -> None:
+        """End what helps; safe to call twice."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,12 @@ def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[
     """The numbers of all views of some samples, in the order of ``Batch.images``.
 
     A function of (seed, epoch, sample, view). A sample's second visit in an epoch draws as views V to 2 V - 1.
+
+    Args:
+        config: ``augment``, ``data.num_views`` (V) and ``train.seed``.
+        epoch: from 0.
+        ids: of B samples.
+        visits: of B, how often the epoch has used the sample before.
     """
     num, seed = config.data.num_views, config.train.seed
     return [
@@ -113,7 +138,15 @@ def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[
 def try_each(
     config: Config, ids: Ids, read: Callable[[int], Picture]
 ) -> tuple[list[Picture], list[int], tuple[tuple[int, str], ...]]:
-    """Read samples; the good ones' places among ``ids``, and what is wrong with the others.
+    """Read samples, and tell good ones from bad ones.
+
+    Args:
+        config: ``data.on_error`` says what a bad sample does.
+        ids: (B,) samples.
+        read: id -> picture; raises ``DataError`` for a bad one.
+
+    Returns:
+        Pictures of the good samples, their places among ``ids``, and (id, what is wrong) of the bad ones.
 
     Raises:
         DataError: a bad sample, and ``data.on_error=stop``.
@@ -201,12 +234,15 @@ def merge(parts: Sequence[Batch], num_views: int) -> Batch:
     )
 
 
-def augmented(batch: Pictures, image_size: int, pixels: Tensor | None = None, sizes: Tensor | None = None) -> Batch:
+def augmented(
+    batch: Pictures, image_size: int, scale: PixelScale, pixels: Tensor | None = None, sizes: Tensor | None = None
+) -> Batch:
     """Apply what was drawn, where the pixels are.
 
     Args:
         batch: its pixels, if it has any, are used.
         image_size: S.
+        scale: what the encoder expects.
         pixels: (N, H, W, 3) uint8 to use otherwise.
         sizes: (N, 2) of ``pixels``, on the CPU.
     """
@@ -219,7 +255,7 @@ def augmented(batch: Pictures, image_size: int, pixels: Tensor | None = None, si
         out = _shared(shape, torch.float32) if pixels.device.type == "cpu" else None
         num_views = len(batch.views) // max(len(batch.rows), 1)
         images = apply_batch(
-            pixels.permute(0, 3, 1, 2), sizes, batch.views, image_size, rows=batch.rows * num_views, out=out
+            pixels.permute(0, 3, 1, 2), sizes, batch.views, image_size, scale, rows=batch.rows * num_views, out=out
         )
     return Batch(
         images=images,

@@ -8,15 +8,14 @@ data can never be taken for these, and appears under its name by one rename when
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from marc_dist.config import DataError, user_path
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
+from marc_dist.files import locked
 
 FORMAT = 1
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
@@ -102,7 +102,13 @@ def cache_root(given: str | None) -> Path:
 
 
 def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
-    """Why the decoded pictures of a split do not fit, or None."""
+    """Why the decoded pictures of a split do not fit into the free memory or disk, or None.
+
+    Args:
+        dataset: knows the pictures' sizes.
+        ids: samples of the split, at least one; each takes as much room as the greatest height and width among them.
+        root: folder of caches; need not exist.
+    """
     need = len(ids) * int(dataset.height[ids].max()) * int(dataset.width[ids].max()) * 3
     rooms = {"memory": _free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
     for name, free in rooms.items():
@@ -146,11 +152,16 @@ def open_cache(
     Raises:
         DataError: a picture that cannot be read and ``skip`` is off; a folder that cannot be written.
     """
+
+    def wait() -> None:
+        tick()
+        time.sleep(POLL_S)
+
     ids = dataset.rows(split)
     folder = root / f"{dataset.fingerprint[:24]}-{split}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock"), tick):
+        with locked(folder.with_suffix(".lock"), wait):
             if not _is_whole(folder, dataset, ids, skip):
                 _build(dataset, ids, folder, reader, skip, tick)
     except OSError as error:
@@ -158,21 +169,6 @@ def open_cache(
             f"{folder}: cannot be written ({error.strerror}); set data.cache_dir or data.cache=none"
         ) from None
     return DecodedCache(folder, ids, dataset)
-
-
-@contextmanager
-def _alone(path: Path, tick: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that ends with its process, however that ends."""
-    pause = threading.Event()
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                tick()
-                pause.wait(POLL_S)
-        yield
 
 
 def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist.config import DataConfig, DataError, user_path
+from marc_dist.config import DataConfig, DataError, first_line, user_path
 from marc_dist.data.plan import held_out
 
 FORMAT = 1
@@ -216,8 +216,7 @@ def _columns(file: Path, data: bytes) -> tuple[dict[str, list[Any]], dict[str, N
             {name: table.column(name).to_numpy() for name in numbers},
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file}: not a shard index ({first}); pack again with marc-shard") from None
+        raise DataError(f"{file}: not a shard index ({first_line(error)}); pack again with marc-shard") from None
 
 
 def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:

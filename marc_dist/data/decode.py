@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -13,6 +14,7 @@ from marc_dist.data.png import first_rows
 
 MAX_PIXELS = 64_000_000
 MAX_SCANS = 100  # of a JPEG that large; a smaller one may have more: each one costs time for every pixel
+MAX_BYTES = 1 << 30  # of a file that ``read_any`` takes
 MAX_ANY_PIXELS = 178_000_000  # Pillow takes no more
 MEASURED_PIXELS = 4_000_000
 ORIENTATION = 274  # of EXIF
@@ -153,6 +155,22 @@ def decode_any(data: bytes, place: str, side: int) -> Query:
         raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
     except Exception as error:
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__})") from None
+
+
+def read_any(path: Path, side: int) -> Query:
+    """Anybody's picture file; see ``decode_any``.
+
+    Raises:
+        DataError: cannot be read, too large, or not a picture.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return decode_any(data, str(path), side)
 
 
 def _plain_rgb(image: Image.Image, deep: bool, told: list[str]) -> Image.Image:

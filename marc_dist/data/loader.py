@@ -7,14 +7,14 @@ worker it is, so 0, 1 or 8 of them give the same tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from marc_dist.config import Config
-from marc_dist.data.augment import eval_transform
+from marc_dist.augment.views import Augment, PixelScale, eval_transform
+from marc_dist.config import AugmentConfig, Config
 from marc_dist.data.batches import (
     Batch,
     Picture,
@@ -30,11 +30,11 @@ from marc_dist.data.batches import (
 from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decode_rgb
-from marc_dist.data.finish import Finisher
-from marc_dist.data.plan import Ids, epoch_order, global_batch_ids, num_steps, rank_part
-from marc_dist.data.pool import Pool, Tasks
+from marc_dist.data.device_augment import BatchAugmenter
+from marc_dist.data.epoch_order import EpochOrder
+from marc_dist.data.loader_pool import Pool, Tasks
+from marc_dist.data.plan import Ids, global_batch_ids, num_steps, rank_part
 from marc_dist.data.reader import IndexedReader
-from marc_dist.data.sampler import epoch_length, label_aware_order, repeat_factors, visit_numbers
 
 
 class _TrainTasks(Tasks):
@@ -45,26 +45,33 @@ class _TrainTasks(Tasks):
         config: the run's settings.
         rank: of this process.
         world: number of processes.
+        scale: what the encoder expects.
         tick: called now and then while pictures are decoded ahead.
 
     Attributes:
-        gives: what a task's result holds, see ``Finisher.wants``; set by the loader.
+        gives: what a task's result holds, see ``BatchAugmenter.wants``; set by the loader.
         note: where pictures come from.
     """
 
     gives: Literal["images", "pixels", "rows"] = "images"
 
     def __init__(
-        self, dataset: Dataset, config: Config, rank: int, world: int, tick: Callable[[], None] = lambda: None
+        self,
+        dataset: Dataset,
+        config: Config,
+        rank: int,
+        world: int,
+        scale: PixelScale,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
-        self.rows = dataset.train_rows(config.data)
+        self.scale = scale
+        self.order = EpochOrder(dataset, config)
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
         self.cache: DecodedCache | None = None
         self.note = "data.cache=none: every picture is decoded each time"
         if config.data.cache == "auto":
             self._open_cache(tick)
-        self._order: tuple[int, Ids, Ids] | None = None
 
     def _open_cache(self, tick: Callable[[], None]) -> None:
         data = self.config.data
@@ -77,40 +84,12 @@ class _TrainTasks(Tasks):
         self.cache = open_cache(self.dataset, data.train_split, root, reader=self.reader, skip=skip, tick=tick)
         self.note = f"decoded pictures in {self.cache.folder}"
 
-    def order(self, epoch: int) -> tuple[Ids, Ids]:
-        """The ids of an epoch in order, and which visit of its sample in that epoch each is, from 0."""
-        if self._order is None or self._order[0] != epoch:
-            ids = self._new_order(epoch)
-            self._order = epoch, ids, visit_numbers(ids)
-        return self._order[1:]
-
-    def _new_order(self, epoch: int) -> Ids:
-        seed, fingerprint = self.config.train.seed, self.dataset.fingerprint
-        if self.config.data.sampler == "uniform":
-            return epoch_order(self.rows, seed=seed, epoch=epoch, fingerprint=fingerprint)
-        return label_aware_order(
-            self.rows,
-            self.dataset.labels[self.rows],
-            seed=seed,
-            epoch=epoch,
-            fingerprint=fingerprint,
-            global_batch=self.config.train.global_batch,
-            threshold=self.config.data.repeat_threshold,
-            maximum=self.config.data.repeat_max,
-        )
-
-    def epoch_length(self) -> int:
-        """Entries of every epoch's order."""
-        data = self.config.data
-        if data.sampler == "uniform":
-            return len(self.rows)
-        labels = self.dataset.labels[self.rows]
-        return epoch_length(repeat_factors(labels, threshold=data.repeat_threshold, maximum=data.repeat_max))
-
     def build(self, *task: int) -> Batch | Pictures:
         """The rank's part of (epoch, step)."""
         epoch, step = task
-        every, visits = (global_batch_ids(part, step, self.config.train.global_batch) for part in self.order(epoch))
+        every, visits = (
+            global_batch_ids(part, step, self.config.train.global_batch) for part in self.order.entries(epoch)
+        )
         ids = rank_part(every, self.rank, self.world)
         visits = rank_part(visits, self.rank, self.world)
         watch = Stopwatch()
@@ -124,7 +103,7 @@ class _TrainTasks(Tasks):
             placed = Placed(pixels, sizes, self.cache.rows(ids))
         where = Where(epoch, step, len(every))
         batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch)
-        return augmented(batch, self.config.data.image_size) if self.gives == "images" else batch
+        return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
 
     def _read_with(self, ids: Ids, watch: Stopwatch) -> Callable[[int], Picture]:
         """How to get a picture of ``ids``."""
@@ -148,6 +127,7 @@ class TrainLoader:
         config: the run's settings.
         rank: of this process.
         world: number of processes.
+        scale: what the encoder expects.
         tick: called now and then while pictures are decoded ahead.
         device: where the encoder runs.
 
@@ -165,14 +145,15 @@ class TrainLoader:
         config: Config,
         rank: int,
         world: int,
+        scale: PixelScale,
         tick: Callable[[], None] = lambda: None,
         device: torch.device | None = None,
     ) -> None:
-        tasks = _TrainTasks(dataset, config, rank, world, tick)
-        self._finisher = Finisher(config, device or torch.device("cpu"), tasks.cache, tick)
+        tasks = _TrainTasks(dataset, config, rank, world, scale, tick)
+        self._finisher = BatchAugmenter(config, device or torch.device("cpu"), tasks.cache, tick, scale)
         tasks.gives = self._finisher.wants
         self.notes = [tasks.note, self._finisher.note]
-        self.steps_per_epoch = num_steps(tasks.epoch_length(), config.train.global_batch)
+        self.steps_per_epoch = num_steps(tasks.order.length(), config.train.global_batch)
         self._pool: Pool[Batch | Pictures] = Pool(tasks, config.data.num_workers)
         self._batches: Iterator[Batch] = iter(())
 
@@ -194,8 +175,18 @@ class TrainLoader:
 
 
 class _EvalTasks(Tasks):
-    def __init__(self, dataset: Dataset, ids: Ids, image_size: int, batch: int, verify_crc: bool) -> None:
-        self.ids, self.image_size, self.batch = ids, image_size, batch
+    def __init__(
+        self,
+        dataset: Dataset,
+        ids: Ids,
+        image_size: int,
+        scale: PixelScale,
+        batch: int,
+        verify_crc: bool,
+        view: FixedView | None,
+    ) -> None:
+        self.scale = scale
+        self.ids, self.image_size, self.batch, self.view = ids, image_size, batch, view
         self.reader = IndexedReader(dataset, verify_crc=verify_crc)
 
     def build(self, *task: int) -> tuple[Tensor, Tensor]:
@@ -204,29 +195,53 @@ class _EvalTasks(Tasks):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # without workers, too: pictures are so small that threads only wait for each other
         try:
-            images = [eval_transform(self.reader.image(sample), self.image_size) for sample in ids.tolist()]
+            images = [self._image(sample) for sample in ids.tolist()]
         finally:
             torch.set_num_threads(threads)
         return torch.stack(images), torch.from_numpy(ids.copy())
 
+    def _image(self, sample: int) -> Tensor:
+        picture = self.reader.image(sample)
+        if self.view is None:
+            return eval_transform(picture, self.image_size, self.scale)
+        augment = Augment(self.view.augment, self.image_size, 0, self.scale)
+        return augment(picture, 0, sample, self.view.number)
+
+
+class FixedView(NamedTuple):
+    """One augmented view of every picture, the same for all runs: that of seed 0 and epoch 0 with this number."""
+
+    augment: AugmentConfig
+    number: int
+
 
 def iter_eval(
-    dataset: Dataset, ids: Ids, image_size: int, batch: int, num_workers: int, verify_crc: bool = True
+    dataset: Dataset,
+    ids: Ids,
+    image_size: int,
+    scale: PixelScale,
+    batch: int,
+    num_workers: int,
+    verify_crc: bool = True,
+    view: FixedView | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures as they are, in the order of ``ids``.
+    """Pictures as they are, or one augmented view of each, in the order of ``ids``.
 
     Args:
         dataset: an opened shard folder.
         ids: (N,) sample ids.
         image_size: S, side of the square given to the encoder, pixels.
+        scale: what the encoder expects.
         batch: pictures a batch.
         num_workers: processes that decode; 0 = this one.
         verify_crc: check every image's CRC-32.
+        view: which augmented view; None = the pictures as they are.
 
     Yields:
         (B, 3, S, S) float32 normalised, and their (B,) ids.
     """
-    pool: Pool[tuple[Tensor, Tensor]] = Pool(_EvalTasks(dataset, ids, image_size, batch, verify_crc), num_workers)
+    tasks = _EvalTasks(dataset, ids, image_size, scale, batch, verify_crc, view)
+    pool: Pool[tuple[Tensor, Tensor]] = Pool(tasks, num_workers)
     try:
         yield from pool.run([(number,) for number in range(num_steps(len(ids), batch))])
     finally:

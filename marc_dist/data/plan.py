@@ -83,12 +83,24 @@ def num_steps(num_rows: int, global_batch: int) -> int:
 
 
 def global_batch_ids(order: Ids, step: int, global_batch: int) -> Ids:
-    """The ids of one global step of an epoch, ``step`` from 0."""
+    """The ids of one global step of an epoch.
+
+    Args:
+        order: all ids of the epoch, see ``epoch_order``.
+        step: from 0; beyond the last one there are no ids.
+        global_batch: samples of a full step, over all ranks.
+    """
     return order[step * global_batch : (step + 1) * global_batch]
 
 
 def rank_part(ids: Ids, rank: int, world: int) -> Ids:
-    """This rank's contiguous part of a global step; the first ranks hold one more when it does not divide."""
+    """A rank's contiguous part of a global step; the first ranks hold one more when it does not divide.
+
+    Args:
+        ids: of the whole step, in order.
+        rank: from 0.
+        world: number of ranks; may exceed the number of ids, and the last ranks then hold none.
+    """
     share, rest = divmod(len(ids), world)
     start = rank * share + min(rank, rest)
     return ids[start : start + share + (rank < rest)]

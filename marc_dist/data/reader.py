@@ -1,7 +1,7 @@
 """Random access to the images of a shard folder: one ``pread`` at a known offset, checked by its CRC-32.
 
-DESIGN section 5: indexed reading is the default because it gives exact epochs and any order, and was measured 5x
-faster than iterating over the tar.
+Indexed reading is the default because it gives exact epochs and any order, and is several times faster than iterating
+over the tar (``benchmarks/reader_speed.py``).
 
 Storage that fails for a moment (a network file system, a stale handle) gets a finite number of further tries, each with
 the file opened anew; what fails every time is damage, and is told as such.

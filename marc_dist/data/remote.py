@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 
 from marc_dist.config import Config, ConfigError, DataError, user_path
 from marc_dist.data.dataset import Dataset
-from marc_dist.data.pool import END_PRIORITY
+from marc_dist.data.loader_pool import END_PRIORITY
 
 COMMANDS = {
     "https": ("curl", "-fsSL", "--connect-timeout", "20"),
@@ -38,6 +38,11 @@ _at_exit: list[Finalize] = []
 
 def shard_urls(config: Config, dataset: Dataset, shards: Sequence[int]) -> dict[int, str]:
     """Where each of some shards is to be had: an absolute path, a URL or a ``pipe:`` command.
+
+    Args:
+        config: ``data.urls``; empty = the files beside the index.
+        dataset: names the shards.
+        shards: numbers of the shards that are wanted.
 
     Raises:
         ConfigError: a pattern that matches no file, an entry of no shard of the data set, a shard with none or several.
@@ -101,12 +106,13 @@ def _shard_of(url: str, dataset: Dataset, number: int) -> int:
     if len(named) != 1:
         got = "none" if not named else " and ".join(dataset.shards[i] for i in named)
         raise ConfigError(
-            f"data.urls: entry {number}, {told(url)}: expected the name of one shard of {dataset.name}, got {got}"
+            f"data.urls: entry {number}, {printable_url(url)}: expected the name of one shard of {dataset.name}, "
+            f"got {got}"
         )
     return named[0]
 
 
-def told(url: str) -> str:
+def printable_url(url: str) -> str:
     """A place without its secrets: no user, no query, no command."""
     if url.startswith("pipe:"):
         return "a pipe: command"

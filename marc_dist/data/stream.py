@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config, DataError
 from marc_dist.data.batches import (
     Batch,
@@ -35,12 +36,12 @@ from marc_dist.data.batches import (
 )
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decode_rgb
-from marc_dist.data.finish import Finisher
-from marc_dist.data.lanes import Lanes, alike, pair_rate
+from marc_dist.data.device_augment import BatchAugmenter
+from marc_dist.data.loader_pool import Pool, Tasks
 from marc_dist.data.plan import Ids, rank_part
-from marc_dist.data.pool import Pool, Tasks
 from marc_dist.data.reader import FIRST_WAIT_S
-from marc_dist.data.remote import TarStream, shard_urls, told
+from marc_dist.data.remote import TarStream, printable_url, shard_urls
+from marc_dist.data.stream_order import Lanes, alike, pair_rate
 
 MEASURED = 200_000  # samples of the epoch whose shuffle is measured
 
@@ -53,7 +54,7 @@ class Arrived(NamedTuple):
     fault: str | None = None
 
 
-class Shard(NamedTuple):
+class StreamedShard(NamedTuple):
     """A tar to stream.
 
     Attributes:
@@ -74,7 +75,7 @@ class Stream:
         shards: where each is to be had.
     """
 
-    def __init__(self, dataset: Dataset, config: Config, shards: Mapping[int, Shard]) -> None:
+    def __init__(self, dataset: Dataset, config: Config, shards: Mapping[int, StreamedShard]) -> None:
         self.dataset, self.shards, self.data = dataset, shards, config.data
         # all tries together end before the watchdog would end the run, which knows ranks and no URLs
         self.stall_s = config.train.timeout_s / (2 * (config.data.retries + 1))
@@ -88,7 +89,7 @@ class Stream:
         for shard in shards:
             yield from self._shard(shard, self.shards[shard])
 
-    def _shard(self, number: int, shard: Shard) -> Generator[Arrived, None, None]:
+    def _shard(self, number: int, shard: StreamedShard) -> Generator[Arrived, None, None]:
         places = {sample: place for place, sample in enumerate(shard.ids.tolist())}
         done, fault = 0, ""
         for attempt in range(self.data.retries + 1):
@@ -132,7 +133,7 @@ class Stream:
         finally:
             stream.close()
 
-    def _damage(self, shard: Shard, sample: int, data: bytes) -> str | None:
+    def _damage(self, shard: StreamedShard, sample: int, data: bytes) -> str | None:
         if not self.data.verify_crc:
             return None
         expected, got = int(self.dataset.crc32[sample]), zlib.crc32(data)
@@ -140,16 +141,16 @@ class Stream:
             return None
         return f"{self._name(shard, sample)}: expected CRC-32 {expected:08x}, got {got:08x}"
 
-    def _missing(self, shard: Shard, place: int, fault: str) -> Arrived:
+    def _missing(self, shard: StreamedShard, place: int, fault: str) -> Arrived:
         sample = int(shard.ids[place])
         text = f"{self._name(shard, sample)}: did not arrive: {fault}; check data.urls and the shard"
         if self.data.on_error == "stop":
             raise Missing(f"{text}, or leave such samples out with data.on_error=skip")
         return Arrived(sample, b"", text)
 
-    def _name(self, shard: Shard, sample: int) -> str:
+    def _name(self, shard: StreamedShard, sample: int) -> str:
         name = self.dataset.shards[self.dataset.shard[sample]]
-        place = told(shard.url)
+        place = printable_url(shard.url)
         return f"{place if place.endswith(name) else f'{place} for {name}'}: {self.dataset.keys[sample]}"
 
 
@@ -187,14 +188,17 @@ class StreamTasks(Tasks):
         lanes: the order.
         own: the rank's lanes, shared out among ``parts``.
         parts: number of parts, at least 1.
+        scale: what the encoder expects.
     """
 
     gives: Literal["images", "pixels", "rows"] = "images"
 
-    def __init__(self, dataset: Dataset, config: Config, lanes: Lanes, own: Ids, parts: int) -> None:
+    def __init__(self, dataset: Dataset, config: Config, lanes: Lanes, own: Ids, parts: int, scale: PixelScale) -> None:
+        self.scale = scale
         self.dataset, self.config, self.lanes, self.own, self.parts = dataset, config, lanes, own, parts
         urls = shard_urls(config, dataset, list(lanes.samples))
-        self.stream = Stream(dataset, config, {shard: Shard(urls[shard], ids) for shard, ids in lanes.samples.items()})
+        shards = {shard: StreamedShard(urls[shard], ids) for shard, ids in lanes.samples.items()}
+        self.stream = Stream(dataset, config, shards)
         self._open: dict[int, _Lane] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,7 +229,7 @@ class StreamTasks(Tasks):
         where = Where(epoch, step, self.lanes.step_size(epoch, step))
         ids = ids[good]
         batch = with_views(self.config, self.dataset, where, ids, np.zeros_like(ids), placed, bad, watch)
-        return augmented(batch, self.config.data.image_size) if self.gives == "images" else batch
+        return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
 
     def _take(self, lane: int, epoch: int, step: int) -> list[Arrived]:
         start, stop = (self.lanes.given(epoch, lane, at) for at in (step, step + 1))
@@ -251,6 +255,7 @@ class StreamLoader:
         config: the run's settings.
         rank: of this process.
         world: number of processes.
+        scale: what the encoder expects.
         device: where the encoder runs.
 
     Attributes:
@@ -262,7 +267,9 @@ class StreamLoader:
         DataError: the data set has no such split.
     """
 
-    def __init__(self, dataset: Dataset, config: Config, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, config: Config, rank: int, world: int, scale: PixelScale, device: torch.device
+    ) -> None:
         data = config.data
         rows = dataset.rows(data.train_split)
         rows = rows[np.lexsort((dataset.offset[rows], dataset.shard[rows]))]
@@ -277,8 +284,8 @@ class StreamLoader:
         )
         own = rank_part(np.arange(lanes.num), rank, world)
         self._parts = max(1, min(data.num_workers, len(own)))
-        self._tasks = StreamTasks(dataset, config, lanes, own, self._parts)
-        self._finisher = Finisher(config, device, None, lambda: None)
+        self._tasks = StreamTasks(dataset, config, lanes, own, self._parts, scale)
+        self._finisher = BatchAugmenter(config, device, None, lambda: None, scale)
         self._tasks.gives = self._finisher.wants
         self._num_views = data.num_views
         self.steps_per_epoch = lanes.steps

@@ -28,7 +28,7 @@ def why_not(device: torch.device, *, interpreted: bool) -> str | None:
     Args:
         device: of the vectors.
         interpreted: whether Triton's interpreter will do, which runs on a CPU, slowly, where TRITON_INTERPRET=1: for
-        tests.
+            tests.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"

@@ -11,8 +11,22 @@ import triton
 import triton.language as tl
 
 OVERLAPS = {"jaccard": 0, "anchor_recall": 1, "dice": 2, "cosine": 3, "count_over_labels": 4}
-FORMS = {"sharpen": 0, "soften": 1, "multiplicative": 2}
+FORMS = {"sharpen": 0, "soften": 1, "multiplicative": 2, "soften_sharpen": 3}
 POSITIVES = {"every": 0, "any": 1, "all": 2}
+
+
+@triton.jit
+def _one_over(o, rho, tau, alpha, beta, t_min, FORM: tl.constexpr):
+    """1 / T from overlap and rarity, one of ``FORMS``."""
+    if FORM == 0:
+        inverse = tl.minimum((1 + beta * rho + alpha * o) / tau, 1 / t_min)
+    elif FORM == 1:
+        inverse = 1 / tl.maximum(tau * (1 + beta * rho + alpha * o), t_min)
+    elif FORM == 2:
+        inverse = 1 / tl.maximum(tau * (1 - beta * rho) * (1 - alpha * o), t_min)
+    else:
+        inverse = 1 / tl.maximum(tau * (1 + alpha * o) / (1 + beta * rho), t_min)
+    return inverse
 
 
 @triton.jit
@@ -47,12 +61,7 @@ def _inverse(
         o = shared / tl.sqrt(tl.maximum(row_size * column_size, 1.0))
     else:
         o = shared / labels
-    if FORM == 0:
-        inverse = tl.minimum((1 + beta * rho + alpha * o) / tau, 1 / t_min)
-    elif FORM == 1:
-        inverse = 1 / tl.maximum(tau * (1 + beta * rho + alpha * o), t_min)
-    else:
-        inverse = 1 / tl.maximum(tau * (1 - beta * rho) * (1 - alpha * o), t_min)
+    inverse = _one_over(o, rho, tau, alpha, beta, t_min, FORM)
     if DYNAMIC == 1:
         inverse = tl.where(shared > 0, inverse, 1 / tl.maximum(tau, t_min))
     elif DYNAMIC == 2:
@@ -92,7 +101,34 @@ def reduce_tile(
     LABELS: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAP: tl.constexpr,
     FORM: tl.constexpr, DYNAMIC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile to the running maximum ``top`` and sum ``total`` of exp(logit - top); a program owns BLOCK_R rows."""
+    """Add a tile to the running maximum ``top`` and sum ``total`` of exp(logit - top); a program owns BLOCK_R rows.
+
+    Args:
+        x_ptr: (num_rows, num_columns) similarities.
+        top_ptr: (num_rows,) the running maximum, finite; updated.
+        total_ptr: (num_rows,) the running sum; updated.
+        num_rows: of the tile.
+        num_columns: of the tile.
+        own_ptr: (num_rows,) position of each row's own anchor among all candidates.
+        row_kinds_ptr: (num_rows,) int32 number of each row's label set.
+        column_kinds_ptr: (num_columns,) int32 number of each column's label set.
+        bias_ptr: (num_columns,) added to the logits; read with BIAS only.
+        first_column: position of column 0 among all candidates.
+        table_ptr: (sets, WIDTH) float16 multi-hot label sets, padded with zeros; this and the next three are read with
+            LABELS only.
+        sizes_ptr: (sets,) labels of each set.
+        rho_ptr: (sets,) rarity of each set.
+        constants_ptr: (5,) tau, alpha, beta, t_min and L.
+        LABELS: T follows from the two label sets; else the similarities are logits already.
+        BIAS: there is a bias.
+        WIDTH: L, rounded up to a multiple of BLOCK_L.
+        BLOCK_L: labels that are multiplied at a time.
+        OVERLAP: one of ``OVERLAPS``.
+        FORM: one of ``FORMS``.
+        DYNAMIC: one of ``POSITIVES``: the pairs that have a temperature of their own.
+        BLOCK_R: rows of a program.
+        BLOCK_C: columns that a program works on at a time.
+    """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     in_rows = row < num_rows
     top = tl.load(top_ptr + row, mask=in_rows, other=0.0)
@@ -122,7 +158,33 @@ def slope_tile(
     LABELS: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAP: tl.constexpr,
     FORM: tl.constexpr, DYNAMIC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Similarities <- weight * exp(logit - lse) / T, in place."""
+    """Similarities <- weight * exp(logit - lse) / T, in place; a program owns BLOCK_R x BLOCK_C of them.
+
+    Args:
+        x_ptr: (num_rows, num_columns) similarities; overwritten.
+        lse_ptr: (num_rows,) log-sum-exp over all candidates.
+        weight_ptr: (num_rows,) weight of each row.
+        num_rows: of the tile.
+        num_columns: of the tile.
+        own_ptr: as in ``reduce_tile``.
+        row_kinds_ptr: as in ``reduce_tile``.
+        column_kinds_ptr: as in ``reduce_tile``.
+        bias_ptr: as in ``reduce_tile``.
+        first_column: as in ``reduce_tile``.
+        table_ptr: as in ``reduce_tile``.
+        sizes_ptr: as in ``reduce_tile``.
+        rho_ptr: as in ``reduce_tile``.
+        constants_ptr: as in ``reduce_tile``.
+        LABELS: as in ``reduce_tile``.
+        BIAS: as in ``reduce_tile``.
+        WIDTH: as in ``reduce_tile``.
+        BLOCK_L: as in ``reduce_tile``.
+        OVERLAP: as in ``reduce_tile``.
+        FORM: as in ``reduce_tile``.
+        DYNAMIC: as in ``reduce_tile``.
+        BLOCK_R: rows of a program.
+        BLOCK_C: columns of a program.
+    """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_rows = row < num_rows

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marc_dist.config.loss import LossConfig
 from marc_dist.objective.sets import find_sets
-from marc_dist.objective.settings import ObjectiveSettings
 from marc_dist.objective.statistics import LabelStatistics
 from marc_dist.objective.targets import Msc, Targets, choose
 
@@ -60,7 +60,14 @@ class Pull:
 
 
 class Pairs:
-    """The contributions of all pairs; nothing here is anchors x candidates.
+    """The contributions of all pairs; nothing here but ``dense`` is anchors x candidates.
+
+    Args:
+        columns: (C,) kind of each candidate, 0 to num_kinds - 1.
+        num_anchors: A.
+        first: position of anchor 0 among the candidates; the others follow it.
+        num_kinds: K.
+        dtype: of the similarities.
 
     Attributes:
         rows: (A,) place of each anchor's kind in ``mine``.
@@ -124,7 +131,7 @@ class LabelPairs(Pairs):
         labels: Tensor,
         num_anchors: int,
         first: int,
-        settings: ObjectiveSettings,
+        settings: LossConfig,
         statistics: LabelStatistics | None,
         dtype: torch.dtype,
     ) -> None:
@@ -263,6 +270,13 @@ class IdPairs(Pairs):
 
     -1/|P(i)| sum over P(i) of log sigma_ip at T = tau, mean over anchors with another view. Source: the unlabelled
     form of ``HobbitLong/SupContrast``; departures as ``targets.SupConAny``.
+
+    Args:
+        ids: (C,) sample id of each candidate; views of a sample have the same.
+        num_anchors: A.
+        first: position of anchor 0 among the candidates; the others follow it.
+        tau: the temperature, above 0.
+        dtype: of the similarities.
     """
 
     def __init__(self, ids: Tensor, num_anchors: int, first: int, tau: float, dtype: torch.dtype) -> None:

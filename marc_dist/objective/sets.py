@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marc_dist.objective.statistics import LabelStatistics, label_statistics
+from marc_dist.objective.statistics import LabelStatistics, count_labels
 
 CHUNK_ENTRIES = 1 << 20  # entries of a block of set pairs: 8 MiB of float64
 
@@ -59,7 +59,13 @@ class LabelSets:
         return self.labels[rows] @ self.labels[columns].T
 
     def union(self, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) number of labels in either set, at least 1."""
+        """(R, K) number of labels in either set, at least 1.
+
+        Args:
+            rows: (R,) numbers of sets.
+            columns: (K,) numbers of sets.
+            shared: (R, K) their number of labels in common, see ``shared``.
+        """
         return (self.sizes[rows][:, None] + self.sizes[columns] - shared).clamp(min=1)
 
 
@@ -73,6 +79,6 @@ def find_sets(labels: Tensor, statistics: LabelStatistics | None) -> tuple[Label
     distinct, numbers, multiplicity = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
     rows = distinct.to(torch.float64)
     copies = multiplicity.to(rows)
-    own = label_statistics(rows, copies)
+    own = count_labels(rows, copies)
     given = own if statistics is None else LabelStatistics(*(part.to(rows) for part in statistics))
     return LabelSets(rows, rows.sum(dim=1), copies, given, own), numbers

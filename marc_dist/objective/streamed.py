@@ -35,13 +35,29 @@ class Tile(NamedTuple):
 
 
 class Kernel(Protocol):
-    """What happens to a tile of similarities between two matrix products. ``similarities`` may be overwritten."""
+    """What happens to a tile of similarities between two matrix products."""
 
     def reduce(self, similarities: Tensor, tile: Tile, top: Tensor, total: Tensor) -> None:
-        """Add a tile to the running maximum ``top`` and the running sum ``total`` of exp(logit - top), in place."""
+        """Add a tile to the running maximum and the running sum of exp(logit - maximum).
+
+        Args:
+            similarities: (rows, columns) of the tile, times 1 / T where that is one number a row; may be overwritten.
+            tile: which rows and columns.
+            top: (rows,) the maximum of the logits so far, finite; updated in place.
+            total: (rows,) the sum of exp(logit - top) so far; updated in place.
+        """
 
     def slope(self, similarities: Tensor, tile: Tile, lse: Tensor, weight: Tensor) -> Tensor:
-        """(rows, columns) weight * d lse / d similarity = W sigma / T."""
+        """(rows, columns) weight * d lse / d similarity = W sigma / T.
+
+        Where T is one number a row, ``similarities`` hold it already, and the result is W sigma.
+
+        Args:
+            similarities: as in ``reduce``; may be overwritten.
+            tile: which rows and columns.
+            lse: (rows,) log-sum-exp over all candidates.
+            weight: (rows,) W, above 0.
+        """
 
 
 class TorchKernel:

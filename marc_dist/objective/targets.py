@@ -5,8 +5,10 @@ Every loss here has one shape. With s_ip = z_i.z_p, sigma_ip the softmax over a 
     sum = - sum_i sum_p q_ip log sigma_ip          loss = sum / count
 
 S = S_ip shared labels, J = |S| / |Y_i u Y_p|, P_l(i) the other candidates that carry l. An anchor (or anchor and
-label) without a positive is left out of sum and count in every loss; the published codes count it with loss 0 unless
-said otherwise. Published codes: commits in reference/training-peers.md; formulas read in reference/paper.md section 3.
+label) without a positive is left out of sum and count in every loss: a term that no embedding can change would only
+scale the gradient by how many partners a batch happens to lack. The published codes count it with loss 0 unless said
+otherwise. A source names the code that the formula was read in: SupContrast at 66a8fe5, MulSupCon at 42b2302,
+MultiSupContrast at b7e7845.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from marc_dist.config.loss import LossConfig
 from marc_dist.objective.sets import LabelSets
-from marc_dist.objective.settings import ObjectiveSettings
 from marc_dist.objective.temperatures import overlap, rarity, temperature
 from marc_dist.objective.weights import PairWeights
 
@@ -30,13 +32,18 @@ class Targets:
     Blocks are made between ``rows`` and ``columns``, numbers of label sets, in the type of the ``sets`` that they are
     given.
 
+    Args:
+        sets: of the candidates, float64.
+        mine: (M,) numbers of the sets that anchors of this rank carry.
+        settings: which loss, and its constants.
+
     Attributes:
         sets: of the candidates, float64.
         constant: 1 / T where it is the same for all pairs, else None.
         terms: (U,) how many terms of the loss an anchor of each set has; filled for the sets ``mine``.
     """
 
-    def __init__(self, sets: LabelSets, mine: Tensor, settings: ObjectiveSettings) -> None:
+    def __init__(self, sets: LabelSets, mine: Tensor, settings: LossConfig) -> None:
         self.sets, self.mine, self.settings = sets, mine, settings
         self.constant: float | None = 1 / settings.tau
         self.terms = torch.zeros_like(sets.sizes)
@@ -47,23 +54,58 @@ class Targets:
         raise NotImplementedError
 
     def q(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) targets; a candidate's pair with itself is not yet taken out."""
+        """(R, K) targets; a candidate's pair with itself is not yet taken out.
+
+        Args:
+            sets: the candidates' label sets, in the type that the result gets.
+            rows: (R,) numbers of the anchors' sets.
+            columns: (K,) numbers of the candidates' sets.
+            shared: (R, K) number of labels in common.
+        """
         raise NotImplementedError
 
     def positive(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) whether two sets are positives of each other: they share a label, unless a loss says otherwise."""
+        """(R, K) whether two sets are positives of each other: they share a label, unless a loss says otherwise.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return shared > 0
 
     def temperature(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) T_ip of positives; of all pairs when the scope is ``all_pairs``."""
+        """(R, K) T_ip of positives; of all pairs when the scope is ``all_pairs``.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return torch.full_like(shared, self.settings.tau)
 
     def inverse(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) 1 / T_ip as the softmax of all candidates sees it."""
+        """(R, K) 1 / T_ip as the softmax of all candidates sees it.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return 1 / self.temperature(sets, rows, columns, shared)
 
     def weight(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) w_ip of positives."""
+        """(R, K) w_ip of positives.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return torch.ones_like(shared)
 
     def others(self, rows: Tensor) -> Tensor:
@@ -90,11 +132,25 @@ class PerAnchor(Targets):
     """One term an anchor: q_ip = pull_ip / (sum of norm_ip over the anchor's other candidates)."""
 
     def pull(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) the weight of a pair before division; zero for pairs that are no positives."""
+        """(R, K) the weight of a pair before division; zero for pairs that are no positives.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return self.positive(sets, rows, columns, shared).to(shared)
 
     def norm(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) what a pair adds to the divisor: 1 for a positive, unless a loss says otherwise."""
+        """(R, K) what a pair adds to the divisor: 1 for a positive, unless a loss says otherwise.
+
+        Args:
+            sets: as in ``q``.
+            rows: (R,) anchors' sets.
+            columns: (K,) candidates' sets.
+            shared: (R, K) labels in common.
+        """
         return self.positive(sets, rows, columns, shared).to(shared)
 
     def prepare(self) -> None:
@@ -124,12 +180,7 @@ class SupConAll(PerAnchor):
 
 
 class SupConSingle(SupConAny):
-    """SupCon as published (``HobbitLong/SupContrast``): one label a sample, and rows with more are refused."""
-
-    def prepare(self) -> None:
-        if bool((self.sets.sizes > 1).any()):
-            raise ValueError("supcon_single: expected at most one label a sample, got a sample with several")
-        super().prepare()
+    """SupCon as published (``HobbitLong/SupContrast``): one label a sample; see ``checks.check_single``."""
 
 
 class JaccardSupCon(PerAnchor):
@@ -177,13 +228,13 @@ class MulSupCon(Targets):
     """MulSupCon: one term an (anchor, label), L_il = - 1/|P_l(i)| sum over P_l(i) of log sigma_ip.
 
     pair_mean       mean over all (i, l)                                  the published default
-    anchor_mean     mean over anchors of the mean over their labels       the published 1/|Y| weighting
-    (``with_weight``)
-    class_balanced  (i, l) weighted by 1 / n_l                            reference 2.1, alternative C
+    anchor_mean     mean over anchors of the mean over their labels       the published weighting by 1/|Y|
+                                                                          (``with_weight``)
+    class_balanced  (i, l) weighted by 1 / n_l                            our own: every label counts equally
 
     Folded: q_ip = sum_{l in S} 1/|P_l(i)|. Source: ``williamzhangsjtu/MulSupCon`` (momentum queue), in the in-batch
-    form of ``audibert-alexandre-fra/Multi-label-contrastive-comprehensive``. Departures: means are taken over the (i,
-    l) that have a partner.
+    form of ``audibert-alexandre-fra/Multi-label-contrastive-comprehensive``. Departures: means are taken over those
+    (i, l) that have a partner.
     """
 
     divided_by_weights = False
@@ -262,7 +313,9 @@ class _Reweighted(Targets):
 
 
 class Macl(_Reweighted, MulSupCon):
-    """MACL: MulSupCon with pair weights and dynamic temperatures (a reconstruction: DESIGN section 6, reference 2).
+    """MACL: MulSupCon with pair weights and dynamic temperatures.
+
+    A reconstruction: arXiv 2512.16294 came without code, and its text leaves the formulas open.
 
     L_il = - 1/|P_l(i)| sum over P_l(i) of w_ip log sigma_ip, or with ``weight_norm=sum_to_one`` divided by sum of w_ip
     over P_l(i). pair_mean is MACL, anchor_mean is Weighted MACL. alpha = beta = strength = 0 is MulSupCon exactly.
@@ -320,7 +373,7 @@ class Msc(Targets):
         return self.share[rows]
 
 
-def choose(settings: ObjectiveSettings) -> type[Targets]:
+def choose(settings: LossConfig) -> type[Targets]:
     """The rule of a loss."""
     if settings.name == "macl":
         return {"per_label": Macl, "any": MaclAny, "all": MaclAll}[settings.positives]

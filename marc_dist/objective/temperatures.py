@@ -12,13 +12,15 @@
     T_ip    sharpen            tau / (1 + alpha o + beta rho)
             soften             tau (1 + alpha o + beta rho)
             multiplicative     tau (1 - alpha o) (1 - beta rho)        alpha, beta <= 1
+            soften_sharpen     tau (1 + alpha o) / (1 + beta rho)      our own: see "Why sharpening by overlap fails"
             never below t_min
 
     scope   all_pairs          T_ip divides every similarity of anchor i
             positives_only     T_ip divides those of its positives, max(tau, t_min) all others
             per_positive_row   each positive p has a softmax of its own, all of it at T_ip
 
-Readings of reference 2.3; the first of each is the default.
+The paper names overlap and rarity but gives no formula; these are the readings that its wording allows. The defaults
+are those of ``LossConfig``.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from marc_dist.config.loss import LossConfig
 from marc_dist.objective.sets import LabelSets
-from marc_dist.objective.settings import ObjectiveSettings
 
 
-def rarity(sets: LabelSets, settings: ObjectiveSettings) -> Tensor:
+def rarity(sets: LabelSets, settings: LossConfig) -> Tensor:
     """(U,) rho of each label set."""
     counts = sets.statistics.counts
     if settings.rarity_scale == "one_minus_relative":
@@ -48,7 +50,15 @@ def rarity(sets: LabelSets, settings: ObjectiveSettings) -> Tensor:
 
 
 def overlap(sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor, kind: str) -> Tensor:
-    """(R, K) o_ip."""
+    """(R, K) o_ip, 0 to 1.
+
+    Args:
+        sets: sizes of the label sets.
+        rows: (R,) numbers of the anchors' sets.
+        columns: (K,) numbers of the candidates' sets.
+        shared: (R, K) number of labels in common.
+        kind: which reading, see the top of this module.
+    """
     a, b = sets.sizes[rows][:, None], sets.sizes[columns]
     if kind == "jaccard":
         return shared / sets.union(rows, columns, shared)
@@ -61,7 +71,7 @@ def overlap(sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor, kind
     return shared / max(sets.labels.shape[1], 1)
 
 
-def temperature(o: Tensor, rho: Tensor, settings: ObjectiveSettings) -> Tensor:
+def temperature(o: Tensor, rho: Tensor, settings: LossConfig) -> Tensor:
     """T_ip.
 
     Args:
@@ -72,6 +82,8 @@ def temperature(o: Tensor, rho: Tensor, settings: ObjectiveSettings) -> Tensor:
     s = settings
     if s.temperature_form == "multiplicative":
         t = (1 - s.alpha * o) * ((1 - s.beta * rho) * s.tau)[:, None]
+    elif s.temperature_form == "soften_sharpen":
+        t = (1 + s.alpha * o) * (s.tau / (1 + s.beta * rho))[:, None]
     else:
         change = (1 + s.beta * rho)[:, None] + s.alpha * o
         t = s.tau / change if s.temperature_form == "sharpen" else s.tau * change

@@ -1,5 +1,6 @@
-"""Triplet loss over the global batch: a few positives and negatives of each anchor, chosen by relevance, hardness or
-diversity.
+"""Triplet loss over the global batch: a few positives and negatives of each anchor.
+
+They are chosen by relevance, hardness or diversity.
 
     P(i) = {p: J_ip >= threshold},   N(i) = all other candidates,   d = Euclidean distance of unit vectors
     L_i  = mean over chosen (p, n) of max(0, d_ip - d_in + margin)       loss = mean over anchors that have both
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from marc_dist.objective.settings import LossParts, ObjectiveSettings
+from marc_dist.config.loss import LossConfig
+from marc_dist.objective.parts import LossParts
 
 SHORTLIST = 4
 ENTRIES = 1 << 22  # of the vectors that are gathered at once: 16 MiB of float32
@@ -54,7 +56,7 @@ class _Best:
 
 
 def triplet_parts(
-    anchors: Tensor, candidates: Tensor, labels: Tensor, *, first: int, settings: ObjectiveSettings, tile: int
+    anchors: Tensor, candidates: Tensor, labels: Tensor, *, first: int, settings: LossConfig, tile: int
 ) -> LossParts:
     """This rank's share of the triplet loss; ``LossParts.count`` is the number of anchors with both kinds.
 
@@ -99,7 +101,7 @@ Chosen = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _choose(
-    anchors: Tensor, candidates: Tensor, hot: Tensor, first: int, settings: ObjectiveSettings, tile: int
+    anchors: Tensor, candidates: Tensor, hot: Tensor, first: int, settings: LossConfig, tile: int
 ) -> tuple[Chosen, Tensor]:
     """For positives and negatives: (A, k) candidates and whether each exists; and (A,) number of positives."""
     diverse = settings.selection == "diverse"

@@ -2,15 +2,15 @@
 
     raw_ip = mean over label pairs (k, l) of c_kl^-gamma      c_ll = n_l; max(c, 1), so a pair of labels that the given
                                                               counts do not know counts like one seen once
-        shared    k and l in S_ip                             (the reconstruction's reading, reference 2.2)
+        shared    k and l in S_ip                             our reading of the paper, which leaves the pairs open
         cross     k in Y_i, l in Y_p
         offdiag   k != l in S_ip; the diagonal where S_ip holds one label
         single    l in S_ip alone: n_l^-gamma
-    relative_ip = raw_ip / mean of raw over the ordered positive pairs of the global batch       norm batch_mean,
-    sum_to_one
-                = raw_ip                                                                          norm none
-    w_ip = 1 + strength (clip(relative_ip, clip_min, clip_max) - 1)                 raw = w = 0 outside the positive
-    pairs
+    relative_ip = raw_ip / mean of raw over the ordered positive pairs of the global batch    batch_mean, sum_to_one
+                = raw_ip                                                                      none
+    w_ip = 1 + strength (clip(relative_ip, clip_min, clip_max) - 1)
+
+Outside the positive pairs raw = w = 0.
 
 ``sum_to_one`` then divides the terms of (i, l) by the sum of w_ip over P_l(i) instead of by |P_l(i)|; see
 ``targets.py``.
@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from marc_dist.config.loss import LossConfig
 from marc_dist.objective.sets import LabelSets
-from marc_dist.objective.settings import ObjectiveSettings
 
 ENTRIES = 1 << 20  # sets x label pairs of one matrix product: 8 MiB of float64
 
@@ -53,10 +53,9 @@ class PairWeights:
     Args:
         sets: of the candidates.
         settings: strength, gamma, weight_pairs, weight_norm and the clip.
-        positive: (rows, columns, shared) -> whether two sets are positives of each other.
     """
 
-    def __init__(self, sets: LabelSets, settings: ObjectiveSettings) -> None:
+    def __init__(self, sets: LabelSets, settings: LossConfig) -> None:
         self.settings = settings
         self.inverse = sets.statistics.cooccurrence.clamp(min=1).pow(-settings.gamma)
         # an anchor's own label may outweigh its pairs by far, so these are summed alone and not by difference
@@ -73,7 +72,14 @@ class PairWeights:
         return self.settings.strength > 0 and self.settings.weight_norm != "none"
 
     def raw(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) raw_ip; meaningful where ``shared`` is not zero."""
+        """(R, K) raw_ip; meaningful where ``shared`` is not zero.
+
+        Args:
+            sets: those of the constructor, in the type that the result gets.
+            rows: (R,) numbers of the anchors' sets.
+            columns: (K,) numbers of the candidates' sets.
+            shared: (R, K) number of labels in common.
+        """
         inverse = self.inverse.to(sets.labels)
         a, b = sets.labels[rows], sets.labels[columns]
         kind = self.settings.weight_pairs
@@ -89,7 +95,14 @@ class PairWeights:
         return torch.where(shared > 1, both / (some * (some - 1)).clamp(min=1), diagonal / some)
 
     def weight(self, sets: LabelSets, rows: Tensor, columns: Tensor, shared: Tensor) -> Tensor:
-        """(R, K) w_ip; meaningful where ``shared`` is not zero."""
+        """(R, K) w_ip; meaningful where ``shared`` is not zero. Arguments as in ``raw``.
+
+        Args:
+            sets: those of the constructor, in the type that the result gets.
+            rows: (R,) numbers of the anchors' sets.
+            columns: (K,) numbers of the candidates' sets.
+            shared: (R, K) number of labels in common.
+        """
         s = self.settings
         if s.strength == 0:
             return torch.ones_like(shared)

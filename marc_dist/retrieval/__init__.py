@@ -1,1 +1,1 @@
-"""Retrieval: exact search over an embedded archive, metrics, protocols, evaluation, report."""
+"""Vectors kept, indexes, exact search, protocols, evaluation."""

@@ -11,24 +11,21 @@ import torch
 from PIL import Image
 
 from marc_dist import comm
+from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, ConfigError, DataError
 from marc_dist.config.suggest import suggestion
-from marc_dist.data.augment import eval_transform
 from marc_dist.data.dataset import open_dataset
-from marc_dist.data.decode import Query, decode_any
+from marc_dist.data.decode import Query, read_any
 from marc_dist.data.plan import rank_part
+from marc_dist.encoder.device import resolve_device
+from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
 from marc_dist.retrieval.index import build, check_spec
-from marc_dist.retrieval.kept import kept_part
+from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
 from marc_dist.retrieval.search import Part, learn, top_k
-from marc_dist.retrieval.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.store import SAME, Store, check_index_dir, read_store
-from marc_dist.training.device import resolve_device
-from marc_dist.training.export import load_encoder
-
-MAX_BYTES = 1 << 30
-"""Of a query's file."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,17 @@ class Archive:
         self.spec = parse_spec(config.eval.index)
         device = resolve_device(config.train.device)
         self._device = device if device.type == "cuda" else None
-        self.embedder = Embedder(encoder, config, image_size=info["image_size"], device=device, what="archive", say=say)
+        keep = False if config.model.head_only else None
+        self.embedder = Embedder(
+            encoder,
+            config,
+            image_size=info["image_size"],
+            scale=pixel_scale(info),
+            device=device,
+            what="archive",
+            say=say,
+            keep=keep,
+        )
         check_spec(self.spec, self.embedder.width)
         if index_dir is not None:
             check_index_dir(index_dir)
@@ -107,7 +114,13 @@ class Archive:
         if not (folder / "store.json").exists():
             return
         now = self.embedder.made(self.dataset)
-        what = {"encoder": "encoder", "dataset": "archive", "features": "eval.features", "image_size": "image size"}
+        what = {
+            "encoder": "encoder",
+            "dataset": "archive",
+            "features": "eval.features",
+            "image_size": "image size",
+            "pixels": "pixels",
+        }
         for part in read_store(folder)["parts"].values():
             for key in SAME:
                 if part["made"].get(key) != now[key]:
@@ -184,7 +197,9 @@ class Archive:
             DataError: a file that is not a picture; see ``carriers``.
         """
         ids = self.carriers(labels)
-        pictures = [self._picture(path) for path in paths]  # before the archive, which may take long
+        pictures = [
+            read_any(path, self.embedder.image_size) for path in paths
+        ]  # before the archive, which may take long
         vectors = self._encoded([picture.image for picture in pictures])
         check_finite(vectors, [str(path) for path in paths], "query encoder")
         units = comm.broadcast_object(exact_unit(vectors))  # ranks of other machines may round otherwise
@@ -196,20 +211,13 @@ class Archive:
         ]
         return [Answers(*row) for row in zip(paths, pictures, hits, strict=True)]
 
-    def _picture(self, path: Path) -> Query:
-        try:
-            size = path.stat().st_size
-            if size > MAX_BYTES:
-                raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-        return decode_any(data, str(path), self.embedder.image_size)
-
     def _encoded(self, images: Sequence[Image.Image]) -> Float32:
-        size, batch = self.embedder.image_size, self.embedder.config.eval.batch
+        size, scale = self.embedder.image_size, self.embedder.scale
+        batch = self.embedder.config.eval.batch
         parts = [
-            self.embedder.vectors(torch.stack([eval_transform(image, size) for image in images[at : at + batch]]))
+            self.embedder.vectors(
+                torch.stack([eval_transform(image, size, scale) for image in images[at : at + batch]])
+            )
             for at in range(0, len(images), batch)
         ]
         return np.concatenate(parts)

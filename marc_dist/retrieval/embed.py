@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,32 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from marc_dist import comm
-from marc_dist.config import Config
-from marc_dist.data.augment import EVAL_TRANSFORM
+from marc_dist.augment.views import EVAL_TRANSFORM, PixelScale
+from marc_dist.config import Config, LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.loader import iter_eval
-from marc_dist.data.plan import rank_part
-from marc_dist.retrieval.exact import Float32, exact_unit, refuse_not_finite
+from marc_dist.encoder.model import Encoder
+from marc_dist.retrieval.exact import Float32, exact_unit, refuse_bad_features
+from marc_dist.retrieval.features import BackboneFeatures, rank_ids
 from marc_dist.retrieval.store import Made, Store, encoder_fingerprint, missing_splits, write_split
-from marc_dist.training.model import Encoder
 
 Int = NDArray[np.int64]
-
-
-def rank_ids(ids: Int, batch: int) -> Int:
-    """This rank's contiguous part of ``ids``, in whole batches of the one-process run.
-
-    Every forward pass then has the same rows whatever the number of ranks, and so the same features.
-    """
-    starts = rank_part(np.arange(0, len(ids), batch, dtype=np.int64), comm.rank(), comm.world())
-    return ids[starts[0] : starts[-1] + batch] if len(starts) else ids[:0]
-
-
-def feature_width(encoder: Encoder, features: str) -> int:
-    """Numbers of the vector that ``eval.features`` means."""
-    if features == "projection":
-        return int([layer.out_features for layer in encoder.head.modules() if isinstance(layer, torch.nn.Linear)][-1])
-    return encoder.num_features
 
 
 class Embedder:
@@ -47,9 +31,13 @@ class Embedder:
         encoder: float32 or float64, no autocast.
         config: ``eval.features``, ``eval.batch``, ``data.num_workers``, ``data.verify_crc``.
         image_size: side of the square that the encoder takes, pixels.
+        scale: what the encoder expects of them.
         device: where it runs.
         what: the encoder's name in messages.
         say: takes one line for people.
+        features: which vector; None = ``eval.features``.
+        keep: the backbone's features are kept for other runs, and found there (``features.py``): of a frozen backbone.
+            False only uses those that lie there; None does without.
     """
 
     def __init__(
@@ -58,23 +46,29 @@ class Embedder:
         config: Config,
         *,
         image_size: int,
+        scale: PixelScale,
         device: torch.device,
         what: str,
         say: Callable[[str], None],
+        features: str | None = None,
+        keep: bool | None = None,
     ) -> None:
         self.config, self.image_size, self.device, self.what, self.say = config, image_size, device, what, say
+        self.scale = scale
+        self.features, self.keep = features or config.eval.features, keep
         self.fingerprint = encoder_fingerprint(encoder)
         self.encoder = encoder.eval().to(device)
         self.dtype = next(encoder.parameters()).dtype
-        self.width = feature_width(encoder, config.eval.features)
+        self.width = encoder.searched_width(self.features)
 
     def made(self, dataset: Dataset) -> Made:
         """What the vectors of this data set depend on."""
         return {
             "encoder": self.fingerprint,
             "dataset": dataset.fingerprint,
-            "features": self.config.eval.features,
+            "features": self.features,
             "image_size": self.image_size,
+            "pixels": self.scale.plain(),
             "batch": self.config.eval.batch,  # other shapes round otherwise
             "device": self.device.type,
             "torch": torch.__version__,
@@ -84,8 +78,10 @@ class Embedder:
     def vectors(self, images: torch.Tensor) -> NDArray[np.float32]:
         """(B, 3, S, S) normalised pixels -> (B, d) features, as the encoder gives them."""
         with torch.inference_mode():
-            both = self.encoder(images.to(self.device, self.dtype))
-            return np.asarray(both[self.config.eval.features == "projection"].float().cpu().numpy())
+            return self._searched(self.encoder.features(images.to(self.device, self.dtype)))
+
+    def _searched(self, features: torch.Tensor) -> NDArray[np.float32]:
+        return np.asarray(self.encoder.searched(features, self.features).float().cpu().numpy())
 
     def store(
         self,
@@ -117,14 +113,15 @@ class Embedder:
             ids = dataset.rows(split)
             num += len(ids)
             bad: list[str] = []
+            source = self._source(dataset, split)
             write_split(
                 folder,
                 split,
                 (len(ids), self.width),
                 made,
                 dict(about),
-                partial(self._fill, dataset, ids, bad),
-                partial(refuse_not_finite, bad, f"{self.what} encoder"),
+                partial(self._fill, dataset, ids, source, bad),
+                partial(refuse_bad_features, bad, f"{self.what} encoder"),
             )
         kept = sum(len(dataset.rows(split)) for split in splits) - num
         seconds = time.monotonic() - started
@@ -134,15 +131,41 @@ class Embedder:
             self.say(f"{self.what} encoder: vectors of {kept} images from {folder}")
         return Store(folder, dataset, splits, made, exactly=exactly)
 
-    def _fill(self, dataset: Dataset, ids: Int, bad: list[str], put: Callable[[int, Float32], None]) -> None:
+    def _source(self, dataset: Dataset, split: str) -> Store | None:
+        """Kept features of the backbone, if there are some to be used. A collective."""
+        if self.keep is None:
+            return None
+        size, scale = self.image_size, self.scale
+        kept = BackboneFeatures(self.encoder, self.config, dataset, image_size=size, scale=scale, say=self.say)
+        try:
+            return kept.clean(split, only_kept=not self.keep)
+        except LaunchError as error:  # on all ranks alike; what is read-only can still be evaluated
+            self.say(f"features of the frozen backbone are not kept: {error}")
+            return None
+
+    def _fill(
+        self, dataset: Dataset, ids: Int, source: Store | None, bad: list[str], put: Callable[[int, Float32], None]
+    ) -> None:
         """Embed this rank's part of ``ids``; pictures whose vectors are not finite are named in ``bad``."""
-        data, batch = self.config.data, self.config.eval.batch
-        mine = rank_ids(ids, batch)
+        mine = rank_ids(ids, self.config.eval.batch)
         place = int(np.searchsorted(ids, mine[0])) if len(mine) else 0
-        for images, of in iter_eval(dataset, mine, self.image_size, batch, data.num_workers, data.verify_crc):
-            rows = self.vectors(images)
+        for rows, of in self._vectors(dataset, mine, source):
             wrong = ~np.isfinite(rows).all(axis=1)
-            bad += [dataset.place(sample) for sample in of[torch.from_numpy(wrong)].tolist()]
+            bad += [dataset.place(sample) for sample in of[wrong].tolist()]
             rows[wrong] = 0.0
             put(place, exact_unit(rows))
             place += len(rows)
+
+    def _vectors(self, dataset: Dataset, mine: Int, source: Store | None) -> Iterator[tuple[Float32, Int]]:
+        """Vectors and ids, in batches of the same rows wherever they come from."""
+        data, batch = self.config.data, self.config.eval.batch
+        if source is None:
+            size, workers, crc = self.image_size, data.num_workers, data.verify_crc
+            for images, of in iter_eval(dataset, mine, size, self.scale, batch, workers, crc):
+                yield self.vectors(images), of.numpy()
+            return
+        for start in range(0, len(mine), batch):
+            of_batch = mine[start : start + batch]
+            features = torch.from_numpy(np.array(source.rows(of_batch))).to(self.device, self.dtype)
+            with torch.inference_mode():
+                yield self._searched(features), of_batch

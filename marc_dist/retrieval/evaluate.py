@@ -11,23 +11,25 @@ import numpy as np
 import torch
 
 from marc_dist import comm
-from marc_dist.config import Config, DataError, ModelConfig
+from marc_dist.augment.views import PixelScale
+from marc_dist.config import Config, ConfigError, DataError, ModelConfig
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.plan import rank_part
+from marc_dist.encoder.device import resolve_device
+from marc_dist.encoder.export import load_encoder, pixel_scale
+from marc_dist.encoder.model import Encoder, build_encoder
+from marc_dist.metrics.metric_help import SEARCHED
 from marc_dist.retrieval import results
-from marc_dist.retrieval.embed import Embedder, feature_width
+from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.exact import Float32, Int, full_ranking
 from marc_dist.retrieval.index import FactoryPart, check_spec
-from marc_dist.retrieval.kept import kept_part
+from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
 from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.search import Part, make_part, recall, top_k
-from marc_dist.retrieval.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.store import Store, splits_of
-from marc_dist.training.device import resolve_device
-from marc_dist.training.export import load_encoder
-from marc_dist.training.model import Encoder, build_encoder
 
 FULL_LIMIT = 20_000
 """The index finds the first answers in any archive; up to this size an exhaustive sort ranks the rest as well."""
@@ -40,6 +42,11 @@ KNOWN = ("backbone", "head_hidden", "head_dim")
 
 def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], bool]:
     """One rank of an evaluation: join the world that the environment describes, evaluate, leave.
+
+    Args:
+        config: see ``evaluate``.
+        folder: of the encoder; without MASTER_ADDR the ranks of an srun step meet in ``logs`` in it.
+        say: takes one line for people; called on rank 0 only.
 
     Returns:
         The summary, and whether this is the rank that speaks.
@@ -68,18 +75,25 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     trained, info = load_encoder(folder)
     protocol = open_protocol(config, tuple(info["classes"]), folder)
     spec = parse_spec(config.eval.index)
-    check_spec(spec, feature_width(trained, config.eval.features))
+    check_spec(spec, trained.searched_width(config.eval.features))
+    if config.eval.baseline:
+        check_spec(spec, trained.num_features)
     tell(protocol.sentence)
+    size, scale = info["image_size"], pixel_scale(info)
+    tell(searched_sentence(config))
     find = partial(
-        search, protocol=protocol, spec=spec, config=config, image_size=info["image_size"], folder=folder, say=tell
+        search, protocol=protocol, spec=spec, config=config, image_size=size, scale=scale, folder=folder, say=tell
     )
     encoders = {"trained": trained}
     if config.eval.baseline:
         alone = not (folder / "config.yaml").is_file()
-        model = ModelConfig(**{key: info[key] for key in KNOWN}) if alone else config.model
-        encoders["untrained"] = build_encoder(model, int(info["seed"]), info["image_size"])
+        model = ModelConfig(pretrained=False, **{key: info[key] for key in KNOWN}) if alone else config.model
+        try:
+            encoders["untrained"] = build_encoder(model, int(info["seed"]), info["image_size"])
+        except ConfigError as error:  # of a run that was made elsewhere
+            raise ConfigError(f"{error}; or score the trained encoder alone: eval.baseline=false") from None
         encoders["untrained"].to(next(trained.parameters()).dtype)
-        info = {**info, "untrained_weights": _origin(model, int(info["seed"]))}
+        info = {**info, "untrained_weights": encoders["untrained"].origin}
     answers = {name: find(encoder, what=name) for name, encoder in encoders.items()}
     found = {name: one.searched for name, one in answers.items()}
     recalls = {name: one.recall for name, one in answers.items() if one.recall is not None}
@@ -109,11 +123,10 @@ def open_protocol(config: Config, known: tuple[str, ...], folder: Path) -> Proto
     return choose(asking, config.eval, archive=answering, known=known)
 
 
-def _origin(model: ModelConfig, seed: int) -> str:
-    """Where the weights of the untrained encoder come from."""
-    if model.weights is not None:
-        return f"from {model.weights}"
-    return "timm's published ones" if model.pretrained else f"random, seed {seed}"
+def searched_sentence(config: Config) -> str:
+    """One line on which vectors are searched."""
+    told = f"searched: {SEARCHED[config.eval.features]} (eval.features={config.eval.features})"
+    return told + (f"; of the untrained encoder {SEARCHED['backbone']}" if config.eval.baseline else "")
 
 
 def _silence(_: str) -> None:
@@ -146,17 +159,43 @@ def search(
     spec: IndexSpec,
     config: Config,
     image_size: int,
+    scale: PixelScale,
     folder: Path,
     what: str,
     say: Callable[[str], None],
 ) -> Answered:
-    """Embed, rank and score with one encoder. A collective; the result is complete on every rank."""
+    """Embed, rank and score with one encoder. A collective; the result is complete on every rank.
+
+    Args:
+        encoder: on any device; it is moved to that of the run.
+        protocol: who asks and who answers.
+        spec: the index.
+        config: ``eval``, ``train.device``, and ``model``: features of a frozen backbone are kept for other runs.
+        image_size: side of the square that the encoder takes, pixels.
+        scale: how the encoder wants pictures resized and normalised.
+        folder: vectors are kept in ``embeddings`` in it.
+        what: ``trained`` searches the vectors of ``eval.features``, ``untrained`` the backbone's features.
+        say: takes one line for people.
+    """
     device = resolve_device(config.train.device)
-    embedder = Embedder(encoder, config, image_size=image_size, device=device, what=what, say=say)
+    # the untrained encoder is what training started from; its head is random, so its backbone is what it has to show
+    features = config.eval.features if what == "trained" else "backbone"
+    keep = True if config.model.head_only else None
+    embedder = Embedder(
+        encoder,
+        config,
+        image_size=image_size,
+        scale=scale,
+        device=device,
+        what=what,
+        say=say,
+        features=features,
+        keep=keep,
+    )
 
     def store(side: Side, ids: Int) -> Store:
         dataset = side.dataset
-        place = folder / "embeddings" / f"{what}-{config.eval.features}-{dataset.fingerprint[:12]}"
+        place = folder / "embeddings" / f"{what}-{features}-{dataset.fingerprint[:12]}"
         return embedder.store(place, dataset, splits_of(dataset, ids), {"title": dataset.title})
 
     if protocol.one_dataset:

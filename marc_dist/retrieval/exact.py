@@ -98,10 +98,10 @@ def check_finite(features: NDArray[np.floating], names: list[str], what: str) ->
     Raises:
         DataError: with the number of such rows and the names of the first three.
     """
-    refuse_not_finite([names[row] for row in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()], what)
+    refuse_bad_features([names[row] for row in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()], what)
 
 
-def refuse_not_finite(bad: list[str], what: str) -> None:
+def refuse_bad_features(bad: list[str], what: str) -> None:
     """``check_finite`` with the names of this rank's bad rows."""
     everywhere = [name for part in comm.gather_object(bad) for name in part]
     if everywhere:
@@ -125,7 +125,17 @@ def best(scores: Float, ids: Int, k: int) -> tuple[Float, Int]:
 
 
 def best_with(scores: Float, ids: Int, k: int, also: Float) -> tuple[Float, Int, Float]:
-    """``best``, with a further (B, M) array put into the same order and padded with -inf."""
+    """``best``, with a further array put into the same order.
+
+    Args:
+        scores: (B, M).
+        ids: (B, M); -1 = nothing there.
+        k: wanted.
+        also: (B, M) what goes along with each score.
+
+    Returns:
+        Scores, ids and ``also``, (B, k) each, padded with -inf, -1 and -inf.
+    """
     scores = np.where(ids == NONE, -np.inf, scores)
     place = np.argsort(-scores, axis=1, kind="stable")  # by id, too, only where it matters: lists come nearly in order
     ordered = np.take_along_axis(scores, place, axis=1)
@@ -140,7 +150,13 @@ def best_with(scores: Float, ids: Int, k: int, also: Float) -> tuple[Float, Int,
 
 
 def exact_scores(queries: Float32, archive: Rows, place: Int) -> Float:
-    """(B, M) float64 inner products of each query with the archive rows at ``place``; -1 reads row 0."""
+    """(B, M) float64 inner products of each query with some archive rows.
+
+    Args:
+        queries: (B, d) from ``exact_unit``.
+        archive: (n, d) from ``exact_unit``.
+        place: (B, M) numbers of archive rows; -1 = nothing there, which reads row 0.
+    """
     out = np.empty(place.shape)
     step = max(1, SCORED_AT_ONCE // max(1, place.shape[1] * queries.shape[1]))
 

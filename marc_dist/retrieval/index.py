@@ -1,23 +1,15 @@
 """One rank's part of an archive, searched; the only file that names ``faiss``.
 
-A flat search is exact: FAISS, in float32, only proposes candidates. Those are scored again in float64
-(``retrieval.exact``). An item that was not proposed can be no better than the last candidate plus the rounding bound;
-when that is not clearly worse than the k-th score, ties included, the query is asked again with more candidates and in
-the end compared with the whole part. Binary codes are compared exactly by nature; the rest of a tie that FAISS cut off
-is fetched. A factory index sees what it sees: its candidates are ordered by their exact scores.
-
-A flat index of the CPU is the array itself: FAISS reads the memory map block by block, so that an archive takes no
-memory of its own and may be larger than memory.
+A flat search is exact. FAISS, in float32, only proposes candidates; they are scored again in float64 (``exact.py``). An
+item that was not proposed scores at most as the last candidate plus the rounding bound: where that reaches the k-th
+score, the query is asked again with more candidates, and in the end compared with the whole part. Binary codes are
+compared exactly. A factory index finds what it proposes, in order of exact scores. On the CPU a flat index is the array
+itself: FAISS reads the memory map in blocks, so an archive may be larger than memory.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,14 +33,13 @@ from marc_dist.retrieval.exact import (
     exhaustive,
     rounding_bound,
 )
-from marc_dist.retrieval.spec import IndexSpec
+from marc_dist.retrieval.faiss_messages import reason, warnings_once
+from marc_dist.retrieval.index_spec import IndexSpec
 from marc_dist.retrieval.torch_search import TorchSearch
 
 MARGIN = 32
-FACTORY_SHARE = 4
-"""A factory index is asked for this many times k, and at least ``MARGIN`` more."""
-MORE = 8
-"""Growth of the number of candidates where the first ones do not decide."""
+FACTORY_SHARE = 4  # a factory index is asked for this many times k, and at least for k + 1 + MARGIN
+MORE = 8  # growth of the number of candidates where the first ones do not decide
 MOST = 2048
 """Candidates of a query, before it is compared with everything; also the most that FAISS finds on a GPU."""
 CPU_BLOCK = 1 << 18
@@ -57,18 +48,12 @@ HALF_BOUND = 1.01 * 2.0**-10
 """Two unit vectors in half precision, their product in float32: 2^-11 of each one's length, and its tiny numbers."""
 
 
-class Found(NamedTuple):
+class Candidates(NamedTuple):
     """Lists of a part: scores (B, w) float64, ids (B, w), and what an approximate index thought of them, or None."""
 
     scores: Float
     ids: Int
     rough: Float | None = None
-
-
-def _reason(error: Exception) -> str:
-    """What FAISS says, without the C++ around it."""
-    told = re.sub(r"^Error in .*?\.cpp:\d+: (Error: '.*?' failed: )?", "", str(error)).splitlines()
-    return told[0] if told else type(error).__name__
 
 
 def check_spec(spec: IndexSpec, d: int) -> None:
@@ -88,7 +73,7 @@ def _empty(spec: IndexSpec, d: int) -> Any:
         index = faiss.index_factory(d, spec.factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, MemoryError, AssertionError) as error:
         raise ConfigError(
-            f"eval.index={spec.text}: FAISS refuses it for vectors of {d} numbers ({_reason(error)}); "
+            f"eval.index={spec.text}: FAISS refuses it for vectors of {d} numbers ({reason(error)}); "
             "expected flat, sign, itq64 or a factory string such as IVF256,PQ32"
         ) from None
     _set(index, spec)
@@ -123,32 +108,20 @@ def _mapped(path: Path, spec: IndexSpec, d: int) -> Any:
     return faiss.read_index(str(path), flag | faiss.IO_FLAG_READ_ONLY)
 
 
-@contextmanager
-def _warnings_once(say: Callable[[str], None]) -> Iterator[None]:
-    """What FAISS writes to the process's standard error, hundreds of times, said once."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            for line in dict.fromkeys(file.read().decode(errors="replace").splitlines()):
-                say(f"FAISS: {line}")
-
-
 def train(spec: IndexSpec, sample: Float32, say: Callable[[str], None] = lambda _: None) -> bytes:
-    """What an index must learn from a sample (n, d) of the whole archive, for ``build``; nothing for a flat one.
+    """What an index must learn from a sample of the whole archive, for ``build``; nothing for a flat one.
+
+    Args:
+        spec: which index.
+        sample: (n, d) unit vectors.
+        say: takes one line for people: each warning of FAISS, once.
 
     Raises:
         DataError: too few vectors.
     """
     if spec.kind == "flat":
         return b""
-    with _warnings_once(say):
+    with warnings_once(say):
         return _train(spec, sample)
 
 
@@ -168,7 +141,7 @@ def _train(spec: IndexSpec, sample: Float32) -> bytes:
             index = faiss.IndexPreTransform(itq, faiss.IndexFlat(spec.bits))
     except RuntimeError as error:
         raise DataError(
-            f"eval.index={spec.text}: cannot be trained on {len(sample)} vectors ({_reason(error)}); "
+            f"eval.index={spec.text}: cannot be trained on {len(sample)} vectors ({reason(error)}); "
             "choose a smaller index, or flat"
         ) from None
     return bytes(faiss.serialize_index(index))
@@ -211,6 +184,12 @@ def _cpu() -> str:
 
 class FlatPart:
     """Every vector compared, exact.
+
+    Args:
+        features: (n, d) from ``exact_unit``; n may be zero; may be a memory map.
+        ids: (n,) sample ids.
+        gpu: search on this GPU, if the vectors fit; None = on the CPU.
+        float16: a GPU keeps them in half precision; the lists stay exact.
 
     Attributes:
         where: what searches, for people.
@@ -265,7 +244,7 @@ class FlatPart:
         """Vectors whose inner products order an archive as this index does."""
         return features
 
-    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Candidates:
         """The k best of this part for each query, without the query's own id, exact.
 
         Args:
@@ -294,12 +273,12 @@ class FlatPart:
             ask *= MORE
         if len(unsure):
             scores[unsure], ids[unsure] = exhaustive(queries[unsure], own_ids[unsure], self.features, self.ids, k)
-        return Found(scores, ids)
+        return Candidates(scores, ids)
 
 
 def _knn(queries: Float32, archive: Float32, num: int) -> tuple[Float32, Int]:
-    scores, places = faiss.knn(queries, archive, num, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, places
+    # no memory maps: faiss.contrib.torch_utils, which other libraries import, replaces this by one that takes none
+    return faiss.knn(np.asarray(queries), np.asarray(archive), num, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class Coder:
@@ -326,7 +305,13 @@ class Coder:
 
 
 class BinaryPart:
-    """Binary codes by Hamming distance, ties by id. A score is 1 - 2 x distance / bits."""
+    """Binary codes by Hamming distance, ties by id. A score is 1 - 2 x distance / bits.
+
+    Args:
+        coder: makes codes of vectors.
+        features: (n, d) unit vectors; n may be zero.
+        ids: (n,) sample ids.
+    """
 
     def __init__(self, coder: Coder, features: Rows, ids: Int) -> None:
         self.coder = coder
@@ -341,12 +326,12 @@ class BinaryPart:
         """Vectors of +1 and -1, whose inner product is bits - 2 x distance."""
         return np.where(self.coder.signs(features), np.float32(1), np.float32(-1))
 
-    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Candidates:
         """See ``FlatPart.search``; of items at equal distance those of lower id come first."""
         codes = self.coder.codes(queries)
         ask = min(k + 1 + margin, len(self.ids))
         if not ask:
-            return Found(*best(np.empty((len(codes), 0)), np.empty((len(codes), 0), dtype=np.int64), k))
+            return Candidates(*best(np.empty((len(codes), 0)), np.empty((len(codes), 0), dtype=np.int64), k))
         distance, place = self._index.search(codes, ask)
         found = np.where(self.ids[place] == own_ids[:, None], NONE, self.ids[place])
         scores, ids = best(-distance.astype(np.float64), found, k)
@@ -357,11 +342,18 @@ class BinaryPart:
                 here = np.where(self.ids[at] == own_ids[row], NONE, self.ids[at])
                 one = best(-far[None].astype(np.float64), here[None], k)
                 scores[row], ids[row] = one[0][0], one[1][0]
-        return Found(1 + 2 * scores / self.coder.bits, ids)
+        return Candidates(1 + 2 * scores / self.coder.bits, ids)
 
 
 class FactoryPart:
-    """Any FAISS index; candidates are scored again in float64. What it does not propose is not found."""
+    """Any FAISS index; candidates are scored again in float64. What it does not propose is not found.
+
+    Args:
+        spec: the factory string, and its search parameters.
+        trained: from ``train``, to which the vectors are added; or a file that ``write`` filled, which has them.
+        features: (n, d) from ``exact_unit``.
+        ids: (n,) sample ids.
+    """
 
     def __init__(self, spec: IndexSpec, trained: bytes | Path, features: Rows, ids: Int) -> None:
         self.features, self.ids = features, np.asarray(ids, dtype=np.int64)
@@ -371,7 +363,7 @@ class FactoryPart:
                 for start in range(0, len(ids), CPU_BLOCK):
                     self.index.add(np.ascontiguousarray(features[start : start + CPU_BLOCK]))
             except RuntimeError as error:
-                told = f"eval.index={spec.text}: takes no vectors ({_reason(error)}); choose another"
+                told = f"eval.index={spec.text}: takes no vectors ({reason(error)}); choose another"
                 raise DataError(told) from None
         _set(self.index, spec)
         self._text = spec.text
@@ -381,20 +373,27 @@ class FactoryPart:
         """Hand over the index with its vectors piece by piece; a file of them may stand for ``trained``."""
         faiss.write_index(self.index, faiss.PyCallbackIOWriter(put, 1 << 20))  # type: ignore[attr-defined]
 
-    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Found:
-        """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``merge``."""
+    def search(self, queries: Float32, own_ids: Int, k: int, margin: int = MARGIN) -> Candidates:
+        """The best that the index proposes, with its own (rough) scores; lists are longer than k, see ``top_k``.
+
+        Args:
+            queries: (B, d) from ``exact_unit``.
+            own_ids: (B,) ids to leave out; -1 = none.
+            k: wanted in the end; ``FACTORY_SHARE`` times as many are proposed.
+            margin: the least number of candidates beyond k + 1.
+        """
         ask = max(FACTORY_SHARE * k, k + 1 + margin)
         if not len(self.ids):
             nothing = np.full((len(queries), ask - 1), -np.inf)
-            return Found(nothing, np.full(nothing.shape, NONE, dtype=np.int64), nothing)
+            return Candidates(nothing, np.full(nothing.shape, NONE, dtype=np.int64), nothing)
         try:
             rough, place = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), ask)
         except RuntimeError as error:
-            raise DataError(f"eval.index={self._text}: cannot search ({_reason(error)}); choose another") from None
+            raise DataError(f"eval.index={self._text}: cannot search ({reason(error)}); choose another") from None
         ids = np.where((place < 0) | (self.ids[place] == own_ids[:, None]), NONE, self.ids[place])
         exact = exact_scores(queries, self.features, place)
         wide = rough.astype(np.float64)
         if self.index.metric_type != faiss.METRIC_INNER_PRODUCT:  # some transforms end in L2
             wide = -wide
         wide, ids, exact = best_with(wide, ids, ask - 1, exact)  # as many, whether this part holds the query or not
-        return Found(exact, ids, wide)
+        return Candidates(exact, ids, wide)

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from marc_dist import metrics
 from marc_dist.config import Config, DataError
-from marc_dist.retrieval import metrics
+from marc_dist.files import write_atomic
+from marc_dist.metrics.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
 from marc_dist.retrieval.embedding_map import map_samples
-from marc_dist.retrieval.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
 from marc_dist.retrieval.protocols import Protocol, Side
-from marc_dist.retrieval.scoring import Searched
-from marc_dist.training.runfolder import write_atomic
+from marc_dist.retrieval.scoring import Searched, scoring_of
 
 T = TypeVar("T")
 FORMAT = 2
@@ -40,21 +40,6 @@ def _pair(ends: tuple[metrics.Float, metrics.Float], at: int) -> list[float] | N
     return None if math.isnan(ends[0][at]) else [float(ends[0][at]), float(ends[1][at])]
 
 
-def _groups(third: metrics.Int) -> dict[str, metrics.Bool]:
-    """The labels of all and of each third."""
-    every = {name: third == at for at, name in enumerate(metrics.THIRDS)}
-    return {"all": np.full(len(third), True), **every}
-
-
-def _thirds(per_label: metrics.Float, third: metrics.Int) -> dict[str, dict[str, Any]]:
-    """Mean AP of the labels that have one, of all and of each third."""
-    out = {}
-    for name, chosen in _groups(third).items():
-        known = per_label[chosen & ~np.isnan(per_label)]
-        out[name] = {"mAP": float(known.mean()) if len(known) else None, "num_labels": len(known)}
-    return out
-
-
 def _named(scores: dict[str, metrics.Float]) -> dict[str, metrics.Float]:
     return {name: values for name, values in scores.items() if name != "num_relevant"}
 
@@ -70,14 +55,14 @@ def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
         scores[name] = resampled_means(np.stack([*_named(one.scores).values()], axis=1))
         drawn = resampled_means(one.label_ap)
         filled = np.where(np.isnan(drawn), metrics.mean_known(one.label_ap), drawn)
-        groups = [metrics.mean_known(filled[:, chosen].T) for chosen in _groups(third).values()]
+        groups = [metrics.mean_known(filled[:, chosen].T) for chosen in metrics.label_groups(third).values()]
         labels[name] = np.where((~np.isnan(one.label_ap)).sum(axis=0) > 1, drawn, np.nan)
         thirds[name] = np.stack(groups, axis=1)
     if "untrained" in tables:
         for means in (scores, labels, thirds):
             means["difference"] = means["trained"] - means["untrained"]
     ends = [{name: percentile_interval(values) for name, values in means.items()} for means in (scores, labels, thirds)]
-    metric_names, third_names = list(_named(tables["trained"].scores)), list(_groups(third))
+    metric_names, third_names = list(_named(tables["trained"].scores)), list(metrics.label_groups(third))
     return {
         "level": LEVEL,
         "draws": DRAWS,
@@ -97,7 +82,9 @@ def _curves(one: Searched, third: metrics.Int) -> dict[str, Any] | None:
     """Precision at recall 0, 0.01, ..., 1: mean over queries, over the labels of a third, and of every label."""
     if one.curves is None:
         return None
-    groups = {name: metrics.mean_known(one.curves.labels[chosen]) for name, chosen in _groups(third).items()}
+    groups = {
+        name: metrics.mean_known(one.curves.labels[chosen]) for name, chosen in metrics.label_groups(third).items()
+    }
     return {
         "queries": _rounded(one.curves.queries),
         "thirds": {name: _rounded(curve) for name, curve in groups.items()},
@@ -139,7 +126,7 @@ def summarise(
     third = metrics.label_thirds(counts)
     means = {name: metrics.mean_known(one.label_ap) for name, one in tables.items()}
     trained = tables["trained"].scores
-    scoring = metrics.Scoring()
+    scoring = scoring_of(config.eval)
     averages = {
         name: {m: metrics.mean_known(v[:, None])[0] for m, v in _named(one.scores).items()}
         for name, one in tables.items()
@@ -156,12 +143,15 @@ def summarise(
         "protocol": config.eval.protocol,
         "protocol_sentence": protocol.sentence,
         "features": config.eval.features,
+        "untrained_features": "backbone",  # its head is random
         "index": config.eval.index,
         "index_recall": None if index_recall is None else dict(index_recall),
         "gain": config.eval.gain,
         "relevance": config.eval.relevance,
         "denominator": scoring.denominator,
         "ideal": scoring.ideal,
+        "ndcg_form": "linear" if scoring.linear else "exponential",
+        "without_relevant": scoring.without_relevant,
         "ks": list(config.eval.ks),
         "full_ranking": "mAP" in trained,
         "num_queries": len(queries.ids),
@@ -173,7 +163,7 @@ def summarise(
         "queries_kept": {m: int((~np.isnan(v)).sum()) for m, v in trained.items() if np.isnan(v).any()},
         "lower_is_better": [metric for metric in _named(trained) if metrics.lower_is_better(metric)],
         "intervals": _intervals(tables, third),
-        "thirds": {name: _thirds(means[name], third) for name in tables},
+        "thirds": {name: metrics.group_means(means[name], third) for name in tables},
         "per_label": [
             {
                 "label": label,

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist import comm
+from marc_dist import comm, metrics
 from marc_dist.config import EvalConfig
-from marc_dist.retrieval import metrics
 from marc_dist.retrieval.protocols import Protocol
 
 Float = metrics.Float
@@ -64,7 +63,7 @@ class Scorer:
     """What all blocks of an evaluation share: made once by ``scorer``, the same on all ranks."""
 
     protocol: Protocol
-    archive: metrics.LabelSets
+    archive: metrics.DistinctSets
     scoring: metrics.Scoring
     complete: bool
     extra: bool
@@ -94,14 +93,30 @@ class Scorer:
             extra=self.extra,
             most=self.most,
             cosine=cosine if self.extra else None,
+            checked=True,
         )
-        label_ap = metrics.score_labels(ranking, asked, self.archive, own, complete=self.complete)
+        label_ap = metrics.score_labels(ranking, asked, self.archive, own, complete=self.complete, checked=True)
         first = ranking[:, :TOP]
         top = np.where(first < 0, -1, archive.ids[first])
         if not self.complete:
             return Block(start, scores, label_ap, top)
-        curve = metrics.query_curves(ranking, asked, self.archive, own, self.scoring.relevance).sum(axis=0)
-        return Block(start, scores, label_ap, top, curve, metrics.label_curves(ranking, asked, self.archive, own))
+        rule = self.scoring.relevance
+        curve = metrics.query_curves(ranking, asked, self.archive, own, rule, checked=True).sum(axis=0)
+        labels = metrics.label_curves(ranking, asked, self.archive, own, checked=True)
+        return Block(start, scores, label_ap, top, curve, labels)
+
+
+def scoring_of(config: EvalConfig) -> metrics.Scoring:
+    """Cut-offs and conventions as the settings have them."""
+    return metrics.Scoring(
+        config.ks,
+        config.gain,
+        config.relevance,
+        config.denominator,
+        config.ideal,
+        config.ndcg_form,
+        config.without_relevant,
+    )
 
 
 def scorer(protocol: Protocol, config: EvalConfig, *, complete: bool) -> Scorer:
@@ -109,17 +124,16 @@ def scorer(protocol: Protocol, config: EvalConfig, *, complete: bool) -> Scorer:
 
     Args:
         protocol: who asks and who answers.
-        config: cut-offs, gain, relevance, and whether all further metrics are wanted.
+        config: cut-offs, conventions, and whether all further metrics are wanted.
         complete: rankings will order the whole archive; else they are at least ``max(*ks, TOP)`` deep.
     """
     queries, archive = protocol.queries, protocol.archive
-    sets = metrics.label_sets(archive.labels[archive.ids])
+    sets = metrics.distinct_sets(archive.labels[archive.ids])
     most = None
     if config.extra and complete:
         own = protocol.self_positions(protocol.own_ids())
         most = metrics.most_relevant(queries.labels[queries.ids], sets, own, config.relevance)
-    scoring = metrics.Scoring(config.ks, config.gain, config.relevance)
-    return Scorer(protocol, sets, scoring, complete, config.extra, most)
+    return Scorer(protocol, sets, scoring_of(config), complete, config.extra, most)
 
 
 def gathered(blocks: list[Block]) -> Searched:

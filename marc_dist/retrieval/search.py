@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from marc_dist import comm
 from marc_dist.retrieval.exact import NONE, Float, Float32, Int, Rows, best, best_with
 from marc_dist.retrieval.index import MARGIN, BinaryPart, FactoryPart, FlatPart, build, train
-from marc_dist.retrieval.spec import IndexSpec
+from marc_dist.retrieval.index_spec import IndexSpec
 
 QUERY_BLOCK = 4096
 RECALL_QUERIES = 100
@@ -55,6 +55,12 @@ def sample_places(num: int) -> Int:
 
 def learn(spec: IndexSpec, rows: Callable[[Int], Rows], archive_ids: Int, say: Callable[[str], None]) -> bytes:
     """What rank 0 learns from a sample of the whole archive, on every rank. A collective.
+
+    Args:
+        spec: which index; a flat one learns nothing.
+        rows: ids -> their unit vectors.
+        archive_ids: ids of the whole archive, ascending.
+        say: takes one line for people.
 
     Raises:
         DataError: too few vectors to train on; told on every rank.

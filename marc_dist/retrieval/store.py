@@ -19,36 +19,47 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.nn import Module
 
 from marc_dist import comm
 from marc_dist.config import ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
+from marc_dist.encoder.model import Encoder
+from marc_dist.files import sync_folder, write_atomic
 from marc_dist.retrieval.exact import Float32, Int, Pieces, Rows
-from marc_dist.training.model import Encoder
-from marc_dist.training.runfolder import sync_folder, write_atomic
 
 FORMAT = 1
 CHUNK = 1 << 24
 FEW_PIECES = 64
 OLD_S = 86_400.0
 """A temporary file that was not touched for so long belongs to a process that was killed."""
-SAME = ("encoder", "dataset", "features", "image_size")
+SAME = ("encoder", "dataset", "features", "image_size", "pixels")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
 Made = dict[str, Any]
-"""What vectors depend on: encoder (SHA-256), dataset (fingerprint), features, image_size, batch, device, torch."""
+"""What vectors depend on: encoder (SHA-256), dataset (fingerprint), features, image_size, pixels (mean,
+std, interpolation), batch, device, torch."""
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
     """SHA-256 of the architecture and of all weights, in order."""
+    return _fingerprint(encoder, encoder)
+
+
+def backbone_fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of the backbone alone, whatever head stands on it."""
+    return _fingerprint(encoder, encoder.backbone)
+
+
+def _fingerprint(encoder: Encoder, part: Module) -> str:
     digest = hashlib.sha256(json.dumps([type(encoder.backbone).__name__, encoder.create], sort_keys=True).encode())
-    for name, value in sorted(encoder.state_dict().items()):
+    for name, value in sorted(part.state_dict().items()):
         array = value.detach().cpu().contiguous()
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.numpy().tobytes())
@@ -123,6 +134,7 @@ class Store:
         splits: which of its parts to open; they must be there.
         made: what made them.
         exactly: see ``missing_splits``.
+        ids_of: sample ids of parts that are not named like a split.
 
     Attributes:
         crcs: split -> CRC-32 of its vectors.
@@ -132,7 +144,14 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, dataset: Dataset, splits: Sequence[str], made: Made, *, exactly: bool = True
+        self,
+        folder: Path,
+        dataset: Dataset,
+        splits: Sequence[str],
+        made: Made,
+        *,
+        exactly: bool = True,
+        ids_of: Mapping[str, Int] | None = None,
     ) -> None:
         meta = read_store(folder)
         self.folder, self.dim = folder, int(meta["dim"])
@@ -143,7 +162,8 @@ class Store:
             if part is None or not _same(part, made, exactly=exactly):
                 raise DataError(f"{folder}: another process wrote other vectors there just now; run it again")
             self.crcs[split] = part["crc32"]
-            self._open(folder / part["file"], dataset.rows(split))
+            ids = dataset.rows(split) if ids_of is None else ids_of[split]
+            self._open(folder / part["file"], ids)
 
     def _open(self, path: Path, ids: Int) -> None:
         try:

@@ -1,1 +1,1 @@
-"""One training run: model, steps, guards, checkpoints, logs. Nothing is imported here, so that parts stay light."""
+"""One training run: set-up, steps, guards, checkpoints, logs. Nothing is imported here, so that parts stay light."""

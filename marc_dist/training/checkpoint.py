@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from marc_dist.config import DataError
-from marc_dist.training.runfolder import checkpoint_dir, checkpoints, write_atomic
+from marc_dist.config import DataError, first_line
+from marc_dist.files import write_atomic
+from marc_dist.run.folder import checkpoint_dir, checkpoints
 
 FORMAT = 1
 
@@ -98,8 +99,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # remarks on kinds of files that we do not write
             payload: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever comes up: UnpicklingError, AttributeError, struct.error, ...
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: not a checkpoint ({first})") from None
+        raise DataError(f"{path}: not a checkpoint ({first_line(error)})") from None
     found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
     if not isinstance(found, int) or found != FORMAT:
         raise DataError(f"{path}: expected checkpoint format {FORMAT}, got {found!r}; use the marc-dist that wrote it")

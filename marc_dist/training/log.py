@@ -1,4 +1,4 @@
-"""What a run says: progress on the terminal, ``metrics.jsonl``, TensorBoard events. Only rank 0 speaks."""
+"""What a run says: on the terminal, in ``metrics.jsonl``, to TensorBoard and trackers. Only rank 0 speaks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from marc_dist.config import LaunchError
-from marc_dist.training.runfolder import truncate_lines
+from marc_dist.run.folder import BAD, METRICS, SKIPPED, VALIDATION, truncate_lines
+from marc_dist.training.trackers.mirrors import Mirrors
 
-METRICS = "metrics.jsonl"
-SKIPPED = "skipped.jsonl"
-BAD = "bad_samples.jsonl"
-VALIDATION = "validation.jsonl"
+
+def console(speaks: bool) -> Console:
+    """Where a run's lines for people go; a rank that does not speak prints nothing."""
+    return Console(stderr=True, quiet=not speaks, highlight=False, markup=False, soft_wrap=True)
 
 
 class RunLog:
@@ -28,13 +29,17 @@ class RunLog:
         first_step: global steps done so far; lines of later steps, left by an interrupted run, are dropped.
         last_step: where the progress bar ends.
         speaks: whether this is the rank that writes.
+        mirrors: the run's trackers, of the rank that writes.
     """
 
-    def __init__(self, run_dir: Path, first_step: int, last_step: int, speaks: bool) -> None:
+    def __init__(
+        self, run_dir: Path, first_step: int, last_step: int, speaks: bool, mirrors: Mirrors | None = None
+    ) -> None:
         self.run_dir = run_dir
+        self._mirrors = mirrors
         self.speaks = speaks
         self._last_step = last_step
-        self._console = Console(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
+        self._console = console(speaks)
         self._writer: Any = None
         self._progress: Progress | None = None
         self._started, self._first_step = time.monotonic(), first_step
@@ -66,10 +71,8 @@ class RunLog:
         if not self.speaks:
             return
         self.append(METRICS, record)
+        self._scalars("train", record, ("step", "time"))
         step = int(record["step"])
-        for name, value in record.items():
-            if name not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(f"train/{name}", value, step, walltime=record["time"])
         figures = (
             f"loss {_figure(record['loss'])}  lr {record['lr']:.2e}  {record['images_per_s']:.0f} images/s  "
             f"wait {100 * record['loader_wait']:.0f} %"
@@ -78,6 +81,22 @@ class RunLog:
             self._progress.update(self._task, completed=step, figures=figures)
         else:
             self.say(f"step {step}/{self._last_step}  epoch {record['epoch']}  {figures}  left {self._left(step)}")
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """Write the scores of the validation samples everywhere."""
+        if not self.speaks:
+            return
+        self.append(VALIDATION, record)
+        self._scalars("validation", record, ("step", "time", "epoch", "seconds"))
+
+    def _scalars(self, group: str, record: dict[str, Any], other: tuple[str, ...]) -> None:
+        """The finite numbers of a record, but for what is no figure, for TensorBoard and trackers."""
+        chosen = {f"{group}/{name}": value for name, value in record.items() if name not in other}
+        figures = {name: x for name, x in chosen.items() if isinstance(x, int | float) and math.isfinite(x)}
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
+        if self._mirrors is not None:
+            self._mirrors.send(record["step"], record["time"], figures)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one line to a ``.jsonl`` file of the run folder.
@@ -100,14 +119,20 @@ class RunLog:
         seconds = round(share * max(self._last_step - step, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
-    def close(self) -> None:
-        """Flush and release; safe to call twice."""
+    def close(self, done: bool = False) -> None:
+        """Flush and release; safe to call twice.
+
+        Args:
+            done: the run is over; False when it failed or was stopped.
+        """
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._mirrors is not None:
+            self._mirrors.close(done)
 
 
 def _figure(value: float | None) -> str:

@@ -42,7 +42,13 @@ class Memory:
         self.ids = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> None:
-        """Append rows and drop the oldest beyond ``size``; nothing is tracked by autograd."""
+        """Append rows and drop the oldest beyond ``size``; nothing is tracked by autograd.
+
+        Args:
+            embeddings: (n, D) of all ranks, in an order that does not depend on their number.
+            labels: (n, L) multi-hot.
+            ids: (n,) int64 sample ids.
+        """
         if self.size:
             self.embeddings = torch.cat([self.embeddings, embeddings.detach()])[-self.size :]
             self.labels = torch.cat([self.labels, labels])[-self.size :]

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_REQUEUE = 85
-"""Exit code of a run that was asked to stop, saved everything and wants to be started again."""
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -1,12 +1,13 @@
 """One global step: encode, gather, loss over the global batch, backward, agree, update.
 
 The loss of a rank is ``world * local_sum / global_count``; data-parallel averaging divides by ``world`` again, so the
-gradient is that of one process holding the whole batch, however the rows are spread (DESIGN section 6).
+gradient is that of one process holding the whole batch, however the rows are spread (``docs/objective.md``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marc_dist import comm
-from marc_dist.config import Config, LossConfig
+from marc_dist.config import Config
 from marc_dist.data.batches import Batch
-from marc_dist.objective import LabelStatistics, LossParts, ObjectiveSettings, objective
-from marc_dist.training.device import Arithmetic
+from marc_dist.encoder.device import Arithmetic
+from marc_dist.encoder.draws import generator_state, row_keys
+from marc_dist.encoder.model import Learner
+from marc_dist.objective import LabelStatistics, LossParts, objective
 from marc_dist.training.memory import Memory, canonical_order
-from marc_dist.training.model import Learner
 from marc_dist.training.schedule import set_learning_rate
 
 Outcome = tuple[Tensor, dict[str, float], tuple[Tensor, Tensor, Tensor]]
@@ -40,9 +42,10 @@ class StepResult(NamedTuple):
 
 
 def step_seed(seed: int, step: int, ids: Tensor, start: int = 0) -> int:
-    """Seed of what the network itself draws (dropout) in one pass: nothing to save, nothing to restore.
+    """Seed of torch's generator in one pass, for layers that draw from it (``draws`` keys those that it knows).
 
-    Ranks draw differently because they hold different samples, not because of their numbers.
+    Nothing to save, nothing to restore. Ranks draw differently because they hold different samples, not because of
+    their numbers.
 
     Args:
         seed: of the run.
@@ -53,11 +56,6 @@ def step_seed(seed: int, step: int, ids: Tensor, start: int = 0) -> int:
     place = f"{step}+{start}" if start else str(step)
     digest = hashlib.sha256(f"{seed}/{place}/{ids.tolist()}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def loss_settings(config: LossConfig) -> ObjectiveSettings:
-    """The part of the section ``loss`` that the pure objective reads."""
-    return ObjectiveSettings(**config.model_dump(exclude={"counts", "memory"}))
 
 
 class Stepper:
@@ -86,7 +84,7 @@ class Stepper:
         self.config = config
         self._at = at
         self.arithmetic = arithmetic
-        self.settings = loss_settings(config.loss)
+        self.settings = config.loss
         self.statistics = statistics
         self.memory = memory
         self._learner = learner
@@ -94,6 +92,7 @@ class Stepper:
         self._optimiser = optimiser
         self._parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self._device = self._parameters[0].device
+        self._looked = learner.on_features  # whether a pass drew from torch's generator is looked at once
 
     def take(self, batch: Batch, step: int, lr: float, stop: bool) -> StepResult:
         """Take global step ``step`` (from 0); on a non-finite loss or gradient anywhere, no rank changes anything.
@@ -105,7 +104,7 @@ class Stepper:
             stop: whether this rank was asked to stop; the answer says whether any was.
         """
         self._at(step + 1, "encoding")
-        buffers = [buffer.clone() for buffer in self._learner.buffers()]
+        buffers = [buffer.clone() for buffer in self._learner.trained.buffers()]
         self._optimiser.zero_grad(set_to_none=True)
         whole = self.config.train.chunk is None
         loss, totals, rows = (self._at_once if whole else self._in_chunks)(batch, step)
@@ -125,7 +124,7 @@ class Stepper:
 
     def _at_once(self, batch: Batch, step: int) -> Outcome:
         torch.manual_seed(step_seed(self.config.train.seed, step, batch.ids))
-        projection, prototypes = self._encode(self._module, batch.images)
+        projection, prototypes = self._encode(self._module, batch.images, self._keys(batch, step))
         self._at(step + 1, "gathering")
         return self._backward(projection, prototypes, batch, step)
 
@@ -138,11 +137,12 @@ class Stepper:
         parts = torch.split(batch.images, self.config.train.chunk or 1) if len(batch.images) else (batch.images,)
         starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
         seeds = [step_seed(self.config.train.seed, step, batch.ids, start) for start in starts]
+        keys = torch.split(self._keys(batch, step), [len(part) for part in parts])
         encoded = []
         with torch.no_grad():
-            for part, seed in zip(parts, seeds, strict=True):
+            for part, own, seed in zip(parts, keys, seeds, strict=True):
                 torch.manual_seed(seed)
-                projection, prototypes = self._encode(self._learner, part)
+                projection, prototypes = self._encode(self._learner, part, own)
                 encoded.append(projection)
         leaf = torch.cat(encoded).requires_grad_()
         if prototypes is not None:
@@ -151,24 +151,44 @@ class Stepper:
         outcome = self._backward(leaf, prototypes, batch, step)
         assert leaf.grad is not None, "the loss reaches every projection"
         slopes = torch.split(leaf.grad, [len(part) for part in parts])
-        for number, (part, seed, slope) in enumerate(zip(parts, seeds, slopes, strict=True)):
+        for number, (part, own, seed, slope) in enumerate(zip(parts, keys, seeds, slopes, strict=True)):
             last = number == len(parts) - 1
             with nullcontext() if last else comm.without_sync(self._module):
                 torch.manual_seed(seed)
-                projection, again = self._encode(self._module, part)
+                projection, again = self._encode(self._module, part, own)
                 if last and again is not None and prototypes is not None:
                     torch.autograd.backward([projection, again], [slope, prototypes.grad])
                 else:
                     torch.autograd.backward(projection, slope)
         return outcome
 
-    def _encode(self, module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _keys(self, batch: Batch, step: int) -> Tensor:
+        keys = row_keys(self.config.train.seed, step, batch.ids.cpu(), self.config.data.num_views)
+        return keys.to(self._device, non_blocking=True)
+
+    def _encode(self, module: nn.Module, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+        before = None if self._looked or not len(images) else generator_state(self._device)
         images = images.to(self._device, self.arithmetic.weights, non_blocking=True)
-        images = images.contiguous(memory_format=torch.channels_last)
+        if images.ndim == 4:  # not the features of a frozen backbone
+            images = images.contiguous(memory_format=torch.channels_last)
         bf16 = self.arithmetic.autocast
-        with torch.autocast(self._device.type, dtype=bf16 or torch.bfloat16, enabled=bf16 is not None):
+        casting = torch.autocast(self._device.type, dtype=bf16 or torch.bfloat16, enabled=bf16 is not None)
+        with casting, self._learner.encoder.draws.of(keys):
             found: tuple[Tensor, Tensor | None] = module(images)
+        if before is not None:
+            self._tell_of_draws(before)
         return found
+
+    def _tell_of_draws(self, before: list[Tensor]) -> None:
+        """Warn once of a network whose first pass drew from torch's generator."""
+        self._looked = True
+        same = all(map(torch.equal, before, generator_state(self._device)))
+        if not same and comm.rank() == 0 and (comm.world() > 1 or self.config.train.chunk is not None):
+            warnings.warn(
+                f"model.backbone={self.config.model.backbone}: draws random numbers that cannot be keyed by sample, so "
+                "the result depends on the number of ranks and on train.chunk; keep both, or take another backbone",
+                stacklevel=2,
+            )
 
     def _backward(self, projection: Tensor, prototypes: Tensor | None, batch: Batch, step: int) -> Outcome:
         """Loss of the global batch and its backward pass, down to ``projection`` and ``prototypes``."""
@@ -220,7 +240,7 @@ class Stepper:
     def _undo(self, buffers: list[Tensor]) -> None:
         """Forget the step: gradients, and the running statistics that the forward pass has moved."""
         self._optimiser.zero_grad(set_to_none=True)
-        for buffer, before in zip(self._learner.buffers(), buffers, strict=True):
+        for buffer, before in zip(self._learner.trained.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     @staticmethod

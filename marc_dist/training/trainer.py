@@ -5,33 +5,31 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from marc_dist import comm
 from marc_dist.config import Config, DataError, LaunchError, MarcError
-from marc_dist.data.batches import Batch
-from marc_dist.data.dataset import Dataset
+from marc_dist.data.batches import Batch, Loader
+from marc_dist.encoder.device import resolve_device
+from marc_dist.encoder.export import save_encoder
+from marc_dist.preflight.checks import PREFLIGHT, preflight_of_run
+from marc_dist.retrieval.store import backbone_fingerprint
+from marc_dist.run.folder import BAD, SKIPPED, plain_settings, write_config
 from marc_dist.training.checkpoint import save_checkpoint
-from marc_dist.training.device import resolve_device
-from marc_dist.training.export import save_encoder
-from marc_dist.training.figures import Window, describe
-from marc_dist.training.log import BAD, SKIPPED, VALIDATION, RunLog
-from marc_dist.training.model import Encoder
-from marc_dist.training.preflight import PREFLIGHT, preflight_of_run
-from marc_dist.training.remarks import remarks
-from marc_dist.training.runfolder import plain_settings, read_lines, write_config
+from marc_dist.training.config_hints import hints
+from marc_dist.training.log import RunLog, console
 from marc_dist.training.schedule import learning_rate
 from marc_dist.training.setup import Setup, agree
 from marc_dist.training.signals import StopFlag
-from marc_dist.training.step import StepResult
+from marc_dist.training.step import Stepper, StepResult
+from marc_dist.training.step_stats import Window, describe
+from marc_dist.training.trackers.mirrors import Mirrors, require_trackers
+from marc_dist.training.validation.best import to_payload
+from marc_dist.training.validation.scores import validate as score_validation
+from marc_dist.training.validation.validator import Scores, Validator
 from marc_dist.training.watchdog import Watchdog
-
-T = TypeVar("T")
-Validate = Callable[[Encoder, Dataset, Config, Callable[[], None]], dict[str, float]]
-"""Scores of the validation samples, a collective that gives the same on every rank: (encoder on its device, data,
-settings, what to call now and then) -> figures by name. Retrieval stands above training, so it is handed in."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def run_rank(
     resume: bool = True,
     stop: StopFlag | None = None,
     give_up: Callable[[str], None] | None = None,
-    validate: Validate | None = None,
+    validate: Scores | None = score_validation,
 ) -> TrainResult:
     """One rank of a run: join the world that the environment describes, train, leave.
 
@@ -75,6 +73,7 @@ def run_rank(
             passed without progress. Nobody looks on when None.
         validate: see ``train``.
     """
+    require_trackers(config)
     here, device, timeout_s = (
         comm.world_from_env(os.environ),
         resolve_device(config.train.device),
@@ -101,7 +100,7 @@ def train(
     resume: bool = True,
     stop: StopFlag | None = None,
     watchdog: Watchdog | None = None,
-    validate: Validate | None = None,
+    validate: Scores | None = score_validation,
 ) -> TrainResult:
     """Train in the present process group, from the newest checkpoint of ``train.run_dir`` when there is one.
 
@@ -123,16 +122,15 @@ def train(
 
 class _Run:
     def __init__(
-        self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None, validate: Validate | None
+        self, config: Config, resume: bool, stop: StopFlag, watchdog: Watchdog | None, validate: Scores | None
     ) -> None:
         self.config = config
-        self.validate = validate if config.data.validation_share else None
         self.at: Callable[[int, str], None] = (lambda step, phase: None) if watchdog is None else watchdog.at
         self.run_dir = Path(config.train.run_dir)
         self.stop = stop
         self.main = comm.rank() == 0
-        setup = self.setup = Setup(config, resume, self.at)
-        self.dataset, self.loader, self.stepper = setup.dataset, setup.loader, setup.stepper
+        setup = self.setup = Setup(config, resume, self.at, console(self.main).print)
+        self.dataset = setup.dataset
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
         self.last_step = min(self.total_steps, config.train.max_steps or self.total_steps)
         payload = setup.payload
@@ -141,9 +139,20 @@ class _Run:
         self.skipped = int(payload["skipped"]) if payload else 0
         self.bad: set[int] = set(payload["bad"]) if payload else set()
         self._describe()
-        self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main)
+        mirrors = Mirrors(self.config, console(self.main).print) if self.main else None
+        self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main, mirrors)
+        self.validator = Validator(setup, self.log, self.last_step, validate, lambda step: self.at(step, "validating"))
         self.window = Window(time.monotonic())
         self.loss: float | None = None
+
+    @property
+    def loader(self) -> Loader:
+        """It changes when frozen parts begin to learn, as the stepper does."""
+        return self.setup.loader
+
+    @property
+    def stepper(self) -> Stepper:
+        return self.setup.stepper
 
     def _describe(self) -> None:
         """Make the run folder and write its settings, once nothing about them can be wrong any more."""
@@ -159,12 +168,12 @@ class _Run:
         """Steps until the end, ``train.max_steps`` or a signal; then the encoder."""
         try:
             self._greet()
-            if self.first_step and self._due(self.first_step) and not self._validated(self.first_step):
-                self._validate(self.first_step)  # the run was stopped between this step's checkpoint and its scores
+            self.validator.catch_up(self.first_step)
             step, interrupted = self._steps()
             if not interrupted:
                 self._export(step)
             comm.barrier()  # nobody leaves while rank 0 still writes
+            self.log.close(done=not interrupted)
         finally:
             self.log.close()
             self.loader.close()
@@ -173,7 +182,7 @@ class _Run:
     def _greet(self) -> None:
         for note in (*self.setup.notes, *self.loader.notes, self.setup.implementation):
             self.log.say(note)
-        for remark in remarks(self.config, len(self.dataset.classes)):
+        for remark in hints(self.config, len(self.dataset.classes)):
             self.log.say(remark)
         rows = len(self.dataset.train_rows(self.config.data))
         self.log.say(
@@ -181,27 +190,40 @@ class _Run:
             f"{self.setup.device.type}" + (f", going on after step {self.first_step}" if self.first_step else "")
         )
 
+    def _thaw(self) -> None:
+        self.log.say(f"after {self.config.model.thaw_after} epochs: everything learns from now on")
+        self.setup.thaw()
+        for note in self.loader.notes:
+            self.log.say(note)
+
     def _steps(self) -> tuple[int, bool]:
         step = self.first_step
         interrupted = False
-        while step < self.last_step and not interrupted:
+        ended = self.validator.ends_early(step)
+        while step < self.last_step and not interrupted and not ended:
+            if self.setup.thaws_at(step):
+                self._thaw()
             epoch, start = divmod(step, self.loader.steps_per_epoch)
             self.window.wait_from = time.monotonic()
             self.at(step + 1, "loading")
             for batch in self.loader.epoch(epoch, start):
                 self.window.waited += time.monotonic() - self.window.wait_from
-                lr = learning_rate(self.config.optim, step, self.total_steps)
+                lr = learning_rate(self.config.optim, step, self.total_steps, self.setup.thaw_step)
                 result = self.stepper.take(batch, step, lr, bool(self.stop))
                 step += 1
+                if self.setup.ema is not None and result.applied:
+                    self.setup.ema.update(self.setup.learner.encoder, step - self.setup.averages_from)
                 self._account(result, batch, step, epoch)
                 self._report(result, batch, step, epoch, lr)
                 interrupted = result.stop and step < self.last_step
-                due = self._due(step)
+                due = self.validator.due(step)
                 if due and not interrupted:
-                    self._validate(step)
+                    self.validator.score(step)
+                    self.window.started += self.validator.seconds  # not part of the speed of training
+                    ended = self.validator.ends_early(step)
                 if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
                     self._save(step)
-                if interrupted or step == self.last_step:
+                if interrupted or ended or step == self.last_step:
                     break
                 self.window.wait_from = time.monotonic()
                 self.at(step + 1, "loading")
@@ -210,35 +232,6 @@ class _Run:
                 f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
             )
         return step, interrupted
-
-    def _due(self, step: int) -> bool:
-        """Whether the validation samples are scored after this step."""
-        epochs, rest = divmod(step, self.loader.steps_per_epoch)
-        whole = rest == 0 and epochs % self.config.train.validate_every == 0
-        return self.validate is not None and (whole or step == self.last_step)
-
-    def _validated(self, step: int) -> bool:
-        """Whether the run's files have these scores; rank 0 says so to all."""
-        lines = read_lines(self.run_dir / VALIDATION) if self.main else []
-        return agree(any(line.get("step") == step for line in lines), None)
-
-    def _validate(self, step: int) -> None:
-        """Score the validation samples with the encoder as it is, and write the figures down."""
-        assert self.validate is not None
-        began = time.monotonic()
-        encoder = self.setup.learner.encoder
-        modes = [(module, module.training) for module in encoder.modules()]
-        self.at(step, "validating")
-        figures = self.validate(encoder.eval(), self.dataset, self.config, lambda: self.at(step, "validating"))
-        for module, mode in modes:
-            module.training = mode
-        epoch = step / self.loader.steps_per_epoch
-        record = {"step": step, "epoch": int(epoch) if epoch.is_integer() else epoch, **figures}
-        seconds = time.monotonic() - began
-        self.log.append(VALIDATION, {**record, "seconds": seconds, "time": time.time()})
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
-        self.log.say(f"epoch {record['epoch']:g}: validation  {shown}  ({seconds:.1f} s)")
-        self.window.started += seconds  # not part of the speed of training
 
     def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
         """Write down bad samples and a skipped step; give up after too many."""
@@ -308,10 +301,15 @@ class _Run:
             "nonfinite": self.nonfinite,
             "skipped": self.skipped,
             "bad": sorted(self.bad),
-            "model": learner.encoder.state_dict(),
+            "model": learner.trained.state_dict(),
+            "origin": learner.encoder.origin,
+            "pixels": asdict(self.setup.scale),
+            "backbone": backbone_fingerprint(learner.encoder) if learner.head_only else None,
             "prototypes": None if learner.prototypes is None else learner.prototypes.detach(),
             "memory": self.setup.memory.state(),
             "optimiser": self.setup.optimiser.state_dict(),
+            "ema": None if self.setup.ema is None else self.setup.ema.module.state_dict(),
+            "best": to_payload(self.validator.best),
             "settings": plain_settings(self.config),
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -322,12 +320,17 @@ class _Run:
     def _export(self, step: int) -> None:
         if not self.main:
             return
-        facts = {
+        facts: dict[str, Any] = {
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "classes": list(self.dataset.classes),
             "step": step,
             "total_steps": self.total_steps,
         }
-        path = save_encoder(self.setup.learner.encoder, self.config, facts)
-        self.log.say(f"step {step} of {self.total_steps} done; encoder in {path}")
+        which, best, encoder = "", self.validator.best, self.setup.result
+        if best is not None:
+            self.setup.trained_of(encoder).load_state_dict(best.weights)  # training is over
+            facts |= {"step": best.step, "best": {best.metric: best.score, "epoch": best.epoch}}
+            which = f" of epoch {best.epoch:g}, the best by {best.metric} ({best.score:.4f}),"
+        path = save_encoder(encoder, self.config, facts, self.setup.scale)
+        self.log.say(f"step {step} of {self.total_steps} done; encoder{which} in {path}")

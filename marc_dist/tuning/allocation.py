@@ -2,7 +2,7 @@
 
 The first task starts a Ray head, waits until every node has joined, and runs ``marc-tune WORD ... --address HEAD``; the
 others lend their node until the first one is done. Ray's own way (``ray symmetric-run``) refuses a node where another
-Ray runs, waits 30 s and no longer, and hides workers that fail (``shared/reference/systems-peers.md`` 2.4).
+Ray runs, waits 30 s and no longer, and hides workers that fail (``docs/design.md``).
 
 Nobody else may use this Ray: the nodes share a token, which only the job's owner can read. A start that Slurm ends
 (preemption, time limit) ends with code 85, and the next one goes on with the same search.
@@ -26,13 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from marc_dist.cluster.failure import failure_told
-from marc_dist.cluster.local import EXIT_INTERRUPTED, visible_gpus
-from marc_dist.cluster.rank import num_cores
+from marc_dist.cluster.local import visible_gpus
+from marc_dist.cluster.rank_process import num_cores
 from marc_dist.config import EXIT_USER, LaunchError
+from marc_dist.files import write_atomic
 from marc_dist.place import candidates, place_from_env
-from marc_dist.training.runfolder import write_atomic
-from marc_dist.training.signals import EXIT_REQUEUE
+from marc_dist.run.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
+from marc_dist.run.rank_ends import failures_noted
 
 JOIN_S = 180.0
 """Longest wait for the nodes of an allocation; a busy file system takes a minute to load Ray."""
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _raise)
     allocation: Any = None
     try:
-        with failure_told():
+        with failures_noted():
             allocation = Allocation(Path(job_dir), os.environ)
             allocation.sweep()
             code = allocation.lead(words) if allocation.rank == 0 else allocation.follow()

@@ -3,7 +3,7 @@
 Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the stopping form of Ray Tune: at
 each rung (an epoch) a trial stops when it is below the best 1/eta of those that it is compared with. Ray compares with
 whatever happens to have arrived; the same point stopped at epoch 2 in two runs and went on in three
-(``shared/reference/systems-peers.md`` 2.3). Here the caller names those to compare with, so that decisions repeat.
+(``docs/design.md``). Here the caller names those to compare with, so that decisions repeat.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from typing import Any
 
 from marc_dist.config import Config, ConfigError, LaunchError
 from marc_dist.config.suggest import suggestion
+from marc_dist.training.validation.scores import METRICS
 from marc_dist.tuning.asha import rungs
-from marc_dist.tuning.journal import SEARCH, Journal, Plan, read_plan, write_plan, write_rows
-from marc_dist.tuning.search import Search
-from marc_dist.tuning.space import How, Point, Space, parse_space
+from marc_dist.tuning.journal import SEARCH, Journal, SearchPlan, read_plan, write_plan, write_rows
+from marc_dist.tuning.search_space.space import How, Point, Space, parse_space
+from marc_dist.tuning.state import Search
 from marc_dist.tuning.trial import base_settings, trials_dir, write_best
-from marc_dist.tuning.validate import METRICS
 
 TRIALS = 16
 GRACE_SHARE = 27
@@ -83,7 +83,7 @@ def new_plan(
     grace: int | None = None,
     eta: float = ETA,
     **values: Any,
-) -> Plan:
+) -> SearchPlan:
     """The plan of a search, with every key, range and first point checked.
 
     Args:
@@ -115,7 +115,7 @@ def new_plan(
     grace = grace or max(1, round(budget / GRACE_SHARE))
     if grace > budget:
         raise ConfigError(f"--grace {grace}: expected at most the {budget} epochs of a trial")
-    return Plan(
+    return SearchPlan(
         space=space.name,
         source=space.source,
         base=base,
@@ -155,7 +155,7 @@ def open_search(folder: Path, journal: Journal) -> Search:
         ) from None
 
 
-def begin(folder: Path, plan: Plan, *, resume: bool) -> Plan:
+def begin(folder: Path, plan: SearchPlan, *, resume: bool) -> SearchPlan:
     """Make a search's folder ready; the plan to follow.
 
     Args:
@@ -181,8 +181,17 @@ def begin(folder: Path, plan: Plan, *, resume: bool) -> Plan:
     return extend(folder, trials=plan.trials, retries=plan.retries)
 
 
-def extend(folder: Path, *, trials: int | None = None, retries: int | None = None) -> Plan:
-    """Change how many settings or retries a search has; what has been tried stays."""
+def extend(folder: Path, *, trials: int | None = None, retries: int | None = None) -> SearchPlan:
+    """Change how many settings or retries a search has; what has been tried stays.
+
+    Args:
+        folder: of the search.
+        trials: settings to try in all, those that were tried included; None leaves it.
+        retries: how often a trial may fail and start again; None leaves it.
+
+    Returns:
+        The plan as it is now.
+    """
     plan = read_plan(folder)
     new = {"trials": trials or plan.trials, "retries": plan.retries if retries is None else retries}
     plan = plan.model_copy(update=new)

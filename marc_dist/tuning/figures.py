@@ -1,37 +1,43 @@
 """Figures of a search: history, parallel coordinates, alpha x beta, curves with intervals, importance, Pareto set.
 
-Each takes a matplotlib figure's axes and plain numbers. matplotlib is imported inside functions only.
+Each paints on a matplotlib figure in the look of all charts; matplotlib is imported inside functions only.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from marc_dist.report.charts import draw_figure, palette, score_colours
 from marc_dist.tuning.importance import importances
-from marc_dist.tuning.samplers import LISTED
-from marc_dist.tuning.search import Search, interval
-from marc_dist.tuning.space import Parameter
+from marc_dist.tuning.search_space.samplers import LISTED
+from marc_dist.tuning.search_space.space import Parameter
+from marc_dist.tuning.state import Search, interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS, LEAST_IN_BIN = 6, 4  # of a curve over a parameter with many values: groups at most, values of a group at least
-BLUE, FAINT, RED = "#0b6e75", "#b9c2ca", "#b3372f"
 LEAST_SURFACE = 4
 
 
 def score(search: Search, number: int, metric: str | None = None) -> float:
-    """Mean of a setting over its seeds."""
+    """Mean of a setting over its seeds.
+
+    Args:
+        search: that tried it.
+        number: of the setting, from 0.
+        metric: a validation metric; None = the first objective.
+    """
     return statistics.fmean(search.values(number, metric or search.plan.objectives[0]))
 
 
-def figures(search: Search) -> dict[str, bytes]:
-    """Every figure that the search has enough for: name -> PNG."""
-    from matplotlib.figure import Figure
-
-    out: dict[str, bytes] = {}
-    drawn = (
+def figures(search: Search) -> dict[str, Figure]:
+    """Every figure that the search has enough for, by name."""
+    painters = (
         ("history", _history, (7.5, 3.6)),
         ("epochs", _epochs, (7.5, 3.6)),
         ("parallel", _parallel, (9.0, 4.4)),
@@ -40,13 +46,8 @@ def figures(search: Search) -> dict[str, bytes]:
         ("importance", _importance, (7.5, 3.0)),
         ("pareto", _pareto, (6.0, 4.4)),
     )
-    for name, draw, size in drawn:
-        figure = Figure(figsize=size, layout="constrained")
-        if draw(search, figure):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-            out[name] = buffer.getvalue()
-    return out
+    tried = ((name, draw_figure(partial(paint, search), *size)) for name, paint, size in painters)
+    return {name: figure for name, figure in tried if figure is not None}
 
 
 def _history(search: Search, figure: Any) -> bool:
@@ -57,8 +58,8 @@ def _history(search: Search, figure: Any) -> bool:
     full = set(search.finished())
     axes = figure.add_subplot()
     for chosen, colour, label in (
-        ([at for at in known if at not in full], FAINT, "stopped early"),
-        ([at for at in known if at in full], BLUE, "trained in full"),
+        ([at for at in known if at not in full], palette()["grey"], "stopped early"),
+        ([at for at in known if at in full], palette()["trained"], "trained in full"),
     ):
         if chosen:
             axes.scatter(chosen, [score(search, at) for at in chosen], s=18, color=colour, label=label)
@@ -67,37 +68,39 @@ def _history(search: Search, figure: Any) -> bool:
         best = max(best, score(search, at))
         steps.append((at, best))
     if steps:
-        axes.step(*zip(*steps, strict=True), where="post", color=RED, linewidth=1.2, label="best so far")
+        axes.step(*zip(*steps, strict=True), where="post", color=palette()["bad"], linewidth=1.2, label="best so far")
     axes.set(xlabel="setting", ylabel=f"validation {search.plan.objectives[0]}")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend()
     return True
 
 
 def _epochs(search: Search, figure: Any) -> bool:
     """The first objective over the epochs of every first run: who had come to rest, who was stopped when."""
     metric = search.plan.objectives[0]
-    drawn: set[str] = set()
+    labelled: set[str] = set()
     axes = figure.add_subplot()
     ranked = search.finished()
     for (_, seed), run in sorted(search.runs.items(), key=lambda item: item[1].number in ranked):
         course = run.curve(metric)
         if seed or not course:
             continue
-        label, colour = ("trained in full", BLUE) if run.number in ranked else ("not in full", FAINT)
+        label, colour = (
+            ("trained in full", palette()["trained"]) if run.number in ranked else ("not in full", palette()["grey"])
+        )
         if run.number in ranked[:1]:
-            label, colour = "best", RED
-        named = None if label in drawn else label
-        drawn.add(label)
+            label, colour = "best", palette()["bad"]
+        named = None if label in labelled else label
+        labelled.add(label)
         axes.plot(
             list(course), list(course.values()), color=colour, linewidth=1.0, label=named, marker=".", markersize=3
         )
     for rung in search.rungs:
-        axes.axvline(rung, color="black", linewidth=0.4, linestyle=":")
+        axes.axvline(rung, color=palette()["ink"], linewidth=0.4, linestyle=":")
     axes.set(xlabel="epoch", ylabel=f"validation {metric}")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if drawn:
-        axes.legend(frameon=False, fontsize=8)
-    return bool(drawn)
+    if labelled:
+        axes.legend()
+    return bool(labelled)
 
 
 def _place(parameter: Parameter, value: Any) -> float:
@@ -125,22 +128,22 @@ def _parallel(search: Search, figure: Any) -> bool:
     axes = figure.add_subplot()
     values = [score(search, at) for at in full]
     norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1e-9)
-    colours = matplotlib.colormaps["viridis"]
+    colours = score_colours()
     for at in range(len(search.points)):
         point = search.points[at]
         line = [(x, _place(one, point[one.name])) for x, one in enumerate(parameters) if one.name in point]
         if at in full:
             line.append((len(parameters), norm(score(search, at))))
         style = {"color": colours(norm(score(search, at))), "linewidth": 1.6, "zorder": 2} if at in full else {}
-        axes.plot(*zip(*line, strict=True), **({"color": FAINT, "linewidth": 0.6, "alpha": 0.6} | style))
+        axes.plot(*zip(*line, strict=True), **({"color": palette()["grey"], "linewidth": 0.6} | style))
     for x, one in enumerate(parameters):
-        axes.axvline(x, color="black", linewidth=0.6)
+        axes.axvline(x, color=palette()["ink"], linewidth=0.6)
         marks = one.sampler.values if one.sampler.kind in LISTED else one.sampler.values[:2]
         for value in marks[:8]:
             axes.annotate(_text(value), (x, _place(one, value)), xytext=(3, 2), textcoords="offset points", fontsize=7)
-    axes.axvline(len(parameters), color="black", linewidth=0.6)
+    axes.axvline(len(parameters), color=palette()["ink"], linewidth=0.6)
     names = [*(one.name for one in parameters), search.plan.objectives[0]]
-    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=15)
+    axes.set_xticks(range(len(names)), names, rotation=15)
     axes.set_yticks([])
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, label=search.plan.objectives[0])
@@ -174,20 +177,22 @@ def _surface(search: Search, figure: Any) -> bool:
     if np.linalg.matrix_rank(np.stack([x - x.mean(), y - y.mean()]), tol=1e-9) < 2:
         return False
     solid = figure.add_subplot(1, 2, 1, projection="3d")
-    solid.plot_trisurf(x, y, z, cmap="viridis", linewidth=0.2, edgecolor="white")
+    solid.plot_trisurf(x, y, z, cmap=score_colours(), linewidth=0.2, edgecolor="white")
     solid.set(xlabel="alpha", ylabel="beta", zlabel=search.plan.objectives[0])
     flat = figure.add_subplot(1, 2, 2)
     if len(points) == len(alphas) * len(betas):  # a whole grid: a cell a point
         table = z.reshape(len(alphas), len(betas)).T
-        shown = flat.imshow(table, origin="lower", aspect="auto", cmap="viridis")
+        shown = flat.imshow(table, origin="lower", aspect="auto", cmap=score_colours())
         flat.set_xticks(range(len(alphas)), [f"{value:g}" for value in sorted(alphas)])
         flat.set_yticks(range(len(betas)), [f"{value:g}" for value in sorted(betas)])
         for row, line in enumerate(table):
             for column, value in enumerate(line):
-                flat.annotate(f"{value:.3f}", (column, row), ha="center", va="center", fontsize=7, color="white")
+                bright = value > (z.min() + z.max()) / 2
+                colour = "black" if bright else "white"
+                flat.annotate(f"{value:.3f}", (column, row), ha="center", va="center", fontsize=7, color=colour)
     else:
-        shown = flat.tricontourf(x, y, z, levels=12, cmap="viridis")
-        flat.scatter(x, y, s=10, color="white", edgecolor="black", linewidth=0.4)
+        shown = flat.tricontourf(x, y, z, levels=12, cmap=score_colours())
+        flat.scatter(x, y, s=10, color="white", edgecolor=palette()["ink"], linewidth=0.4)
     flat.set(xlabel="alpha", ylabel="beta")
     figure.colorbar(shown, ax=flat, label=search.plan.objectives[0])
     return True
@@ -242,12 +247,19 @@ def _curves(search: Search, figure: Any) -> bool:
         one = numeric[number]
         having = [at for at in full if one.name in search.points[at]]
         pairs = [(float(str(search.points[at][one.name])), score(search, at)) for at in having]
-        axes.scatter(*zip(*pairs, strict=True), s=14, color=FAINT)
+        axes.scatter(*zip(*pairs, strict=True), s=14, color=palette()["grey"])
         places, means, lows, highs = zip(*curve(pairs, listed=one.sampler.kind in LISTED), strict=True)
         below = [mean - low or math.nan for mean, low in zip(means, lows, strict=True)]  # no bar for a single value
         above = [high - mean or math.nan for mean, high in zip(means, highs, strict=True)]
         axes.errorbar(
-            places, means, yerr=[below, above], color=BLUE, capsize=3, linewidth=1.2, marker="o", markersize=3
+            places,
+            means,
+            yerr=[below, above],
+            color=palette()["trained"],
+            capsize=3,
+            linewidth=1.2,
+            marker="o",
+            markersize=3,
         )
         scores = [value for _, value in pairs]
         room = 0.3 * (max(scores) - min(scores)) or 0.01
@@ -267,7 +279,7 @@ def _importance(search: Search, figure: Any) -> bool:
         return False
     axes = figure.add_subplot()
     names = list(found)[::-1]
-    axes.barh(names, [found[name] for name in names], color=BLUE)
+    axes.barh(names, [found[name] for name in names], color=palette()["trained"])
     axes.set(xlabel=f"importance for a high {search.plan.objectives[0]} (PED-ANOVA, together 1)", xlim=(0, 1))
     return True
 
@@ -280,7 +292,10 @@ def _pareto(search: Search, figure: Any) -> bool:
         return False
     axes = figure.add_subplot()
     best = set(search.pareto())
-    for chosen, colour, label in ((set(full) - best, FAINT, "beaten"), (best, RED, "not beaten")):
+    for chosen, colour, label in (
+        (set(full) - best, palette()["grey"], "beaten"),
+        (best, palette()["bad"], "not beaten"),
+    ):
         if chosen:
             pairs = [(score(search, at, names[0]), score(search, at, names[1])) for at in chosen]
             axes.scatter(*zip(*pairs, strict=True), s=22, color=colour, label=label)
@@ -288,5 +303,5 @@ def _pareto(search: Search, figure: Any) -> bool:
         where = score(search, at, names[0]), score(search, at, names[1])
         axes.annotate(f"{at:04d}", where, xytext=(4, 3), textcoords="offset points", fontsize=7)
     axes.set(xlabel=names[0], ylabel=names[1])
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend()
     return True

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import warnings
 
-from marc_dist.tuning.proposals import new_study
-from marc_dist.tuning.search import Search
+from marc_dist.tuning.search_space.proposals import new_study
+from marc_dist.tuning.state import Search
 
 BEST = 1 / 3  # of the settings
 LEAST = 6
@@ -31,7 +31,7 @@ def importances(search: Search) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            study = new_study(search.space, [search.told(number) for number in sorted(numbers)])
+            study = new_study(search.space, [search.observation(number) for number in sorted(numbers)])
             # given a target, Optuna asks what makes it low
             found = optuna.importance.get_param_importances(
                 study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST), target=lambda one: -one.values[0]

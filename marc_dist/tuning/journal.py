@@ -6,7 +6,6 @@ from them. A line is on the disk before anything is done about it; a torn last l
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import math
@@ -18,17 +17,17 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from marc_dist.cluster.job import SEARCH_LINES
-from marc_dist.config import ConfigError, LaunchError
-from marc_dist.config.schema import Section
-from marc_dist.training.runfolder import write_atomic
+from marc_dist.config import ConfigError, LaunchError, first_line
+from marc_dist.config.section import Section
+from marc_dist.files import read_json, try_lock, write_atomic
+from marc_dist.run.attempts import SEARCH_LINES
 
 SEARCH = "search.json"
 LINES = SEARCH_LINES
 ROWS = "trials.parquet"
 
 
-class Plan(Section):
+class SearchPlan(Section):
     """What a search is, fixed when it begins; with the lines, all that it depends on."""
 
     format: Literal[1] = Field(1, description="of this file")
@@ -47,7 +46,7 @@ class Plan(Section):
     ahead: int = Field(ge=1, description="setting n is chosen from the results of settings 0 to n - ahead")
     retries: int = Field(2, ge=0, le=1000, description="further starts of a trial that fails")
 
-    def differences(self, other: Plan) -> list[str]:
+    def differences(self, other: SearchPlan) -> list[str]:
         """What makes another plan another search; the number of trials and of retries may change."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         for plan in (mine, theirs):
@@ -58,7 +57,7 @@ class Plan(Section):
         ]
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> SearchPlan:
     """The plan of a search's folder.
 
     Raises:
@@ -66,15 +65,14 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / SEARCH
     try:
-        return Plan.model_validate(json.loads(path.read_text()))
+        return SearchPlan.model_validate(read_json(path))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no {SEARCH}; expected the folder of a search, made by marc-tune --out") from None
-    except (OSError, ValueError, ValidationError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"{path}: cannot be read ({reason}); expected what marc-tune wrote") from None
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); expected what marc-tune wrote") from None
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SearchPlan) -> None:
     """Write ``search.json``, completely or not at all."""
     write_atomic(folder / SEARCH, (json.dumps(plan.model_dump(mode="json"), indent=1) + "\n").encode())
 
@@ -152,13 +150,10 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         LaunchError: another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LaunchError(
-                f"{folder}: another marc-tune searches here; wait for it, or choose another --out"
-            ) from None
+    lock = try_lock(folder / ".lock")
+    if lock is None:
+        raise LaunchError(f"{folder}: another marc-tune searches here; wait for it, or choose another --out")
+    with lock:
         yield
 
 

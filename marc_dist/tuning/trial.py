@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cluster.failure import read_end, verdict
 from marc_dist.config import Config, ConfigError, dump_yaml, flatten, user_path
-from marc_dist.training.log import VALIDATION
-from marc_dist.training.runfolder import prepare, read_lines, write_atomic
-from marc_dist.tuning.journal import Plan
-from marc_dist.tuning.search import Run, Search
-from marc_dist.tuning.space import Point, Space
+from marc_dist.files import write_atomic
+from marc_dist.run.folder import VALIDATION, prepare, read_lines
+from marc_dist.run.rank_ends import job_end, read_end
+from marc_dist.tuning.journal import SearchPlan
+from marc_dist.tuning.search_space.space import Point, Space
+from marc_dist.tuning.state import Search, Trial
 
 BEST = "best.yaml"
 SHARE = 0.2
@@ -24,8 +24,13 @@ def trials_dir(folder: Path) -> Path:
     return folder / "trials"
 
 
-def trial_config(search: Search, run: Run, folder: Path) -> Config:
+def trial_config(search: Search, run: Trial, folder: Path) -> Config:
     """The settings of one run: the search's base, its point, its seed, its folder.
+
+    Args:
+        search: the run's.
+        run: number, seed and point.
+        folder: of the search.
 
     Raises:
         ConfigError: the schema refuses them together.
@@ -35,12 +40,29 @@ def trial_config(search: Search, run: Run, folder: Path) -> Config:
         "train.run_dir": str(trials_dir(folder) / run.name),
         "train.seed": (int(plan.base["train.seed"]) + run.seed) % (1 << 32),
         "train.epochs": plan.epochs,
+        "data.features_dir": _features_dir(plan, folder),
     }
     return search.space.config(run.point, plan.base, own)
 
 
-def prepare_trial(search: Search, run: Run, folder: Path) -> Path:
-    """The run folder of a trial, with its ``config.yaml``; one that has begun is left as it is."""
+def _features_dir(plan: SearchPlan, folder: Path) -> str:
+    """Features of a frozen backbone lie beside the search, as beside a run, so that all trials and runs share them."""
+    given = plan.base.get("data.features_dir")
+    return str(given) if given else str(folder.absolute().parent / "features")
+
+
+def prepare_trial(search: Search, run: Trial, folder: Path) -> Path:
+    """Make the run folder of a trial ready, with its ``config.yaml``; a trial that has begun can go on there.
+
+    Args:
+        search: the run's.
+        run: number, seed and point.
+        folder: of the search.
+
+    Raises:
+        ConfigError: see ``trial_config``; or the trial has begun with other settings.
+        LaunchError: the folder cannot be written.
+    """
     return prepare(trial_config(search, run, folder))
 
 
@@ -54,7 +76,7 @@ def reported(run_dir: Path) -> list[dict[str, Any]]:
     return sorted(read_lines(run_dir / VALIDATION), key=lambda row: float(row["epoch"]))
 
 
-def how_it_ended(run_dir: Path, world: int, code: int) -> tuple[int, str]:
+def trial_end(run_dir: Path, world: int, code: int) -> tuple[int, str]:
     """Exit code and cause of a trial whose ranks have gone, from what they left in its folder.
 
     Args:
@@ -62,7 +84,7 @@ def how_it_ended(run_dir: Path, world: int, code: int) -> tuple[int, str]:
         world: ranks.
         code: of whatever looked after them; 0 when all ended well.
     """
-    found = verdict([read_end(run_dir / "logs", rank) for rank in range(world)], code, run_dir / "logs")
+    found = job_end([read_end(run_dir / "logs", rank) for rank in range(world)], code, run_dir / "logs")
     if code and found.rank is None:
         return found.code or code, "its processes or their node were lost"
     return found.code, found.error or ""
@@ -81,14 +103,20 @@ def base_settings(config: Config, epochs: int) -> dict[str, Any]:
         flat["data.validation_share"] = SHARE
     if config.train.keep_checkpoints == type(config.train).model_fields["keep_checkpoints"].default:
         flat["train.keep_checkpoints"] = 1
-    for key in ("data.dir", "data.cache_dir", "model.weights"):  # a search may go on from another folder
+    for key in (
+        "data.dir",
+        "data.cache_dir",
+        "data.features_dir",
+        "model.weights",
+    ):  # a search may go on from another folder
         if flat[key] is not None:
             flat[key] = str(user_path(str(flat[key])).absolute())
-    flat["train.epochs"] = epochs
+    # trials are compared epoch by epoch, and a search stops the poor ones itself
+    flat |= {"train.epochs": epochs, "train.keep_best": None, "train.patience": None}
     return flat
 
 
-def full_config(plan: Plan, space: Space, point: Point, run_dir: Path, **more: Any) -> Config:
+def full_config(plan: SearchPlan, space: Space, point: Point, run_dir: Path, **more: Any) -> Config:
     """A setting trained in full: on all samples of the split, as many epochs as the run file says.
 
     Args:
@@ -113,7 +141,8 @@ def write_best(search: Search, folder: Path) -> Path | None:
     ranked = search.finished()
     if not ranked:
         return None
-    config = full_config(search.plan, search.space, search.points[ranked[0]], folder / "best")
+    more = {"data__features_dir": _features_dir(search.plan, folder)}
+    config = full_config(search.plan, search.space, search.points[ranked[0]], folder / "best", **more)
     path = folder / BEST
     write_atomic(path, dump_yaml(config, comments=True).encode())
     return path

@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 
 from marc_dist.cli import jobs
-from marc_dist.cli.jobs_report import ROW, ago, printable
+from marc_dist.cli.jobs.listing import ROW, ago, one_line
 from marc_dist.cluster import local
-from marc_dist.cluster.job import Job, new_job, read_job, write_job
 from marc_dist.config import Config, build, parse_words
-from marc_dist.training.runfolder import prepare
+from marc_dist.run.folder import prepare
+from marc_dist.run.job import Job, new_job, read_job, write_job
 from tests.cli.test_train import SMALL
 
 LAUNCH = """
 import sys
 from pathlib import Path
-from marc_dist.cluster.job import new_job
-from marc_dist.cluster.submit import run_local
+from marc_dist.run.job import new_job
+from marc_dist.cluster.backends import run_local
 run, world, what, *arguments = sys.argv[1:]
 preset = {"procs_per_node": int(world), "peer_grace_s": 1.0, "stop_grace_s": 5.0}
 job = new_job("local", arguments, what=what, procs_per_node=int(world), preset=preset)
@@ -112,8 +112,8 @@ def test_help_needs_nothing(words: list[str]) -> None:
         f"    jobs.main({words})\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
-        "ours = {name for name in sys.modules if name.startswith('marc_dist.')}\n"
-        "assert ours == {'marc_dist.cli', 'marc_dist.cli.jobs'}, ours\n"
+        "ours = {name for name in sys.modules if name.startswith('marc_dist.cli.')}\n"
+        "assert ours == {'marc_dist.cli.' + name for name in ('command', 'jobs', 'jobs.words')}, ours\n"
         "assert not {'torch', 'pydantic', 'yaml', 'rich'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -194,11 +194,12 @@ def test_a_job_from_its_start_to_its_end(
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert watcher.stdout is not None
-    first = watcher.stdout.readline()
-    (job.run / "go").touch()
-    out, err = watcher.communicate(timeout=30)
-    assert watcher.returncode == 0, err
+    assert watcher.stdout is not None and watcher.stderr is not None
+    with watcher:  # closes its pipes
+        first = watcher.stdout.readline()
+        (job.run / "go").touch()
+        out, err = watcher.stdout.read(), watcher.stderr.read()  # communicate() would lose what readline() took along
+        assert watcher.wait(timeout=30) == 0, err
     lines = [f"[{rank}] rank {rank} of 2 is here\n" for rank in (0, 1)] + ["[0] bye\n", "[1] bye\n"]
     assert sorted((first + out).splitlines(keepends=True)) == sorted(lines)
     assert err.splitlines()[-1].startswith("runs/a: done")
@@ -237,14 +238,15 @@ def test_ctrl_c_leaves_the_job_alone_and_cancel_ends_it(tmp_path: Path, launch: 
 
 
 def test_cancel_says_when_a_job_does_not_end_in_time(launch: Any, capsys: Any) -> None:
-    job = launch("signal.signal(signal.SIGTERM, lambda *_: print('hears', flush=True))\nuntil('go')\nuntil('go2')")
-    job.wait_for("is here")
+    hears = "signal.signal(signal.SIGTERM, lambda *_: print('hears', flush=True))"
+    job = launch(f"{hears}\nprint('listens', flush=True)\nuntil('go')")
+    job.wait_for("listens")
     assert jobs.main(["cancel", "--timeout", "0.5", str(job.run)]) == 1
     assert "still running" in capsys.readouterr().out
     job.wait_for("hears")
     assert jobs.main(["cancel", "--no-wait", str(job.run)]) == 0  # again, and it does no harm
+    job.wait_for("hears\nhears")  # a signal that meets Python while it ends would end the rank
     (job.run / "go").touch()
-    (job.run / "go2").touch()
     assert job.process.wait(timeout=30) == 0
 
 
@@ -376,7 +378,7 @@ def test_names_cannot_steer_a_terminal(tmp_path: Path, capsys: Any) -> None:
     assert jobs.main(["list", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\\x1b[2Jrun [red]" in out
-    assert printable("a\n\x07b") == "a \\x07b"
+    assert one_line("a\n\x07b") == "a \\x07b"
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from marc_dist.cli import launch
-from marc_dist.cluster.job import attempts
+from marc_dist.cli.launch.run import check_data
 from marc_dist.config import Config, DataError, build
-from marc_dist.training.runfolder import checkpoints
+from marc_dist.run.attempts import attempts
+from marc_dist.run.folder import checkpoints
 from tests.cli.test_train import SMALL
 
 COMMAND = [sys.executable, "-m", "marc_dist.cli.launch"]
@@ -36,6 +37,7 @@ COMMAND = [sys.executable, "-m", "marc_dist.cli.launch"]
         (["local", "train", "loss.tau=99"], "loss.tau: expected less than or equal to 10"),
         (["local", "loss.tua=1"], "did you mean loss.tau?"),
         (["local", "none.yaml"], "none.yaml: no such file"),
+        (["local", "scrach"], "scrach: no such run folder, run file or recipe; did you mean scratch?"),
         (["local", "data.dir=nowhere"], "nowhere"),
         (["local", "eval", "train.run_dir=none"], "none: no such run folder"),
         (["local", "eval", "loss.tua=1"], "did you mean loss.tau?"),
@@ -74,7 +76,7 @@ def test_dry_run_shows_every_process_and_starts_none(
         run = f"{tmp_path}/runs/a"
         assert line.endswith(f"-m marc_dist.cli.train {run} >> {run}/logs/rank-{rank}.log")
     assert launch.main(["--dry-run", "local", "eval", "train.run_dir=runs/a", "eval.batch=3"]) == 0
-    assert "-m marc_dist.cli.evaluate train.run_dir=runs/a eval.batch=3" in capsys.readouterr().out
+    assert "-m marc_dist.cli.eval train.run_dir=runs/a eval.batch=3" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -84,8 +86,8 @@ def test_streamed_tars_need_not_be_in_the_folder(sample_dir: Path, tmp_path: Pat
         shutil.copy(sample_dir / name, tmp_path / "meta" / name)
     indexed = {"data.dir": str(tmp_path / "meta")}
     with pytest.raises(DataError, match="no such file"):
-        launch._check_data(build(Config, indexed))
-    launch._check_data(build(Config, indexed | {"data.reader": "streamed"}))
+        check_data(build(Config, indexed))
+    check_data(build(Config, indexed | {"data.reader": "streamed"}))
 
 
 def test_a_dead_place_for_the_run_is_told_before_anything_starts(sample_dir: Path, tmp_path: Path, capsys: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from marc_dist.cli.search import main
-from marc_dist.retrieval import sheet
+from marc_dist.report import picture_sheets, search_page
 from tests.retrieval.runs import make_run, pack_tiny
 
 
@@ -105,7 +105,7 @@ def test_more_answers_than_a_picture_or_a_page_can_hold(
     assert main([str(run), query, *out]) == 0
     assert "shows" not in capsys.readouterr().out
     assert (tmp_path / "search.html").read_text().count('class="tile"') == 40
-    monkeypatch.setattr(sheet, "SHEET_HEIGHT", 1200)
+    monkeypatch.setattr(picture_sheets, "SHEET_HEIGHT", 1200)
     assert main([str(run), query, query, *out]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
     assert told == "search.png shows the first 12 of 40 answers; search.html and the table show all"
@@ -114,7 +114,7 @@ def test_more_answers_than_a_picture_or_a_page_can_hold(
     assert told.startswith("search.png shows the first 4 of 6 queries, the first 6 of 40 answers; ")
     with Image.open(tmp_path / "search.png") as picture:
         assert 900 < picture.height <= 1200
-    monkeypatch.setattr(sheet, "PAGE_PICTURES", 50)
+    monkeypatch.setattr(search_page, "PAGE_PICTURES", 50)
     assert main([str(run), query, query, *out]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
     assert told == "search.html shows the first 25 of 40 answers; the table shows all"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cli.shard import CHECKS, main
+from marc_dist.cli.shard import main
+from marc_dist.cli.shard.words import CHECKS
 from marc_dist.data.dataset import open_dataset
-from marc_dist.data.recipes import Policies
+from marc_dist.packing.reading.recipes import Policies
 from tests import downloads
 
 
@@ -105,7 +106,7 @@ def slow(own: Path, out: Path, workers: int) -> subprocess.Popen[str]:
     script.parent.mkdir(parents=True)
     script.write_text(f"""
 import signal, time
-from marc_dist.data import tar
+from marc_dist.packing import tar
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down "ignored"
 tar.picture = lambda *args: time.sleep(60)  # in workers too, which import this file
 if __name__ == "__main__":

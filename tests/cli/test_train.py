@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from marc_dist.cli import train
-from marc_dist.config import Config, build, load_yaml
+from marc_dist.cli import launch, train, tune
+from marc_dist.config import Config, build, dump_yaml, list_presets, load_config, load_yaml
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "data.image_size=32",
     "data.num_workers=0",
     "model.backbone=test_resnet",
+    "model.pretrained=false",
     "model.head_hidden=8",
     "model.head_dim=4",
     "train.global_batch=4",
@@ -66,6 +69,33 @@ def test_print_is_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "alpha: 0.0" in again
 
 
+@pytest.mark.parametrize("name", list_presets("recipes"))
+def test_a_bare_name_is_a_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "recipes" / f"{name}.yaml"
+    config = load_config(recipe, ["loss.tau=0.2"])
+    assert not [key for key in config.unread() if key != "loss.tau"]
+    head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    assert any(line.startswith("# For: ") for line in head) and any(
+        line.startswith("# Cost and gain: ") for line in head
+    )
+    assert any(line.startswith(f"#   marc-train {name} ") for line in head)
+    assert re.search(rf"^recipes.*\n.*\b{name}\b", train.words.EPILOG, re.M)
+    for main, words in ((train.main, [name]), (launch.main, ["local", "train", name]), (launch.main, ["local", name])):
+        assert main([*words, "loss.tau=0.2", "--print"]) == 0
+        assert dump_yaml(config, comments=True) in capsys.readouterr().out
+    assert tune.main(["macl", name, "loss.tau=0.2", "--print"]) == 0
+    first = capsys.readouterr().out
+    assert tune.main([name, "loss.tau=0.2", "--print"]) == 0
+    assert capsys.readouterr().out == first
+    assert f"freeze: {config.model.freeze}\n" in first and f"epochs: {config.train.epochs}\n" in first
+    (tmp_path / name).write_text("loss: {tau: 0.3}\n")  # a file goes before
+    assert train.main([name, "--print"]) == 0
+    assert "tau: 0.3 " in capsys.readouterr().out
+
+
 def test_schema_knows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
@@ -79,6 +109,8 @@ def test_schema_knows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["loss.tau=0"], "loss.tau: expected greater than 0, got 0"),
         (["loss.tau=-1", "optim.lr=x"], "optim.lr: expected a valid number"),
         (["none.yaml"], "none.yaml: no such file"),
+        (["haed"], "haed: no such run folder, run file or recipe; did you mean head?; recipes: head, head-then-all, "),
+        (["runs/head"], "runs/head: no such file"),
         (["data.dir=nowhere"], "nowhere"),
         (["a", "b"], "expected one run folder or file"),
     ],

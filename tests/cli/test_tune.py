@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cli import tune
-from marc_dist.cli.tune import _places
-from marc_dist.cli.tune_words import parser, where_words
+from marc_dist.cli.tune.plan import planned_search, split_places
+from marc_dist.cli.tune.words import parser, where_words
 from marc_dist.config import load_config
+from marc_dist.training.trackers import mirrors
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal, alone, write_plan
-from marc_dist.tuning.local import call_trials
+from marc_dist.tuning.local_executor import call_trials
 from tests.retrieval.runs import pack_tiny
 from tests.tuning.searches import events, plan, run_file, trained
 
@@ -71,6 +72,17 @@ def test_mistakes_are_one_line_before_anything_starts(
 
 
 @pytest.mark.slow
+def test_a_tracker_that_is_not_installed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(mirrors.PACKAGES, "wandb", "no-such-package-of-ours")
+    assert tune.main(["smoke", str(run), "train.trackers=[wandb]"]) == 2
+    message = "train.trackers: wandb is not installed; pip install 'marc-dist[wandb]', or leave it out"
+    assert capsys.readouterr().err == f"marc-tune: error: {message}\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_cluster_out_of_reach_is_told_in_time(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,17 +96,17 @@ def test_a_cluster_out_of_reach_is_told_in_time(
     assert "--address HOST:PORT" in told
 
 
-def test_places(run: Path, tmp_path: Path) -> None:
+def testsplit_places(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("parameters:\n  loss.tau: {loguniform: [0.03, 0.5]}\n")
-    assert _places([]) == ("macl", [], False)
-    assert _places(["surface"]) == ("surface", [], False)
-    assert _places(["loss.tau=1"]) == ("macl", ["loss.tau=1"], False)
-    assert _places([str(run)]) == ("macl", [str(run)], True)
-    assert _places([str(own)]) == (str(own), [], False)
-    assert _places([str(run), "smoke", "a=1"]) == ("smoke", [str(run), "a=1"], True)  # either order
-    assert _places([str(own), str(run), "a=1"]) == (str(own), [str(run), "a=1"], True)
-    assert _places(["smoke", "data.dir=x"]) == ("smoke", ["data.dir=x"], True)
+    assert split_places([]) == ("macl", [], False)
+    assert split_places(["surface"]) == ("surface", [], False)
+    assert split_places(["loss.tau=1"]) == ("macl", ["loss.tau=1"], False)
+    assert split_places([str(run)]) == ("macl", [str(run)], True)
+    assert split_places([str(own)]) == (str(own), [], False)
+    assert split_places([str(run), "smoke", "a=1"]) == ("smoke", [str(run), "a=1"], True)  # either order
+    assert split_places([str(own), str(run), "a=1"]) == (str(own), [str(run), "a=1"], True)
+    assert split_places(["smoke", "data.dir=x"]) == ("smoke", ["data.dir=x"], True)
 
 
 def test_print_shows_space_and_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +156,11 @@ def test_what_another_search_lends_is_recorded(run: Path, tmp_path: Path) -> Non
     write_plan(other, plan(4))
     call_trials(open_search(other, Journal(other)), trained)
     words = ["macl", str(run), "--start-from", str(other), "--out", str(tmp_path / "search")]
-    folder, first, _ = tune._new(parser().parse_intermixed_args(words))
+    folder, first, _ = planned_search(parser().parse_intermixed_args(words))
     assert len(first.source["first"]) == 4
     write_plan(folder, first)
     (other / "search.json").unlink()
-    _, again, _ = tune._new(parser().parse_intermixed_args([*words[:-2], "--resume", str(folder)]))
+    _, again, _ = planned_search(parser().parse_intermixed_args([*words[:-2], "--resume", str(folder)]))
     assert first.differences(again) == []
 
 
@@ -176,6 +188,7 @@ def test_alone_it_tunes_the_sample(
         "data.image_size=32",
         "train.epochs=1",
         "model.backbone=test_resnet",
+        "model.pretrained=false",
     ]
     assert tune.main(words) == 0
     told = capsys.readouterr().out

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cluster import follow as module
-from marc_dist.cluster import progress
-from marc_dist.cluster.follow import follow, follow_job, for_terminal, last_lines, told
-from marc_dist.cluster.job import State, new_job
-from marc_dist.cluster.progress import life_age_s, read_progress, who_is_late
-from marc_dist.training.watchdog import PHASES, beat_path, read_beats
+from marc_dist.cluster.follow import follow, follow_job, for_terminal, last_lines
+from marc_dist.run import progress
+from marc_dist.run.heartbeats import PHASES, beat_path, read_beats
+from marc_dist.run.job import State, new_job
+from marc_dist.run.progress import life_age_s, read_progress, who_is_late
 
 
 @pytest.fixture(autouse=True)
@@ -277,4 +277,4 @@ def test_age_of_the_last_sign_of_life(tmp_path: Path) -> None:
     ],
 )
 def test_states_in_words(state: State, text: str) -> None:
-    assert told(state) == text
+    assert str(state) == text

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from marc_dist.cluster import ray as ray_jobs
-from marc_dist.cluster.job import Job, attempts, new_job, read_job, write_job
 from marc_dist.cluster.preset import RayPreset, load_preset
 from marc_dist.cluster.ray_ranks import Rank
 from marc_dist.config import Config, LaunchError, build
-from marc_dist.training.runfolder import checkpoints, prepare
+from marc_dist.run.attempts import attempts
+from marc_dist.run.folder import checkpoints, prepare
+from marc_dist.run.job import Job, new_job, read_job, write_job
 from tests.cluster.ray_cluster import RayCluster, parent_of, pids_that_name
 
 pytestmark = [
@@ -33,6 +34,7 @@ WORDS: dict[str, Any] = {
     "data.num_workers": 0,
     "data.cache": "none",
     "model.backbone": "test_resnet",
+    "model.pretrained": False,
     "model.head_hidden": 8,
     "model.head_dim": 4,
     "optim.name": "sgd",

@@ -17,16 +17,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from marc_dist.cluster.job import attempts, newest_step, read_job
 from marc_dist.cluster.slurm import state
 from marc_dist.config import load_config, load_yaml
+from marc_dist.run.attempts import attempts, newest_step
+from marc_dist.run.folder import checkpoints, write_config
+from marc_dist.run.job import read_job
 from marc_dist.training.checkpoint import load_checkpoint
-from marc_dist.training.runfolder import checkpoints, write_config
 from tests.cluster.slurm_cluster import ClusterError, SlurmCluster
 
 pytestmark = pytest.mark.slow
 TINY = [
     "data.image_size=32", "data.num_workers=0", "data.cache=none", "model.backbone=test_resnet",
+    "model.pretrained=false",
     "model.head_hidden=16", "model.head_dim=8", "optim.name=sgd", "optim.lr=0.02", "train.epochs=1000",
     "train.global_batch=16", "train.device=cpu", "train.precision=float64", "train.checkpoint_every=3",
     "train.keep_checkpoints=2", "train.log_every=1",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster.job import Job, new_job
 from marc_dist.cluster.preset import SlurmPreset, load_preset
 from marc_dist.cluster.slurm import clean_environment, render
-from marc_dist.cluster.task import task_environment
+from marc_dist.cluster.srun_task import task_environment
 from marc_dist.config import ConfigError, list_presets
+from marc_dist.run.job import Job, new_job
 
 RECORDED = Path(__file__).parent / "scripts"
 CASES: dict[str, tuple[str, list[str]]] = {

@@ -42,6 +42,13 @@ def test_order_is_defaults_then_file_then_words_then_sample(tmp_path: Path) -> N
         ("loss.name=mcl", "loss.name: expected 'macl'"),
         ("loss=3", "loss: expected a valid dictionary"),
         ("loss.tau.x=3", "loss.tau: expected a valid number"),
+        ("loss.tau=true", "loss.tau: expected a number, got True"),
+        ("loss.num_selected=false", "loss.num_selected: expected a number, got False"),
+        ("loss.tile=true", "loss.tile: expected a number, got True"),
+        ("eval.ks=[1, true]", "eval.ks: expected a number, got True"),
+        ("eval.relevance=true", "eval.relevance: expected a number, got True"),
+        ("augment.crop_min=true", "augment.crop_min: expected a number, got True"),
+        ("data.std=[1, 1, true]", "data.std: expected a number, got True"),
         ("train.seed=1.5", "train.seed: expected a valid integer"),
         ("eval.ks=[]", "eval.ks: "),
         ("augment.crop_min=1.5", "augment.crop_min: expected less than or equal to 1"),
@@ -52,6 +59,12 @@ def test_order_is_defaults_then_file_then_words_then_sample(tmp_path: Path) -> N
 )
 def test_faults_name_key_expectation_and_value(word: str, expected: str) -> None:
     assert expected in fault(word)
+
+
+def test_true_stays_what_it_is_where_it_may_stand() -> None:
+    words = ["eval.extra=true", "loss.tf32=true", "model.pretrained=true", "data.verify_crc=false"]
+    config = load_config(None, words)
+    assert config.eval.extra is config.loss.tf32 is config.model.pretrained is True and config.data.verify_crc is False
 
 
 def test_all_faults_of_a_call_are_told_at_once() -> None:

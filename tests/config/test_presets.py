@@ -31,7 +31,7 @@ def test_a_misspelt_preset_is_suggested() -> None:
         find_preset("launchers", "locl")
 
 
-def test_the_wheel_carries_the_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_carries_presets_templates_and_the_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [
         sys.executable,
         "-m",
@@ -47,7 +47,9 @@ def test_the_wheel_carries_the_presets(tmp_path: Path, monkeypatch: pytest.Monke
     (wheel,) = tmp_path.glob("marc_dist-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    for kind in ("launchers", "shards", "tune_spaces"):
+    (licence,) = (tmp_path / "site").glob("marc_dist-*.dist-info/licenses/LICENSE")
+    assert licence.read_text() == (ROOT / "LICENSE").read_text()
+    for kind in ("launchers", "recipes", "shards", "tune_spaces"):
         shipped = sorted(path.stem for path in (ROOT / kind).glob("*.yaml"))
         assert shipped == list_presets(kind)  # type: ignore[arg-type]
         code = f"from marc_dist.config import list_presets, find_preset; print(list_presets({kind!r})); "
@@ -63,6 +65,19 @@ def test_the_wheel_carries_the_presets(tmp_path: Path, monkeypatch: pytest.Monke
         names, path = done.stdout.splitlines()
         assert names == str(shipped)
         assert path.startswith(str(tmp_path / "site"))
+    code = "from marc_dist.report import page, charts; print(page.__file__); print(charts.palette()['ink']); "
+    code += "print(page.templates().list_templates())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, ink, names = done.stdout.splitlines()
+    assert path.startswith(str(tmp_path / "site")) and ink.startswith("#")
+    assert names == str(sorted(path.name for path in (ROOT / "marc_dist/report/templates").iterdir()))
 
 
 def test_a_missing_preset_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

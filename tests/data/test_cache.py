@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, DataError, build
 from marc_dist.data import cache
 from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
@@ -61,7 +62,7 @@ def test_batches_have_the_same_bits_with_and_without(
     for mode in ("none", "auto"):
         words = {"data.cache": mode, "data.cache_dir": str(tmp_path), "data.dir": str(sample_dir)}
         words |= {"data.image_size": 48, "train.global_batch": 150, "augment.blur": 0.5, "augment.cutout": 0.5}
-        loader = TrainLoader(dataset, build(Config, words | {"data.num_workers": workers}), 1, 2)
+        loader = TrainLoader(dataset, build(Config, words | {"data.num_workers": workers}), 1, 2, IMAGENET)
         batches[mode] = list(loader.epoch(3))
         assert ("decoded pictures in" in loader.notes[0]) == (mode == "auto")
         loader.close()
@@ -151,7 +152,7 @@ def test_what_does_not_fit_is_decoded_each_time_and_said(
     assert why_not(dataset, ids, tmp_path / "not yet there") is None
     monkeypatch.setattr(cache, "_free_memory", lambda: 1_000_000)
     words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.num_workers": 0}
-    loader = TrainLoader(dataset, build(Config, words), 0, 1)
+    loader = TrainLoader(dataset, build(Config, words), 0, 1, IMAGENET)
     assert "decoded pictures are not kept, they take 0.0 GB, and 50% of the free memory is 0.0 GB" in loader.notes[0]
     assert not list(tmp_path.iterdir())
 

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, DataError, build
 from marc_dist.data.batches import Batch
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.loader import TrainLoader, iter_eval
-from marc_dist.data.pool import STOP_SIGNALS
+from marc_dist.data.loader_pool import STOP_SIGNALS
 from tests.worlds import fork_server
 
 SETTINGS = {"data.image_size": 32, "train.global_batch": 150, "train.seed": 5}
@@ -33,7 +34,7 @@ def config(sample_dir: Path, workers: int = 0, **more: object) -> Config:
 def epoch(
     dataset: Dataset, settings: Config, number: int, rank: int = 0, world: int = 1, start: int = 0
 ) -> list[Batch]:
-    loader = TrainLoader(dataset, settings, rank, world)
+    loader = TrainLoader(dataset, settings, rank, world, IMAGENET)
     try:
         return list(loader.epoch(number, start))
     finally:
@@ -83,7 +84,7 @@ def test_epochs_differ(dataset: Dataset, sample_dir: Path, reference: list[Batch
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_change_a_bit(dataset: Dataset, sample_dir: Path, reference: list[Batch], workers: int) -> None:
-    loader = TrainLoader(dataset, config(sample_dir, workers), 0, 1)
+    loader = TrainLoader(dataset, config(sample_dir, workers), 0, 1, IMAGENET)
     next(loader.epoch(0))  # left after one batch
     batches = list(loader.epoch(1))  # the second pass of workers that stayed alive
     loader.close()
@@ -114,7 +115,7 @@ def test_the_device_that_trains_augments_to_the_same_bits(
 ) -> None:
     """Pictures held where they are augmented, or sent there step by step; on a CPU also the bits are the same."""
     settings = config(sample_dir, workers, **{"data.augment_on": "device", "data.cache": cache})
-    loader = TrainLoader(dataset, settings, 0, 1)
+    loader = TrainLoader(dataset, settings, 0, 1, IMAGENET)
     assert loader.notes[1].startswith("augmented on cpu, batch by batch")
     for batch, expected in zip(loader.epoch(1), reference, strict=True):
         assert torch.equal(batch.images, expected.images) and torch.equal(batch.ids, expected.ids)
@@ -128,7 +129,9 @@ def test_the_device_that_trains_augments_to_the_same_bits(
 def test_a_gpu_augments_what_the_workers_would(
     dataset: Dataset, sample_dir: Path, reference: list[Batch], cache: str
 ) -> None:
-    loader = TrainLoader(dataset, config(sample_dir, 1, **{"data.cache": cache}), 0, 1, device=torch.device("cuda"))
+    loader = TrainLoader(
+        dataset, config(sample_dir, 1, **{"data.cache": cache}), 0, 1, IMAGENET, device=torch.device("cuda")
+    )
     for batch, expected in zip(loader.epoch(1), reference, strict=True):
         assert batch.images.is_cuda and batch.ids.tolist() == expected.ids.tolist()
         torch.testing.assert_close(batch.images.cpu(), expected.images, rtol=0, atol=1e-4)
@@ -156,9 +159,9 @@ def test_threads_do_not_change_a_bit_and_their_number_is_put_back(
 ) -> None:
     torch.set_num_threads(3)
     try:
-        first = next(TrainLoader(dataset, config(sample_dir), 0, 1).epoch(1))
+        first = next(TrainLoader(dataset, config(sample_dir), 0, 1, IMAGENET).epoch(1))
         assert torch.get_num_threads() == 3
-        next(iter_eval(dataset, dataset.rows("test"), 16, 4, 0))
+        next(iter_eval(dataset, dataset.rows("test"), 16, IMAGENET, 4, 0))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(1)
@@ -187,7 +190,7 @@ def test_a_damaged_sample_is_one_clear_error(sample_dir: Path, tmp_path: Path, w
 
 def test_workers_ignore_stop_signals_and_end_with_their_loader(dataset: Dataset, sample_dir: Path) -> None:
     before = {child.pid for child in multiprocessing.active_children()}
-    loader = TrainLoader(dataset, config(sample_dir, 2), 0, 1)
+    loader = TrainLoader(dataset, config(sample_dir, 2), 0, 1, IMAGENET)
     batches = loader.epoch(0)
     next(batches)
     workers = [child for child in multiprocessing.active_children() if child.pid not in before]
@@ -212,7 +215,7 @@ def test_workers_ignore_stop_signals_and_end_with_their_loader(dataset: Dataset,
 @pytest.mark.parametrize("wait_s", [0.0, 1.0])
 def test_a_worker_that_dies_is_one_clear_error(dataset: Dataset, sample_dir: Path, wait_s: float) -> None:
     """At work, or with batches handed over whose memory it has still to pass on: found, "Connection refused"."""
-    loader = TrainLoader(dataset, config(sample_dir, 1, **{"train.global_batch": 32}), 0, 1)
+    loader = TrainLoader(dataset, config(sample_dir, 1, **{"train.global_batch": 32}), 0, 1, IMAGENET)
     before = {child.pid for child in multiprocessing.active_children()}
     batches = loader.epoch(0)
     next(batches)
@@ -226,7 +229,7 @@ def test_a_worker_that_dies_is_one_clear_error(dataset: Dataset, sample_dir: Pat
 
 def leave(sample_dir: Path, how: str, report: Connection) -> None:
     """A main process with a worker that it never closes."""
-    loader = TrainLoader(open_dataset(sample_dir), config(sample_dir, 1, **{"train.global_batch": 8}), 0, 1)
+    loader = TrainLoader(open_dataset(sample_dir), config(sample_dir, 1, **{"train.global_batch": 8}), 0, 1, IMAGENET)
     batches = loader.epoch(0)
     next(batches)
     report.send([child.pid for child in multiprocessing.active_children()])
@@ -270,7 +273,7 @@ def test_a_main_process_that_never_closes_ends_and_leaves_nothing(sample_dir: Pa
 
 def test_pictures_for_evaluation_keep_their_order(dataset: Dataset) -> None:
     ids = dataset.rows("test")[::-1][:23].copy()
-    found = {workers: list(iter_eval(dataset, ids, 32, 10, workers)) for workers in (0, 2)}
+    found = {workers: list(iter_eval(dataset, ids, 32, IMAGENET, 10, workers)) for workers in (0, 2)}
     for parts in found.values():
         assert [len(part) for _, part in parts] == [10, 10, 3]
         assert torch.cat([part for _, part in parts]).tolist() == ids.tolist()

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, build
 from marc_dist.data import batches as batches_module
 from marc_dist.data.dataset import Dataset, open_dataset
@@ -285,7 +286,7 @@ def loaded(dataset: Dataset, sample_dir: Path, world: int, workers: int, start: 
     )
     steps: list[list[int]] = []
     for rank in range(world):
-        loader = TrainLoader(dataset, config, rank, world)
+        loader = TrainLoader(dataset, config, rank, world, IMAGENET)
         try:
             ranks = list(loader.epoch(1, start))
         finally:
@@ -318,7 +319,7 @@ def test_each_visit_of_a_sample_is_augmented_in_its_own_way(dataset: Dataset, sa
     words |= {"data.num_workers": 0, "data.image_size": 16, "train.global_batch": 64}
     seen: dict[int, dict[int, list[torch.Tensor]]] = {1: {}, 3: {}}
     for world, views in seen.items():
-        loaders = [TrainLoader(dataset, build(Config, words), rank, world) for rank in range(world)]
+        loaders = [TrainLoader(dataset, build(Config, words), rank, world, IMAGENET) for rank in range(world)]
         for parts in zip(*(loader.epoch(0) for loader in loaders), strict=True):
             for part in parts:
                 shaped = part.images.unflatten(0, (2, -1)) if len(part.ids) else part.images[None]
@@ -330,7 +331,7 @@ def test_each_visit_of_a_sample_is_augmented_in_its_own_way(dataset: Dataset, sa
         flat = torch.stack(visits).flatten(0, 1).flatten(1)
         assert len(torch.unique(flat, dim=0)) == len(flat)
         assert all(torch.equal(a, b) for a, b in zip(visits, seen[3][sample], strict=True))
-    uniform = TrainLoader(dataset, build(Config, words | {"data.sampler": "uniform"}), 0, 1)
+    uniform = TrainLoader(dataset, build(Config, words | {"data.sampler": "uniform"}), 0, 1, IMAGENET)
     first = next(uniform.epoch(0))
     sample = next(sample for sample in first.ids.tolist() if sample in repeated)  # the first visit draws as ever
     assert torch.equal(first.images.unflatten(0, (2, -1))[:, first.ids.tolist().index(sample)], seen[1][sample][0])

@@ -23,13 +23,14 @@ import numpy as np
 import pytest
 import torch
 
+from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, ConfigError, DataError, build
 from marc_dist.data.batches import Batch
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.data.lanes import Lanes, alike, pair_rate
 from marc_dist.data.loader import TrainLoader
 from marc_dist.data.remote import TarStream, shard_urls
 from marc_dist.data.stream import StreamLoader
+from marc_dist.data.stream_order import Lanes, alike, pair_rate
 from marc_dist.training.trainer import train
 from tests.training.test_trainer import _difference, _state
 from tests.worlds import run_in_world
@@ -62,7 +63,7 @@ def config(packed: Path, **more: Any) -> Config:
 def batches(
     dataset: Dataset, settings: Config, epoch: int, rank: int = 0, world: int = 1, start: int = 0
 ) -> list[Batch]:
-    loader = StreamLoader(dataset, settings, rank, world, CPU)
+    loader = StreamLoader(dataset, settings, rank, world, IMAGENET, CPU)
     try:
         return list(loader.epoch(epoch, start))
     finally:
@@ -89,7 +90,7 @@ def test_epochs_differ(dataset: Dataset, packed: Path, reference: list[Batch]) -
 
 
 def test_pictures_are_the_indexed_reader_s(dataset: Dataset, packed: Path, reference: list[Batch]) -> None:
-    loader = TrainLoader(dataset, config(packed, reader="indexed", lanes=8, shuffle=1000), 0, 1)
+    loader = TrainLoader(dataset, config(packed, reader="indexed", lanes=8, shuffle=1000), 0, 1, IMAGENET)
     views: dict[int, torch.Tensor] = {}
     for batch in loader.epoch(1):
         views |= dict(zip(batch.ids.tolist(), batch.images.unflatten(0, (2, -1)).unbind(1), strict=True))
@@ -122,7 +123,7 @@ def test_the_device_that_trains_augments_to_the_same_bits(
 
 
 def test_leaving_early_and_coming_back(dataset: Dataset, packed: Path, reference: list[Batch]) -> None:
-    loader = StreamLoader(dataset, config(packed, num_workers=2), 0, 1, CPU)
+    loader = StreamLoader(dataset, config(packed, num_workers=2), 0, 1, IMAGENET, CPU)
     next(iter(loader.epoch(0)))
     again = list(loader.epoch(1))
     loader.close()
@@ -132,7 +133,7 @@ def test_leaving_early_and_coming_back(dataset: Dataset, packed: Path, reference
 @pytest.mark.parametrize("workers", [0, 2])
 def test_going_on_within_another_epoch(dataset: Dataset, packed: Path, reference: list[Batch], workers: int) -> None:
     """A lane that stands early in one epoch is not the one that is asked for later in another."""
-    loader = StreamLoader(dataset, config(packed, num_workers=workers), 0, 1, CPU)
+    loader = StreamLoader(dataset, config(packed, num_workers=workers), 0, 1, IMAGENET, CPU)
     next(iter(loader.epoch(0)))
     again = list(loader.epoch(1, 3))
     loader.close()
@@ -183,7 +184,7 @@ def test_lanes_give_each_step_its_share() -> None:
 
 
 def test_what_a_run_says(dataset: Dataset, packed: Path) -> None:
-    loader = StreamLoader(dataset, config(packed), 0, 9, CPU)
+    loader = StreamLoader(dataset, config(packed), 0, 9, IMAGENET, CPU)
     assert "12 shards in 5 lanes" in loader.notes[0]
     assert "as often as after an exact shuffle (data.lanes=5, data.shuffle=30)" in loader.notes[1]
     assert "4 of 9 ranks have no lane" in loader.notes[2]
@@ -261,7 +262,7 @@ def test_a_file_s_name_is_never_a_command(
     shutil.copy(packed / "train-000000.tar", tmp_path / "train-000000.tar")
     (tmp_path / "pipe:touch HARM; cat train-000001.tar").touch()
     with pytest.raises(ConfigError, match="expected the name of one shard"):
-        StreamLoader(dataset, config(packed, urls=["*train-00000*.tar"]), 0, 1, CPU)
+        StreamLoader(dataset, config(packed, urls=["*train-00000*.tar"]), 0, 1, IMAGENET, CPU)
     assert shard_urls(config(packed, urls=["train-*.tar"]), dataset, [0]) == {0: str(tmp_path / "train-000000.tar")}
     assert not (tmp_path / "HARM").exists()
 
@@ -283,7 +284,7 @@ def test_a_file_s_name_is_never_a_command(
 def test_urls_that_do_not_fit(packed: Path, dataset: Dataset, urls: list[str], message: str) -> None:
     settings = config(packed, urls=[url.format(packed) for url in urls])
     with pytest.raises(ConfigError, match=message):
-        StreamLoader(dataset, settings, 0, 1, CPU)
+        StreamLoader(dataset, settings, 0, 1, IMAGENET, CPU)
 
 
 def test_settings_that_do_not_go_together(packed: Path) -> None:
@@ -318,7 +319,7 @@ def gone(mark: str, seconds: float = 10.0) -> bool:
 def test_no_command_is_left_behind(packed: Path, dataset: Dataset, workers: int) -> None:
     """A pipeline whose first part never ends by itself."""
     command = f"pipe:(sleep 60{workers}1 & cat {packed}/train-{{000000..000011}}.tar; wait) | cat"
-    loader = StreamLoader(dataset, config(packed, num_workers=workers, urls=[command], shuffle=1), 0, 1, CPU)
+    loader = StreamLoader(dataset, config(packed, num_workers=workers, urls=[command], shuffle=1), 0, 1, IMAGENET, CPU)
     next(iter(loader.epoch(0)))
     assert running(f"60{workers}1")
     loader.close()
@@ -339,7 +340,7 @@ def test_a_stream_that_stalls_is_named_in_time(packed: Path, dataset: Dataset, w
 
 def test_closed_while_it_stalls(packed: Path, dataset: Dataset) -> None:
     command = f"pipe:head -c 250000 {packed}/train-{{000000..000011}}.tar; exec sleep 8001"
-    loader = StreamLoader(dataset, config(packed, num_workers=1, urls=[command], shuffle=1), 0, 1, CPU)
+    loader = StreamLoader(dataset, config(packed, num_workers=1, urls=[command], shuffle=1), 0, 1, IMAGENET, CPU)
     found = loader.epoch(0)
     next(found)
     time.sleep(0.5)  # the worker runs ahead, into the wait
@@ -452,7 +453,13 @@ def _run(words: dict[str, Any]) -> int:
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_run_has_the_same_weights_at_any_size_and_after_a_stop(packed: Path, tmp_path: Path, world: int) -> None:
     words: dict[str, Any] = {"data.dir": str(packed), "data.reader": "streamed", "data.lanes": 5, "data.shuffle": 30}
-    words |= {"data.image_size": 32, "data.num_workers": 0, "model.backbone": "test_resnet", "model.head_hidden": 16}
+    words |= {
+        "data.image_size": 32,
+        "data.num_workers": 0,
+        "model.backbone": "test_resnet",
+        "model.pretrained": False,
+        "model.head_hidden": 16,
+    }
     words |= {"model.head_dim": 8, "optim.name": "sgd", "optim.lr": 0.05, "train.epochs": 2, "train.global_batch": 64}
     words |= {"train.device": "cpu", "train.precision": "float64", "train.max_steps": 11}
     run_in_world(_run, 1, words | {"train.run_dir": str(tmp_path / "one")})

@@ -145,7 +145,7 @@ def little_memory(megabytes: int = 600) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def told(call: Callable[[], object]) -> str | None:
+def error_of(call: Callable[[], object]) -> str | None:
     """What an error of ours says, or None if there is none; any other error passes through."""
     try:
         with in_time():

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from marc_dist.cli.shard import main
 from marc_dist.config import DataError
-from marc_dist.data.download import opened
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
+from marc_dist.packing.reading.unpack import opened
 from tests import downloads
-from tests.fuzz.damage import NAMES, damaged, fresh, fuzz, in_time, little_memory, run, snapshot, told
+from tests.fuzz.damage import NAMES, damaged, error_of, fresh, fuzz, in_time, little_memory, run, snapshot
 from tests.fuzz.test_pictures import saved
 
 PNG = saved(downloads.picture(1, (8, 8)), "PNG")
@@ -100,7 +100,7 @@ class Place:
             with opened(recipe, [self.archive], self.root) as roots:
                 read_source(recipe, roots, labels="folders", allow=["doubled"])
 
-        message = told(read)
+        message = error_of(read)
         assert snapshot(self.root) == before
         return message
 

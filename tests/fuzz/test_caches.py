@@ -13,7 +13,7 @@ from hypothesis import given
 from marc_dist.data.cache import open_cache
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.reader import IndexedReader
-from tests.fuzz.damage import damaged, fuzz, in_time, little_memory, told
+from tests.fuzz.damage import damaged, error_of, fuzz, in_time, little_memory
 from tests.fuzz.test_folders import write
 
 
@@ -37,12 +37,12 @@ def test_damaged_caches(name: str, packed: dict[str, bytes], tmp_path: Path) -> 
     def check(data: bytes) -> None:
         (folder / name).write_bytes(data + content[2000:])
         with little_memory(1500):
-            told(pictures)
+            error_of(pictures)
 
     check()
     (folder / name).unlink()
     found: list[np.ndarray[Any, Any]] = []
-    if told(lambda: found.extend(pictures())) is None:
+    if error_of(lambda: found.extend(pictures())) is None:
         assert all(np.array_equal(one, other) for one, other in zip(found, sound, strict=True))
 
 
@@ -53,11 +53,13 @@ def test_descriptions_of_caches(text: str, packed: dict[str, bytes], tmp_path: P
     open_cache(dataset, "train", tmp_path / "cache", reader=reader)
     (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     (folder / "cache.json").write_text(text)
-    assert told(lambda: open_cache(dataset, "train", tmp_path / "cache", reader=reader).picture(3)) is None
+    assert error_of(lambda: open_cache(dataset, "train", tmp_path / "cache", reader=reader).picture(3)) is None
 
 
 def test_pictures_larger_than_the_index_says(packed: dict[str, bytes], tmp_path: Path) -> None:
     dataset = open_dataset(write(tmp_path / "shards", packed))
     dataset = dataclasses.replace(dataset, width=dataset.width - 1)
     with in_time():
-        assert told(lambda: open_cache(dataset, "train", tmp_path / "cache", reader=IndexedReader(dataset, retries=0)))
+        assert error_of(
+            lambda: open_cache(dataset, "train", tmp_path / "cache", reader=IndexedReader(dataset, retries=0))
+        )

@@ -22,8 +22,8 @@ from marc_dist.cli.shard import main
 from marc_dist.config import DataError
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.reader import IndexedReader
-from marc_dist.data.verify import verify
-from tests.fuzz.damage import NAMES, NUMBERS, altered, damaged, fresh, fuzz, in_time, little_memory, run, told
+from marc_dist.packing.verify import verify
+from tests.fuzz.damage import NAMES, NUMBERS, altered, damaged, error_of, fresh, fuzz, in_time, little_memory, run
 
 Files = dict[str, bytes]
 COLUMNS = ["key", "split", "shard", "offset", "size", "crc32", "labels", "scene", "width", "height", "ext"]
@@ -59,12 +59,12 @@ def use(folder: Path) -> list[str]:
         reader = IndexedReader(dataset, retries=0)
         for sample in range(min(len(dataset), 8)):
             reader.expect([sample])
-            said.append(told(lambda sample=sample: reader.image(sample)))  # type: ignore[misc]
+            said.append(error_of(lambda sample=sample: reader.image(sample)))  # type: ignore[misc]
         reader.close()
         for report in verify(folder):
             said.extend(report.faults)
 
-    said.append(told(everything))
+    said.append(error_of(everything))
     return [text for text in said if text]
 
 

@@ -15,9 +15,9 @@ from PIL import EpsImagePlugin, Image
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import decode_rgb, examine
-from marc_dist.data.masks import MaskRule, is_mask, read_mask
+from marc_dist.packing.reading.masks import MaskRule, is_mask, read_mask
 from tests import downloads
-from tests.fuzz.damage import NUMBERS, damaged, fuzz, in_time, little_memory, told
+from tests.fuzz.damage import NUMBERS, damaged, error_of, fuzz, in_time, little_memory
 
 PICTURE = downloads.picture(3, (24, 20))
 RULE = MaskRule({(0, 0, 0): 0, (255, 0, 0): 1}, {0: 0, 1: 1}, frozenset(), frozenset(), 1)
@@ -74,7 +74,7 @@ def decoded(data: bytes) -> str | None:
             found = examine(data, "x", reduced=reduced)
             assert found.image.mode == "RGB" and len(found.image.tobytes()) > 0
 
-    message = told(both)
+    message = error_of(both)
     assert message is None or message.startswith("x: ")
     return message
 
@@ -202,7 +202,7 @@ def test_damaged_masks(kind: str, tmp_path: Path) -> None:
         path.write_bytes(data)
         with in_time():
             is_mask(path, RULE)
-        told(lambda: read_mask(path, RULE))
+        error_of(lambda: read_mask(path, RULE))
 
     check()
 

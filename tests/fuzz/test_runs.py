@@ -17,12 +17,13 @@ from safetensors.torch import save
 
 from marc_dist.cli.shard import main
 from marc_dist.config import Config, DataError, LaunchError, MarcError, build
-from marc_dist.data import journal
+from marc_dist.encoder.export import load_encoder, save_encoder
+from marc_dist.encoder.model import build_encoder
+from marc_dist.encoder.weights import load_backbone
+from marc_dist.files import write_atomic
+from marc_dist.packing import shard_records
 from marc_dist.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint
-from marc_dist.training.export import load_encoder, save_encoder
-from marc_dist.training.model import build_encoder, load_backbone
-from marc_dist.training.runfolder import write_atomic
-from tests.fuzz.damage import STRANGE, altered, damaged, fresh, fuzz, little_memory, run, snapshot, told
+from tests.fuzz.damage import STRANGE, altered, damaged, error_of, fresh, fuzz, little_memory, run, snapshot
 from tests.fuzz.test_folders import write
 
 
@@ -38,9 +39,9 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         path.write_bytes(data)
         if matching:
             path.with_suffix(".pt.sha256").write_text(hashlib.sha256(data).hexdigest())
-        told(lambda: newest_checkpoint(tmp_path, lambda _: None))
+        error_of(lambda: newest_checkpoint(tmp_path, lambda _: None))
         with little_memory(1500):
-            told(lambda: load_checkpoint(path))
+            error_of(lambda: load_checkpoint(path))
 
     check()
 
@@ -59,7 +60,7 @@ def test_damaged_pickles(tmp_path: Path) -> None:
             for item, content in {**parts, name: data}.items():
                 file.writestr(item, content)
         with little_memory(1500):
-            told(lambda: load_checkpoint(path))
+            error_of(lambda: load_checkpoint(path))
 
     check()
 
@@ -91,12 +92,12 @@ def test_sums_of_checkpoints(tmp_path: Path) -> None:
     @given(damaged(side.read_bytes()))
     def check(data: bytes) -> None:
         side.write_bytes(data)
-        told(lambda: newest_checkpoint(tmp_path, lambda _: None))
+        error_of(lambda: newest_checkpoint(tmp_path, lambda _: None))
 
     check()
     checkpoint_path(tmp_path, 8).mkdir()
     (path.parent / "step-x.pt").write_bytes(b"")
-    told(lambda: newest_checkpoint(tmp_path, lambda _: None))
+    error_of(lambda: newest_checkpoint(tmp_path, lambda _: None))
 
 
 def test_a_name_that_cannot_be_one(tmp_path: Path) -> None:
@@ -109,7 +110,13 @@ def test_a_name_that_cannot_be_one(tmp_path: Path) -> None:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an exported encoder."""
     root = tmp_path_factory.mktemp("encoder")
-    words = {"model.backbone": "test_byobnet", "model.head_hidden": 8, "model.head_dim": 4, "train.run_dir": str(root)}
+    words = {
+        "model.backbone": "test_byobnet",
+        "model.pretrained": False,
+        "model.head_hidden": 8,
+        "model.head_dim": 4,
+        "train.run_dir": str(root),
+    }
     config = build(Config, words)
     save_encoder(build_encoder(config.model, 0, 32), config, {"classes": ["sand", "sea"]})
     return {path.name: path.read_bytes() for path in root.iterdir()}
@@ -126,9 +133,9 @@ def test_damaged_encoders(name: str, encoder: dict[str, bytes], tmp_path: Path) 
     @given(damaged(header))
     def check(data: bytes) -> None:
         write(tmp_path / "run", {**encoder, name: data + encoder[name][len(header) :]})
-        told(lambda: load_encoder(tmp_path / "run"))
+        error_of(lambda: load_encoder(tmp_path / "run"))
         if name != "encoder.json":
-            told(lambda: load_backbone(torch.nn.Linear(2, 2), tmp_path / "run" / name))
+            error_of(lambda: load_backbone(torch.nn.Linear(2, 2), tmp_path / "run" / name))
 
     check()
 
@@ -141,7 +148,7 @@ def test_altered_encoders(encoder: dict[str, bytes], tmp_path: Path) -> None:
     def check(info: Any) -> None:
         write(tmp_path / "run", {**encoder, "encoder.json": json.dumps(info).encode()})
         with little_memory(2000):
-            told(lambda: load_encoder(tmp_path / "run"))
+            error_of(lambda: load_encoder(tmp_path / "run"))
 
     check()
 
@@ -174,12 +181,12 @@ def test_encoders_that_are_refused(
 
 
 def test_encoders_that_are_no_mapping(encoder: dict[str, bytes], tmp_path: Path) -> None:
-    for data, message in ((b"[]", "expected format 1, got 'list'"), (b"[" * 100_000, "cannot be read")):
+    for data, message in ((b"[]", "cannot be read .expected an object, got list"), (b"[" * 100_000, "cannot be read")):
         with pytest.raises(DataError, match=message):
             load_encoder(write(tmp_path / "run", {**encoder, "encoder.json": data}))
     odd = save({"0.weight": torch.zeros(2, 2, dtype=torch.complex64)})
     assert "does not fit" in (
-        told(lambda: load_encoder(write(tmp_path / "run", {**encoder, "head.safetensors": odd}))) or ""
+        error_of(lambda: load_encoder(write(tmp_path / "run", {**encoder, "head.safetensors": odd}))) or ""
     )
 
 
@@ -201,10 +208,10 @@ def interrupted(own: Path, packed: dict[str, bytes], tmp_path: Path) -> tuple[li
     ]
     kept: dict[str, bytes] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "forget", lambda *_: None)
+        patch.setattr(shard_records, "forget", lambda *_: None)
         assert main(words) == 0
-    for path in (out / journal.FOLDER).iterdir():
-        kept[f"{journal.FOLDER}/{path.name}"] = path.read_bytes()
+    for path in (out / shard_records.FOLDER).iterdir():
+        kept[f"{shard_records.FOLDER}/{path.name}"] = path.read_bytes()
         name = path.name.removesuffix(".json")
         kept[name] = (out / name).read_bytes()
     shutil.rmtree(out)
@@ -245,7 +252,7 @@ def test_records_of_the_right_sum(
     interrupted: tuple[list[str], Path, dict[str, bytes]], packed: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, out, files = interrupted
-    name = f"{journal.FOLDER}/train-000000.tar.json"
+    name = f"{shard_records.FOLDER}/train-000000.tar.json"
     sound = json.loads(files[name].split(b"\n", 1)[1])
 
     @fuzz(30)
@@ -276,6 +283,6 @@ def test_links_among_the_records(
     before = snapshot(tmp_path / "outside")
     partial = fresh(out.parent) / ".out.partial"
     partial.mkdir()
-    (partial / journal.FOLDER).symlink_to(tmp_path / "outside")
+    (partial / shard_records.FOLDER).symlink_to(tmp_path / "outside")
     assert run(main, words, capsys)[0] == 0
     assert snapshot(tmp_path / "outside") == before

@@ -12,13 +12,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marc_dist.cli import evaluate, launch, shard, train
+from marc_dist.cli import eval as evaluate
+from marc_dist.cli import launch, shard, train
 from marc_dist.cluster.preset import load_preset
 from marc_dist.config import Config, ConfigError, dump_yaml, list_presets, load_config, load_yaml
 from marc_dist.config.presets import preset_dir
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
-from tests.fuzz.damage import NAMES, altered, damaged, fresh, fuzz, in_time, little_memory, run, snapshot, told
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
+from tests.fuzz.damage import NAMES, altered, damaged, error_of, fresh, fuzz, in_time, little_memory, run, snapshot
 
 RUN = dump_yaml(Config()).encode()
 FILES = {
@@ -53,7 +54,7 @@ def reader(name: str) -> Callable[[Path], object]:
 
 def message(path: Path, data: bytes, name: str = "run") -> str | None:
     path.write_bytes(data)
-    text = told(lambda: reader(name)(path))
+    text = error_of(lambda: reader(name)(path))
     assert text is None or len(text) < 50_000
     return text
 
@@ -84,9 +85,9 @@ def test_altered_files(name: str, own: Path, tmp_path: Path) -> None:
         path = tmp_path / "x.yaml"
         if message(path, text.encode(), name) is None and name.startswith("shards/"):
             recipe = load_recipe(str(path))
-            told(recipe.mask_rule)
+            error_of(recipe.mask_rule)
             if recipe.builtin is None:
-                told(lambda: read_source(recipe, [own], allow=["counts", "doubled", "missing", "surplus"]))
+                error_of(lambda: read_source(recipe, [own], allow=["counts", "doubled", "missing", "surplus"]))
 
     check()
 
@@ -111,7 +112,7 @@ def test_words(tmp_path_factory: pytest.TempPathFactory, words: list[tuple[str, 
     def show() -> None:
         assert dump_yaml(load_config(None, plain), comments=True).encode()
 
-    told(show)
+    error_of(show)
 
 
 def arguments() -> st.SearchStrategy[list[str]]:

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marc_dist.config import DataError
-from marc_dist.data.recipes import load_recipe
-from marc_dist.data.sources import read_source
-from marc_dist.data.tables import in_class_order, read_table
-from tests.fuzz.damage import NAMES, damaged, fuzz, in_time, little_memory, told
+from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.source import read_source
+from marc_dist.packing.reading.tables import in_class_order, read_table
+from tests.fuzz.damage import NAMES, damaged, error_of, fuzz, in_time, little_memory
 
 STEMS = ["p0", "p1", "p2"]
 CLASSES = ["sand", "sea"]
@@ -67,7 +67,7 @@ def read(path: Path, data: bytes) -> str | None:
         assert found.labels.shape == (len(found.names), len(found.classes))
         in_class_order(found, CLASSES, [(), ()])
 
-    message = told(table)
+    message = error_of(table)
     assert message is None or str(path) in message
     return message
 
@@ -106,7 +106,9 @@ def test_a_table_beside_pictures(own: Path, tmp_path: Path) -> None:
     def check(data: bytes) -> None:
         table = tmp_path / "labels.csv"
         table.write_bytes(data)
-        told(lambda: read_source(load_recipe("folder"), [own], table=table, allow=["doubled", "missing", "surplus"]))
+        error_of(
+            lambda: read_source(load_recipe("folder"), [own], table=table, allow=["doubled", "missing", "surplus"])
+        )
 
     check()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from marc_dist.config import LossConfig
-from marc_dist.objective import LossParts, ObjectiveSettings, objective
+from marc_dist.objective import LossParts, objective
 from tests.objective import naive
 
 CONSTANTS: dict[str, Any] = dict(
@@ -62,7 +61,7 @@ def run(z: Tensor, labels: Tensor, **options: Any) -> LossParts:
     ids = options.pop("ids", torch.arange(len(z)))
     statistics = options.pop("statistics", None)
     units = options.pop("prototypes", prototypes(labels.shape[1], z.shape[1]).to(z))
-    chosen = ObjectiveSettings(**options)
+    chosen = LossConfig(**options)
     return objective(
         z, z, labels, labels, first=0, settings=chosen, statistics=statistics, candidate_ids=ids, prototypes=units
     )
@@ -70,13 +69,13 @@ def run(z: Tensor, labels: Tensor, **options: Any) -> LossParts:
 
 def everything(**options: Any) -> dict[str, Any]:
     """All settings as a mapping, for the naive loops."""
-    return dataclasses.asdict(ObjectiveSettings(**options))
+    return LossConfig(**options).model_dump()
 
 
 def valid(options: dict[str, Any]) -> bool:
     """Whether the schema accepts a combination of settings."""
     try:
-        LossConfig(**{key: value for key, value in options.items() if key in LossConfig.model_fields})
+        LossConfig(**options)
     except ValueError:
         return False
     return True

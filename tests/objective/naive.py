@@ -1,7 +1,7 @@
 """The formulas of ``docs/objective.md`` as plain loops over anchors, labels and pairs, in float64.
 
 Written from the formulas alone: no folded targets, no label sets, no matrix products. One process, the whole batch.
-``s`` is a mapping with the fields of ``ObjectiveSettings``.
+``s`` is a mapping with the fields of ``LossConfig``.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def temperature(i: int, p: int, sets: Sets, n: list[int], s: dict[str, Any]) -> 
         "sharpen": s["tau"] / (1 + s["alpha"] * o + s["beta"] * r),
         "soften": s["tau"] * (1 + s["alpha"] * o + s["beta"] * r),
         "multiplicative": s["tau"] * (1 - s["alpha"] * o) * (1 - s["beta"] * r),
+        "soften_sharpen": s["tau"] * (1 + s["alpha"] * o) / (1 + s["beta"] * r),
     }[s["temperature_form"]]
     return max(s["t_min"], t)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marc_dist.objective import LossParts, ObjectiveSettings, objective
+from marc_dist.config import LossConfig
+from marc_dist.objective import LossParts, objective
 from marc_dist.objective import triplet as triplet_module
 from tests.objective import naive
 from tests.objective.cases import CASES, compare, long_tailed, make
@@ -32,7 +33,7 @@ def spread(shortlist: list[int], z: Tensor, num: int) -> list[int]:
     return chosen
 
 
-def naive_triplet(z: Tensor, labels: Tensor, s: ObjectiveSettings) -> tuple[Tensor, int]:
+def naive_triplet(z: Tensor, labels: Tensor, s: LossConfig) -> tuple[Tensor, int]:
     sets, fixed = naive.label_sets(labels), z.detach()
     total, count = naive.zero(z), 0
     for i in range(len(z)):
@@ -55,7 +56,7 @@ def naive_triplet(z: Tensor, labels: Tensor, s: ObjectiveSettings) -> tuple[Tens
 
 
 def run(z: Tensor, labels: Tensor, first: int = 0, rows: int | None = None, **options: Any) -> LossParts:
-    chosen = ObjectiveSettings(name="triplet", **options)
+    chosen = LossConfig(name="triplet", **options)
     own = slice(first, first + (len(z) if rows is None else rows))
     return objective(z[own], z, labels[own], labels, first=first, settings=chosen)
 
@@ -64,7 +65,7 @@ def check(labels: list[list[int]], seed: int = 0, **options: Any) -> None:
     raw, rows = make(labels, seed=seed)
     raw.requires_grad_()
     z = naive.unit(raw)
-    compare(naive_triplet(z, rows, ObjectiveSettings(name="triplet", **options)), raw, run(z, rows, **options))
+    compare(naive_triplet(z, rows, LossConfig(name="triplet", **options)), raw, run(z, rows, **options))
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -130,7 +131,7 @@ def test_duplicates_have_a_finite_gradient() -> None:
 def test_memory_kept_for_backward_is_linear(selection: str) -> None:
     def kept(num: int) -> int:
         labels, sizes = long_tailed(num, 5), {}
-        leaf = torch.randn(num, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
+        leaf = naive.unit(torch.randn(num, 16, generator=torch.Generator().manual_seed(4))).requires_grad_()
 
         def pack(tensor: Tensor) -> Tensor:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

@@ -16,9 +16,9 @@ from PIL import Image
 
 from marc_dist.config import Config, build
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.training.export import save_encoder
-from marc_dist.training.model import build_encoder
-from marc_dist.training.runfolder import write_config
+from marc_dist.encoder.export import save_encoder
+from marc_dist.encoder.model import build_encoder
+from marc_dist.run.folder import write_config
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ("red & blue", HOSTILE, "green", "dark'\"", "never")
@@ -93,10 +93,12 @@ def make_run(folder: Path, dataset: Dataset, **words: object) -> Config:
         "data.image_size": 32,
         "data.num_workers": 0,
         "model.backbone": "test_resnet",
+        "model.pretrained": False,
         "model.head_hidden": 8,
         "model.head_dim": 6,
         "train.run_dir": str(folder),
         "train.device": "cpu",
+        "eval.features": "backbone",
         "eval.ks": [3, 10],
         "eval.batch": 4,
         **{key.replace("__", "."): value for key, value in words.items()},

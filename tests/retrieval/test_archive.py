@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, ConfigError, DataError
-from marc_dist.data.augment import eval_transform
 from marc_dist.data.dataset import Dataset
+from marc_dist.data.decode import MAX_BYTES
 from marc_dist.data.reader import IndexedReader
+from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval import archive as ar
-from marc_dist.training.export import load_encoder
 from tests.retrieval.runs import CLASSES, make_run, pack_tiny
 from tests.worlds import run_in_world
 
@@ -39,10 +40,10 @@ def picture(dataset: Dataset, sample: int, path: Path) -> Path:
 
 
 def naive(folder: Path, dataset: Dataset, image: Image.Image, ids: list[int]) -> list[int]:
-    encoder, reader = load_encoder(folder)[0].eval(), IndexedReader(dataset)
+    (encoder, info), reader = load_encoder(folder), IndexedReader(dataset)
 
     def unit(image: Image.Image) -> np.ndarray:
-        x = encoder(eval_transform(image, 32)[None])[0][0].double().detach().numpy()
+        x = encoder(eval_transform(image, 32, pixel_scale(info))[None])[0][0].double().detach().numpy()
         return x / np.linalg.norm(x)
 
     query = unit(image)
@@ -189,7 +190,7 @@ def test_mistakes_are_told_before_the_archive_is_embedded(run: tuple[Path, Confi
         with pytest.raises((DataError, ConfigError)):
             archive.search([tmp_path / "q.jpg"], 1, labels)
     with (tmp_path / "q.jpg").open("wb") as file:
-        file.truncate(ar.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     with pytest.raises(DataError, match="expected a picture of at most"):
         archive.search([tmp_path / "q.jpg"], 1)
     assert not (tmp_path / "index").exists()

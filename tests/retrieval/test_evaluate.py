@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config, ConfigError, DataError, LaunchError, ModelConfig
 from marc_dist.data.dataset import Dataset
+from marc_dist.encoder.export import load_encoder
+from marc_dist.encoder.model import build_encoder
 from marc_dist.retrieval import evaluate as ev
 from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import evaluate
-from marc_dist.training.export import load_encoder
-from marc_dist.training.model import build_encoder
 from tests.retrieval.runs import CLASSES, OTHERS, make_run, pack_tiny
 from tests.worlds import run_in_world
 
@@ -32,8 +33,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "eval").iterdir())}
 
 
+SCALE = PixelScale((0.5,) * 3, (0.5,) * 3, "bilinear")  # timm's of test_resnet
+
+
 def unit_vectors(dataset: Dataset, encoder: torch.nn.Module, samples: set[int] | list[int]) -> dict[int, np.ndarray]:
-    from marc_dist.data.augment import eval_transform
+    from marc_dist.augment.views import eval_transform
     from marc_dist.data.reader import IndexedReader
 
     reader = IndexedReader(dataset)
@@ -41,7 +45,7 @@ def unit_vectors(dataset: Dataset, encoder: torch.nn.Module, samples: set[int] |
     unit = {}
     with torch.inference_mode():
         for sample in samples:
-            x = encoder(eval_transform(reader.image(sample), 32)[None])[0][0].double().numpy()
+            x = encoder(eval_transform(reader.image(sample), 32, SCALE)[None])[0][0].double().numpy()
             unit[sample] = x / np.linalg.norm(x)
     return unit
 
@@ -58,7 +62,7 @@ def test_scores_against_loops(evaluated: Path, tiny: Dataset) -> None:
     empty = [q for q in queries if not (tiny.labels[q] & tiny.labels[archive]).any()]
     assert 3 in empty and summary["queries_without_relevant"] == len(empty)
     trained, info = load_encoder(evaluated)
-    model = ModelConfig(backbone="test_resnet", head_hidden=8, head_dim=6)
+    model = ModelConfig(backbone="test_resnet", pretrained=False, head_hidden=8, head_dim=6)
     encoders = {"trained": trained, "untrained": build_encoder(model, info["seed"], 32)}
     for name, encoder in encoders.items():
         lists = naive_lists(tiny, encoder, queries, archive)
@@ -218,8 +222,6 @@ def test_files_of_two_evaluations_are_refused(tiny: Dataset, tmp_path: Path, mon
 
 def test_where_the_untrained_weights_come_from(evaluated: Path) -> None:
     assert results.read(evaluated / "eval")[0]["untrained_weights"] == "random, seed 0"
-    assert ev._origin(ModelConfig(pretrained=True), 3) == "timm's published ones"
-    assert ev._origin(ModelConfig(weights="a.safetensors", pretrained=False), 3) == "from a.safetensors"
 
 
 def test_projection_and_no_baseline(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:
@@ -228,6 +230,35 @@ def test_projection_and_no_baseline(tiny: Dataset, evaluated: Path, tmp_path: Pa
     assert list(summary["scores"]) == ["trained"]
     both = json.loads((evaluated / "eval" / "metrics.json").read_text())
     assert summary["scores"]["trained"] != both["scores"]["trained"]
+
+
+@pytest.mark.parametrize("features", ["hidden", "projection", "concat"])
+def test_what_is_searched_is_what_it_says(tiny: Dataset, evaluated: Path, tmp_path: Path, features: str) -> None:
+    """The trained encoder's vector by hand; the untrained one, whose head is random, by its backbone alone."""
+    config, said = make_run(tmp_path / "run", tiny, eval__features=features), list[str]()
+    summary = evaluate(config, tmp_path / "run", said.append)
+    assert any(f"(eval.features={features}); of the untrained encoder the backbone's features" in line for line in said)
+    assert summary["scores"]["untrained"] == results.read(evaluated / "eval")[0]["scores"]["untrained"]
+    encoder, head = load_encoder(tmp_path / "run")[0], load_encoder(tmp_path / "run")[0].head
+
+    class By(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            backbone = encoder.backbone(images)
+            hidden = torch.relu(backbone @ head[0].weight.T + head[0].bias)
+            parts = [backbone, hidden, hidden @ head[2].weight.T + head[2].bias]
+            if features == "concat":
+                return torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], dim=1), None
+            return parts[1 if features == "hidden" else 2], None
+
+    queries, archive = tiny.rows("test").tolist(), tiny.rows("train").tolist()
+    told = {row["id"]: row["top"] for row in results.read(tmp_path / "run" / "eval")[1] if row["encoder"] == "trained"}
+    unit = unit_vectors(tiny, By(), {*queries, *archive})
+    for (
+        query
+    ) in queries:  # this small head sees some pictures alike: lists may differ where scores do in rounding alone
+        scores = {i: float(unit[query] @ unit[i]) for i in archive}
+        found = [scores[i] for i in told[query]]
+        assert np.allclose(found, sorted(scores.values(), reverse=True)[: len(found)], rtol=0, atol=1e-6)
 
 
 def test_an_encoder_alone_is_enough(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
@@ -15,7 +17,7 @@ from marc_dist.data.plan import rank_part
 from marc_dist.retrieval import index as ix
 from marc_dist.retrieval import search, torch_search
 from marc_dist.retrieval.exact import exact_unit
-from marc_dist.retrieval.spec import parse_spec
+from marc_dist.retrieval.index_spec import parse_spec
 from tests.retrieval.clouds import cloud, naive, naive_hamming
 from tests.worlds import run_in_world
 
@@ -232,3 +234,16 @@ def refused() -> str:
 
 def test_an_index_that_cannot_be_trained_is_refused_on_all_ranks() -> None:
     assert all("cannot be trained on 900 vectors" in told for told in run_in_world(refused, 2))
+
+
+def test_memory_maps_are_searched_whoever_else_uses_faiss(tmp_path: Path) -> None:
+    """faiss.contrib.torch_utils, which other libraries import, takes plain arrays only."""
+    code = f"""
+import faiss.contrib.torch_utils, numpy as np
+from marc_dist.retrieval import index
+rows = np.lib.format.open_memmap({str(tmp_path / "rows.npy")!r}, mode="w+", dtype=np.float32, shape=(5, 4))
+rows[:] = np.eye(5, 4)
+print(index._knn(rows[:2], rows, 1)[1].ravel().tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "[0, 1]", done.stderr

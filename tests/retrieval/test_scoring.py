@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marc_dist import metrics
 from marc_dist.config import EvalConfig
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval import metrics
 from marc_dist.retrieval.protocols import Protocol, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from tests.retrieval.runs import OTHERS, pack_tiny

@@ -16,10 +16,10 @@ import torch
 from marc_dist import comm
 from marc_dist.config import Config, ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
+from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval import store as st
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Pieces, exact_unit
-from marc_dist.training.export import load_encoder
 from tests.retrieval.runs import make_run
 from tests.worlds import run_in_world
 
@@ -211,6 +211,7 @@ def embedder(config: Config, folder: Path, said: list[str]) -> Embedder:
         encoder,
         config,
         image_size=info["image_size"],
+        scale=pixel_scale(info),
         device=torch.device("cpu"),
         what="trained",
         say=said.append,

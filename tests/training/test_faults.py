@@ -17,9 +17,9 @@ import torch
 
 from marc_dist.config import Config, ConfigError, DataError, build
 from marc_dist.data.dataset import open_dataset
+from marc_dist.run.folder import checkpoints
 from marc_dist.training import trainer
 from marc_dist.training.checkpoint import load_checkpoint
-from marc_dist.training.runfolder import checkpoints
 from tests.cli.test_launch import _Job
 from tests.cli.test_train import SMALL
 from tests.training.test_trainer import VARYING, _difference, _ids, _metrics, _state, _train, _words

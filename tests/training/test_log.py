@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def _record(step: int, loss: float = 1.25) -> dict[str, Any]:
         "loader_wait": 0.031,
         "time": 1.0,
     }
+
+
+def _scores(step: int, value: float) -> dict[str, Any]:
+    return {"step": step, "epoch": 1, "nDCG@10": value, "seconds": 2.0, "time": 7.0}
 
 
 def test_lines_for_people_and_for_machines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -46,17 +51,26 @@ def test_a_resumed_log_goes_on_at_its_step(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         first.metrics(_record(step))
     first.append("skipped.jsonl", {"step": 3})
+    first.validation(_scores(2, 0.5))
+    first.validation(_scores(3, 0.6))
     first.close()
+    time.sleep(1.1)  # TensorBoard reads its files in the order of their names, which begin with the second
     second = RunLog(tmp_path, 2, 20, speaks=True)
     second.metrics(_record(3, 9.0))
+    second.validation(_scores(3, 0.75))
     second.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.25), (2, 1.25), (3, 9.0)]
     assert (tmp_path / "skipped.jsonl").read_text() == ""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
-    assert [(event.step, event.value) for event in events] == [(1, 1.25), (2, 1.25), (3, 9.0)]
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(1, 1.25), (2, 1.25), (3, 9.0)]
+    assert [name for name in read.Tags()["scalars"] if name.startswith("validation/")] == ["validation/nDCG@10"]
+    events = read.Scalars("validation/nDCG@10")
+    assert [(event.step, event.value, event.wall_time) for event in events] == [(2, 0.5, 7.0), (3, 0.75, 7.0)]
+    scores = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert scores == [_scores(2, 0.5), _scores(3, 0.75)]
 
 
 def test_other_ranks_are_mute(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +78,7 @@ def test_other_ranks_are_mute(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     log.metrics(_record(1))
     log.say("hello")
     log.append("x.jsonl", {"step": 1})
+    log.validation(_scores(1, 0.5))
     log.advance(2)
     log.close()
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from marc_dist.config import Config, build
-from marc_dist.training.profile import LOADER, STEP, profile_rank
+from marc_dist.training.measure.profile import LOADER, STEP, profile_rank
 from tests.training.test_trainer import _words
 from tests.worlds import run_in_world
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from marc_dist.config import ModelConfig, OptimConfig
-from marc_dist.training.model import Learner, build_encoder
+from marc_dist.encoder.model import Learner, build_encoder
 from marc_dist.training.schedule import build_optimiser, learning_rate, set_learning_rate
 
 
@@ -33,7 +33,7 @@ def test_no_warm_up_and_nothing_but_warm_up(share: float, first: float) -> None:
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_norms_biases_and_embeddings_do_not_decay(backbone: str, name: str) -> None:
-    encoder = build_encoder(ModelConfig(backbone=backbone, head_dim=4, head_hidden=4), 0)
+    encoder = build_encoder(ModelConfig(backbone=backbone, pretrained=False, head_dim=4, head_hidden=4), 0)
     optimiser = build_optimiser(OptimConfig(name=name, weight_decay=0.1), encoder)
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
     names = dict(encoder.named_parameters())
@@ -48,7 +48,9 @@ def test_norms_biases_and_embeddings_do_not_decay(backbone: str, name: str) -> N
 
 
 def test_prototypes_do_not_decay() -> None:
-    learner = Learner(build_encoder(ModelConfig(backbone="test_vit", head_dim=4, head_hidden=4), 0), 3, 4, 0)
+    learner = Learner(
+        build_encoder(ModelConfig(backbone="test_vit", pretrained=False, head_dim=4, head_hidden=4), 0), 3, 4, 0
+    )
     optimiser = build_optimiser(OptimConfig(weight_decay=0.1), learner)
     (group,) = [g for g in optimiser.param_groups if any(p is learner.prototypes for p in g["params"])]
     assert group["weight_decay"] == 0.0

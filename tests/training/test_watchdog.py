@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.training.watchdog import PHASES, Beat, Watchdog, beat_path, late_ranks
+from marc_dist.run.heartbeats import PHASES, Beat, beat_path, late_ranks
+from marc_dist.training.watchdog import Watchdog
 
 
 def beat(rank: int, step: int, phase: str, age_s: float = 0.5) -> Beat:

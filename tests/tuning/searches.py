@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from marc_dist.config import Config, build, dump_yaml
-from marc_dist.tuning.driver import new_plan
-from marc_dist.tuning.journal import Journal, Plan
-from marc_dist.tuning.search import Search
-from marc_dist.tuning.space import Space, parse_space
+from marc_dist.tuning.driver import new_plan, open_search
+from marc_dist.tuning.journal import Journal, SearchPlan, write_plan
+from marc_dist.tuning.local_executor import call_trials
+from marc_dist.tuning.search_space.space import Space, parse_space
+from marc_dist.tuning.state import Search
 
 SMALL: dict[str, Any] = {
     "data.image_size": 32, "data.num_workers": 0, "data.cache": "none", "data.validation_share": 0.3,
-    "model.backbone": "test_resnet", "model.head_hidden": 8, "model.head_dim": 6,
+    "model.backbone": "test_resnet", "model.pretrained": False, "model.head_hidden": 8, "model.head_dim": 6,
     "train.global_batch": 4, "train.device": "cpu", "train.epochs": 6,
 }  # fmt: skip
 NUMBERS: dict[str, Any] = {
@@ -39,12 +40,12 @@ def space(source: Mapping[str, Any] = NUMBERS, name: str = "mine") -> Space:
     return parse_space(source, name, name)
 
 
-def plan(trials: int = 12, source: Mapping[str, Any] = NUMBERS, **values: Any) -> Plan:
+def plan(trials: int = 12, source: Mapping[str, Any] = NUMBERS, **values: Any) -> SearchPlan:
     config = build(Config, values.pop("config", {"train.epochs": 9}))
     return new_plan(space(source), config, trials=trials, ahead=values.pop("ahead", 3), **values)
 
 
-def search(made: Plan, journal: Journal | None = None) -> Search:
+def search(made: SearchPlan, journal: Journal | None = None) -> Search:
     return Search(made, space(made.source), journal or Journal(None))
 
 
@@ -60,6 +61,14 @@ def trained(settings: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]
     for epoch in range(1, epochs + 1):
         value = peak(settings) * epoch / epochs + 0.001 * seed
         yield {"epoch": epoch, "mAP": value, "rare_mAP": 1 - value}
+
+
+def finished(folder: Path, source: Any = NUMBERS, **values: Any) -> Search:
+    """A search in ``folder`` whose every trial has ended."""
+    write_plan(folder, plan(source=source, **values))
+    found = open_search(folder, Journal(folder))
+    call_trials(found, trained, concurrent=3)
+    return found
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

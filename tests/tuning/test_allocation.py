@@ -14,8 +14,9 @@ from tempfile import gettempdir
 
 import pytest
 
-from marc_dist.cluster.job import attempts, newest_step, read_job
-from marc_dist.training.signals import EXIT_REQUEUE
+from marc_dist.run.attempts import attempts, newest_step
+from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.job import read_job
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
 from tests.cluster.ray_cluster import pids_that_name

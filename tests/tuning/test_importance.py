@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from marc_dist.tuning.importance import LEAST, importances
-from marc_dist.tuning.local import call_trials
+from marc_dist.tuning.local_executor import call_trials
 from tests.tuning.searches import plan, search
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
-from marc_dist.tuning.search import Search
+from marc_dist.tuning.state import Search
 from tests.cluster.ray_cluster import RayCluster, pids_that_name
 from tests.tuning.searches import events, run_file, story
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from marc_dist.config import load_config
-from marc_dist.tuning.board import Board, print_end, shown_point
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.figures import curve, figures, surface_points
 from marc_dist.tuning.importance import importances
 from marc_dist.tuning.journal import Journal, write_plan, write_rows
-from marc_dist.tuning.local import call_trials
+from marc_dist.tuning.local_executor import call_trials
+from marc_dist.tuning.progress_table import Board, print_end, shown_point
 from marc_dist.tuning.report import write_report
-from marc_dist.tuning.search import Search
 from marc_dist.tuning.trial import write_best
-from tests.tuning.searches import NUMBERS, plan, search, trained
+from tests.tuning.searches import NUMBERS, finished, plan, search, trained
 
 SURFACE = {
     "search": "grid",
@@ -32,13 +31,6 @@ SURFACE = {
         "optim.lr": {"fixed": 1e-3},
     },
 }
-
-
-def finished(folder: Path, source: Any = NUMBERS, **values: Any) -> Search:
-    write_plan(folder, plan(source=source, **values))
-    found = open_search(folder, Journal(folder))
-    call_trials(found, trained, concurrent=3)
-    return found
 
 
 def test_rows_are_complete_and_anybodys(tmp_path: Path) -> None:
@@ -72,13 +64,25 @@ def test_best_is_the_best_trained_in_full(tmp_path: Path) -> None:
 def test_figures_of_every_kind(tmp_path: Path) -> None:
     found = finished(tmp_path, trials=24, objectives=("mAP", "rare_mAP"), early_stopping=False)
     assert list(figures(found)) == ["history", "epochs", "parallel", "curves", "importance", "pareto"]
-    assert all(data.startswith(b"\x89PNG") for data in figures(found).values())
     path = write_report(found, tmp_path)
     text = path.read_text()
-    assert len(re.findall("data:image/png;base64,", text)) == 6 and "http" not in text
+    assert text.count('<div class="drawing"><svg ') == 6
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script", re.sub(r'base64,[^"]*', "", text))
+    assert "default-src 'none'" in text
+    named = re.findall(r' id="([^"]*)"', text)
+    assert len(set(named)) == len(named) and set(re.findall(r'(?:href="|url\()#([^")]*)', text)) <= set(named)
     for number in range(24):
         assert f"{number:04d}" in text
-    assert (tmp_path / "figures/parallel.png").is_file()
+    pictures = list((tmp_path / "figures").iterdir())
+    assert {one.stem for one in pictures} == set(figures(found))
+    assert all(one.read_bytes().startswith(b"\x89PNG") for one in pictures)
+
+
+def test_names_in_the_report_stay_text(tmp_path: Path) -> None:
+    found = finished(tmp_path, trials=4, early_stopping=False)
+    found.space = dataclasses.replace(found.space, title="<script>a & b</script>")
+    text = write_report(found, tmp_path).read_text()
+    assert "<script" not in text and text.count("&lt;script&gt;a &amp; b&lt;/script&gt;") == 2
 
 
 def test_the_surface(tmp_path: Path) -> None:
@@ -173,7 +177,7 @@ def test_the_best_is_told_beside_the_run_files_own(tmp_path: Path, better: bool)
         assert f"the run file's own, 0000: mAP {own:.4f}" in told and f"own, 0000: {own:.4f}" in page
     else:
         assert "the run file's own setting: none of the others is better" in told
-        assert "0000, the run file&#x27;s own: none of the others is better" in page
+        assert "0000, the run file&#39;s own: none of the others is better" in page
 
 
 def test_points_are_shown_as_words() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from marc_dist.config import Config, ConfigError, build, flatten, list_presets
-from marc_dist.tuning.proposals import Told, propose, rounded
-from marc_dist.tuning.space import Point, Space, load_space, parse_space
+from marc_dist.config import Config, ConfigError, build, find_preset, flatten, list_presets, load_config
+from marc_dist.tuning.search_space.proposals import Observation, propose, rounded
+from marc_dist.tuning.search_space.space import Point, Space, load_space, parse_space
 from marc_dist.tuning.trial import base_settings
 from tests.tuning.searches import space
 
@@ -27,9 +27,9 @@ DYNAMIC = {
 
 
 def drawn(made: Space, num: int = 40, how: Any = "random") -> list[Point]:
-    told: list[Told] = []
+    told: list[Observation] = []
     for number in range(num):
-        told.append(Told(propose(made, BASE, how, 0, number, told), "failed"))
+        told.append(Observation(propose(made, BASE, how, 0, number, told), "failed"))
     return [one.point for one in told]
 
 
@@ -73,7 +73,7 @@ def test_conditions_decide_what_a_point_has() -> None:
         config = made.config(point, BASE)
         assert ("loss.alpha" in point) == ("loss.temperature_form" in point) == point["dynamic"]
         assert config.loss.alpha == point.get("loss.alpha", 0.0)
-        assert config.loss.temperature_form == point.get("loss.temperature_form", "sharpen")  # the run file's
+        assert config.loss.temperature_form == point.get("loss.temperature_form", "soften")  # the run file's
         assert "dynamic" not in made.settings(point)
 
 
@@ -217,7 +217,7 @@ def test_the_first_point_is_the_run_files() -> None:
     made = space({"parameters": TAU, "first": [{}, {"loss.tau": 0.2}]})
     base = base_settings(build(Config, {"loss.tau": 2.0}), 9)  # outside the range, and tried all the same
     assert made.first_points(base) == [{"loss.tau": 2.0}, {"loss.tau": 0.2}]
-    told = [Told({"loss.tau": 2.0}, "done", (1.0,)), Told({"loss.tau": 0.2}, "done", (0.5,))]
+    told = [Observation({"loss.tau": 2.0}, "done", (1.0,)), Observation({"loss.tau": 0.2}, "done", (0.5,))]
     assert 0.03 <= float(str(propose(made, base, "tpe", 0, 2, told)["loss.tau"])) <= 0.5
 
 
@@ -259,3 +259,12 @@ def test_digits_of_a_wide_range() -> None:
     assert rounded(0.123456, 0.03, 0.5) == 0.1235 and rounded(1.23456, 0.0, 2.0) == 1.235
     assert rounded(0.99951234, 0.999, 0.9999) == 0.9995123
     assert rounded(-0.5, -1.0, 1.0) == -0.5 and rounded(0.03, 0.03, 0.5) == 0.03
+
+
+@pytest.mark.parametrize("recipe", list_presets("recipes"))
+def test_a_search_takes_every_recipe(recipe: str) -> None:
+    """Trials and the best setting in full keep no best epoch of their own."""
+    base = base_settings(load_config(find_preset("recipes", recipe)), 40)
+    for share in (0.2, 0.0):
+        config = build(Config, {**base, "data.validation_share": share})
+        assert config.train.keep_best is None and config.train.patience is None

@@ -13,14 +13,14 @@
 #SBATCH --time=240
 
 # setup
-PYTHON -u -m marc_dist.cluster.batch begin '/runs/a b' || exit $?
+PYTHON -u -m marc_dist.cluster.sbatch_hooks begin '/runs/a b' || exit $?
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/runs/a b/slurm/%j_%t_log.out' --kill-on-bad-exit=1 --wait=60 PYTHON -u -m marc_dist.cluster.task '/runs/a b'
+srun --unbuffered --output '/runs/a b/slurm/%j_%t_log.out' --kill-on-bad-exit=1 --wait=60 PYTHON -u -m marc_dist.cluster.srun_task '/runs/a b'
 
 
 # teardown
 code=$?
-PYTHON -u -m marc_dist.cluster.batch end '/runs/a b' $code
+PYTHON -u -m marc_dist.cluster.sbatch_hooks end '/runs/a b' $code
 exit $?

@@ -1,0 +1,101 @@
+"""What every command shares: the shape of its ``--help``, ``--version``, one line and exit 2 for people's mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+
+from marc_dist import __version__
+from marc_dist.cli import COMMANDS
+from marc_dist.config import EXIT_USER, MarcError, printable
+from marc_dist.run.exit_codes import EXIT_INTERRUPTED
+
+HELP_WIDTH = 80
+"""Columns of a help page at most. The examples below the options are written for it, however wide the terminal is."""
+
+
+class HelpLayout(argparse.RawDescriptionHelpFormatter):
+    """Options in two columns; description and examples as they are written."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(HELP_WIDTH, shutil.get_terminal_size().columns) - 2
+        super().__init__(prog, max_help_position=26, width=width)
+
+
+def command_parser(command: str, usage: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of one command, with ``--help`` and ``--version`` only.
+
+    Args:
+        command: its name in ``COMMANDS``.
+        usage: what follows its name on the command line; further lines are further ways to call it.
+        epilog: examples and notes below the options, at most 80 columns wide.
+    """
+    name = f"marc-{command}"
+    parser = argparse.ArgumentParser(
+        prog=name,
+        usage="\n       ".join(f"{name} {line}" for line in usage.splitlines()),
+        description=COMMANDS[command],
+        epilog=epilog,
+        formatter_class=HelpLayout,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"marc-dist {__version__}", help="print the version and exit"
+    )
+    return parser
+
+
+def run_command(name: str, body: Callable[[], int]) -> int:
+    """Run a command's body and turn what people can cause into one line and an exit code.
+
+    Args:
+        name: the command, put before the message.
+        body: does the work and returns the exit code.
+    """
+    # Threads that wait for each other sleep (read when torch is loaded): where loader processes or other ranks share
+    # the cores, spinning made a step 2 to 7 times as slow; on idle cores it is the same (benchmarks/busy_cores.py).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return body()
+    except MarcError as error:
+        return _user_error(name, str(error))
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 0
+    except OSError as error:
+        if error.filename is None:  # not about a path that somebody gave
+            raise
+        return _user_error(name, f"{error.filename}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _user_error(name: str, text: str) -> int:
+    """Print a mistake of a person in one line; its exit code."""
+    line = printable(" ".join(text.split()))
+    try:
+        print(f"{name}: error: {line}", file=sys.stderr, flush=True)
+    except OSError:  # what is full may be the disk of the log, too: the exit code still says what happened
+        _discard_output()
+    return EXIT_USER
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads our output any more (head, less); then it goes nowhere from now on."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Send all output nowhere, or Python would try again at its end, and fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())

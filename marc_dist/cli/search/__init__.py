@@ -1,0 +1,24 @@
+"""``marc-search``: the images of an archive that are nearest to a picture, as a table, a contact sheet and a page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from marc_dist.cli.command import run_command
+from marc_dist.cli.search.words import parser, request_of
+from marc_dist.run.rank_ends import failures_noted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: the exit code. torch and FAISS are imported when there is something to search."""
+    options = parser().parse_intermixed_args(argv)
+    return run_command("marc-search", lambda: _search(options))
+
+
+def _search(options: argparse.Namespace) -> int:
+    request = request_of(options)
+    with failures_noted():
+        from marc_dist.cli.search import run
+
+        return run.search(request)

@@ -1,0 +1,125 @@
+"""The words of ``marc-shard``: what they are, and what they may be."""
+
+from __future__ import annotations
+
+import argparse
+
+from marc_dist.cli.command import command_parser
+from marc_dist.config import ConfigError
+from marc_dist.config.suggest import suggestion
+
+USAGE = """\
+--dataset NAME --source DIR_OR_ARCHIVE [--out DIR] [options]
+--list | --info NAME | --verify DIR"""
+EPILOG = """\
+examples:
+  marc-shard --list                          the data sets that marc-shard knows
+  marc-shard --info whdld                    where to get one, what it contains
+  marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip    -> data/whdld
+  marc-shard --dataset dlrsd --source DLRSD --source UCMerced_LandUse
+  marc-shard --dataset folder --source my_pictures --out data/mine
+                                             pictures + labels.csv, or one
+                                             folder for each class
+  marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume
+                                             after a crash, go on from there
+  marc-shard --verify data/whdld             read back and check every byte
+"""
+CHECKS = (
+    "counts",
+    "label_counts",
+    "size",
+    "missing",
+    "surplus",
+    "doubled",
+    "empty_labels",
+    "label_range",
+    "duplicates",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that ``marc-shard`` takes."""
+    words = command_parser("shard", USAGE, EPILOG)
+    what = words.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset", metavar="NAME", help="pack: a name of --list, or a path to a recipe's YAML file")
+    what.add_argument("--list", action="store_true", help="list the recipes")
+    what.add_argument("--info", metavar="NAME", help="show one recipe: source, layout, classes, splits")
+    what.add_argument("--verify", metavar="DIR", help="check a shard folder: structure, checksums, labels, pictures")
+    where = words.add_argument_group("from where to where")
+    where.add_argument(
+        "--source", action="append", default=[], metavar="DIR_OR_ARCHIVE", help="the download; may be repeated"
+    )
+    where.add_argument("--out", metavar="DIR", help="shard folder to make (default: data/NAME)")
+    where.add_argument("--force", action="store_true", help="replace an existing shard folder")
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted packing: keep its finished shards if pictures, labels and options are the same "
+        "(each is checked), write the rest; if this one is interrupted, its finished shards stay for the next --resume",
+    )
+    how = words.add_argument_group("how")
+    how.add_argument(
+        "--labels",
+        type=lambda word: {"file": "table", "mask": "masks", "folder": "folders"}.get(word, word),
+        choices=["auto", "table", "masks", "folders"],
+        default="auto",
+        help="where labels come from: auto, table (or file), masks (or mask), folders (or folder)",
+        metavar="KIND",
+    )
+    how.add_argument("--table", "--csv", metavar="FILE", help="label table that does not lie in the download")
+    how.add_argument(
+        "--separator", metavar="MARK", help="what stands between names in a `labels` column (default: ; | , or blank)"
+    )
+    how.add_argument(
+        "--index-order",
+        metavar="NAME",
+        help="a table of the recipe: which pixel value is which class, for masks without a palette",
+    )
+    how.add_argument("--classes", metavar="A,B,...", help="class list, in order, of a recipe that has none")
+    how.add_argument(
+        "--to-png", action="store_true", help="store every picture as PNG (for data that mixes JPEG, PNG and TIFF)"
+    )
+    how.add_argument(
+        "--allow", metavar="CHECK,...", default="", help=f"go on although these checks fail: {', '.join(CHECKS)}"
+    )
+    how.add_argument(
+        "--samples-per-shard", type=int, default=1000, metavar="N", help="samples in a full shard (default: 1000)"
+    )
+    how.add_argument(
+        "--shard-mb", type=float, metavar="MB", help="megabytes of pictures in a shard (default: no limit)"
+    )
+    how.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
+    how.add_argument("--dry-run", action="store_true", help="read and check the download, write nothing")
+    return words
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """Refuse words that no packing could follow.
+
+    Raises:
+        ConfigError: names the option and what it may be.
+    """
+    if options.list or options.info or options.verify:
+        return
+    allowed_checks(options.allow)
+    if options.samples_per_shard < 1:
+        raise ConfigError(f"--samples-per-shard: expected 1 or more, got {options.samples_per_shard}")
+    if options.workers < 0:
+        raise ConfigError(f"--workers: expected 0 (every core) or more, got {options.workers}")
+    if options.shard_mb is not None and not 0 < options.shard_mb < 1e9:
+        raise ConfigError(f"--shard-mb: expected megabytes above 0, got {options.shard_mb}")
+
+
+def allowed_checks(text: str) -> list[str]:
+    """The checks that ``--allow`` names.
+
+    Raises:
+        ConfigError: there is no such check.
+    """
+    names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in CHECKS:
+            raise ConfigError(
+                f"--allow: no check named {name!r}{suggestion(name, CHECKS)}; there are {', '.join(CHECKS)}"
+            )
+    return names

@@ -1,0 +1,218 @@
+"""One way to hand a job over, ask for its state and end it, whatever runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from marc_dist.cluster.preset import KINDS, LocalPreset, RayPreset, SlurmPreset
+from marc_dist.config import LaunchError, build
+from marc_dist.run.attempts import attempts, begin_attempt, end_attempt
+from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.job import OVER, Job, State, ended, read_job, write_job
+
+POLL_S = 1.0
+
+
+class _Backend(NamedTuple):
+    state: Callable[[Job, Path], State]
+    cancel: Callable[[Job, Path], None]
+
+
+def _backend(job: Job) -> _Backend:
+    """Imported when needed: a login node without Ray or Slurm answers for the others."""
+    if job.kind == "slurm":
+        from marc_dist.cluster import slurm
+
+        return _Backend(slurm.state, slurm.cancel)
+    if job.kind == "ray":
+        from marc_dist.cluster import ray
+
+        return _Backend(ray.state, ray.cancel)
+    from marc_dist.cluster import local
+
+    return _Backend(local.state, local.cancel)
+
+
+def preset_of_job(job: Job, job_dir: Path) -> LocalPreset | SlurmPreset | RayPreset:
+    """The launcher preset that a job was submitted with."""
+    return build(KINDS[job.kind], job.preset, place=f"{job_dir}/job.json: preset: ")
+
+
+def size_of(preset: LocalPreset | SlurmPreset | RayPreset, device: str) -> tuple[int, int]:
+    """Machines, and processes on each, of a job on ``train.device``."""
+    if isinstance(preset, LocalPreset):
+        from marc_dist.cluster.local import process_count
+
+        return 1, process_count(preset, device)
+    return preset.nodes, preset.num_procs
+
+
+def state(job: Job, job_dir: Path) -> State:
+    """How a job stands now."""
+    if job.id is None:
+        return State("unknown", "it was never submitted")
+    return _backend(job).state(job, job_dir)
+
+
+def cancel(job: Job, job_dir: Path) -> None:
+    """End a job for good; what it has saved stays.
+
+    Raises:
+        LaunchError: whoever runs it cannot be reached, or refuses.
+    """
+    if job.id is not None:
+        _backend(job).cancel(job, job_dir)
+
+
+def refuse_second(job_dir: Path) -> None:
+    """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
+
+    Raises:
+        LaunchError: names the job.
+    """
+    try:
+        before = read_job(job_dir)
+    except LaunchError:
+        return
+    now = state(before, job_dir)
+    if now.word in ("pending", "running"):
+        raise LaunchError(
+            f"{job_dir}: {before.kind} job {before.id} of this run is {now.word}; wait for it, end it with marc-jobs "
+            f"cancel {job_dir}, or choose another train.run_dir"
+        )
+
+
+def submit(job: Job, job_dir: Path) -> Job:
+    """Hand a job to Slurm or Ray and return at once; ``job.json`` says what was submitted, and under which id.
+
+    Raises:
+        LaunchError: it cannot be submitted; nothing is queued then.
+    """
+    preset = preset_of_job(job, job_dir)
+    refuse_second(job_dir)
+    _write(job, job_dir)
+    if isinstance(preset, SlurmPreset):
+        from marc_dist.cluster import slurm
+
+        job = slurm.submit(job, preset, job_dir)
+    elif isinstance(preset, RayPreset):
+        from marc_dist.cluster import ray
+
+        job = ray.submit(job, preset, job_dir)
+    else:
+        raise LaunchError(f"{job_dir}: a local job runs in the foreground; expected slurm or ray")
+    _write(job, job_dir)
+    return job
+
+
+def _write(job: Job, job_dir: Path) -> None:
+    write_job(job_dir, job)
+    for number in job.numbers:
+        write_job(Path(job.run_dirs[number]), _element(job, number))
+
+
+def unfinished(job: Job) -> tuple[list[int], dict[Path, str]]:
+    """What is left to do of an array that is over.
+
+    Returns:
+        Numbers of the elements that are not done and that nobody goes on with; and, by folder, how those stand that
+        go on as a job of their own.
+    """
+    left: list[int] = []
+    others: dict[Path, str] = {}
+    for number, folder in enumerate(map(Path, job.run_dirs)):
+        element = read_job(folder)
+        now = ended(element, folder)
+        if now is None and element.id != f"{job.id}_{number}":  # resumed by itself, or never submitted
+            now = state(element, folder)
+        if now is not None and now.word in ("pending", "running"):
+            others[folder] = f"{now.word} as {element.kind} job {element.id}"
+        elif now is None or now.word != "done":
+            left.append(number)
+    return left, others
+
+
+def _element(job: Job, number: int) -> Job:
+    """One element of an array as a job of its own; its last argument is its own run folder."""
+    folder = job.run_dirs[number]
+    return job.model_copy(
+        update={
+            "id": None if job.id is None else f"{job.id}_{number}",
+            "run_dirs": [],
+            "elements": [],
+            "arguments": [*job.arguments[:-1], folder],
+        }
+    )
+
+
+def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
+    """Run a local job in the foreground, and note the attempt in its folder.
+
+    Args:
+        job: of kind ``local``; it gets its id here.
+        job_dir: the run folder.
+        out: where rank 0's output is copied to while it runs.
+
+    Returns:
+        The job's exit code.
+
+    Raises:
+        LaunchError: a job of this folder runs already, or see ``LocalJob``.
+    """
+    from marc_dist.cluster import local
+
+    preset = preset_of_job(job, job_dir)
+    assert isinstance(preset, LocalPreset)
+    refuse_second(job_dir)
+    job = job.model_copy(update={"id": local.local_id()})
+    write_job(job_dir, job)
+    begin_attempt(job_dir, 0, [job.host])
+    code, error = 1, None
+    try:
+        running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out)
+        code = running.run()
+        error = running.error
+    except LaunchError as failure:
+        code, error = 2, str(failure)
+        raise
+    finally:
+        why = "stopped and saved; start it again to go on" if code == EXIT_REQUEUE else ""
+        end_attempt(job_dir, code, error, False, why)
+    return code
+
+
+def wait(job: Job, job_dir: Path, poll_s: float = POLL_S) -> State:
+    """Wait until a job is over. A batch system that does not answer is asked again.
+
+    Args:
+        job: with the id that it was submitted under.
+        job_dir: the run folder.
+        poll_s: seconds between two questions.
+
+    Returns:
+        The job's last state.
+    """
+    while True:
+        now = state(job, job_dir)
+        if now.word in OVER:
+            return now
+        time.sleep(poll_s)
+
+
+def exit_code(found: State, job: Job, job_dir: Path) -> int:
+    """The exit code of a job that is over: 0 when it is done, else that of its last failure, else 1.
+
+    Args:
+        found: how it ended.
+        job: of an array, all its elements are looked at.
+        job_dir: the run folder, which knows the failures.
+    """
+    if found.word == "done":
+        return 0
+    folders = [Path(folder) for folder in job.run_dirs] or [job_dir]
+    tries = [attempt for folder in folders for attempt in attempts(folder, job.submitted_at)]
+    codes = [attempt.code for attempt in tries if attempt.code and not attempt.again]
+    return codes[-1] if codes else 1

@@ -1,0 +1,124 @@
+"""``python -m marc_dist.cluster.sbatch_hooks begin|end JOB_DIR [CODE]``: the batch script's two words around srun.
+
+Whether a job starts again is decided here, outside the ranks: a rank that waits in a collective for one that is gone
+hears no signal, and a rank inside a container has no ``scontrol`` (``docs/design.md``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from marc_dist.cluster.preset import SlurmPreset
+from marc_dist.cluster.rank_process import tail
+from marc_dist.config import EXIT_USER, MarcError, build
+from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
+from marc_dist.run.job import Job, element_dir, read_job
+from marc_dist.run.job import start_again as rule
+from marc_dist.run.rank_ends import clear_ends, job_end, read_end
+
+EXIT_LIMIT = 1
+WAIT_S = 120.0
+"""After a requeue Slurm ends this script; longer than its longest usual delay."""
+
+
+def slurm_id(env: Mapping[str, str]) -> str:
+    """The job as ``scontrol`` wants it: an array's element by its own number, or the whole array would start again."""
+    if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} marc-launch: {text}", flush=True)
+
+
+def _hosts(env: Mapping[str, str]) -> list[str]:
+    nodes = env.get("SLURM_JOB_NODELIST", "")
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    return done.stdout.split() or [nodes]
+
+
+def begin(job_dir: Path) -> int:
+    """Before srun: note the attempt; refuse one too many, whoever asked for it."""
+    job, preset = _job(job_dir)
+    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    clear_ends(job_dir / "logs")
+    begin_attempt(job_dir, number, _hosts(os.environ))
+    begun = len(attempts(job_dir, job.submitted_at))
+    if begun - 1 > preset.max_restarts:
+        why = f"cluster.max_restarts={preset.max_restarts} used up"
+        end_attempt(job_dir, EXIT_LIMIT, why, False, why)
+        _say(f"error: {why}; marc-jobs resume {job_dir} starts it anew")
+        return EXIT_LIMIT
+    _say(f"start {begun} of {job_dir}, after step {newest_step(job_dir)}, on {' '.join(_hosts(os.environ))}")
+    return 0
+
+
+def end(job_dir: Path, code: int) -> int:
+    """After srun: say how it ended, and start again or not.
+
+    Args:
+        job_dir: the run folder.
+        code: srun's exit code.
+
+    Returns:
+        The job's exit code: never 0 for a job that failed.
+    """
+    job, preset = _job(job_dir)
+    log_dir = job_dir / "logs"
+    found = job_end([read_end(log_dir, rank) for rank in range(job.world)], code, log_dir)
+    first_steps = [attempt.first_step for attempt in attempts(job_dir, job.submitted_at)]
+    step = newest_step(job_dir)
+    again, why = rule(found.code, found.lost, first_steps, step, preset.max_restarts, preset.max_stalls)
+    end_attempt(job_dir, found.code, found.error, again, why)
+    if found.error is not None:
+        if found.rank is not None and found.code != EXIT_USER:
+            path = log_dir / f"rank-{found.rank}.log"
+            print(f"--- last lines of {path}", *tail(path), sep="\n")
+        _say(f"error: {found.error}")
+    if not again:
+        _say(f"ended after step {step} with code {found.code}: {why}")
+        return found.code
+    _say(f"starting again after step {step}: {why}")
+    return _requeue(found.code)
+
+
+def _requeue(code: int) -> int:
+    name = slurm_id(os.environ)
+    asked = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
+    if asked.returncode and not _already_over(name):
+        _say(f"error: scontrol requeue {name}: {' '.join(asked.stderr.split())}; marc-jobs resume starts it again")
+        return code or 1
+    time.sleep(WAIT_S)  # Slurm ends us here: an exit now could be noted as the job's end
+    return code or 1
+
+
+def _already_over(name: str) -> bool:
+    """Whether Slurm itself is ending this start, which is what we asked for."""
+    seen = subprocess.run(["squeue", "-h", "-j", name, "-o", "%T"], capture_output=True, text=True, check=False)
+    return seen.stdout.strip() in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
+
+
+def _job(job_dir: Path) -> tuple[Job, SlurmPreset]:
+    job = read_job(job_dir)
+    return job, build(SlurmPreset, job.preset, place=f"{job_dir}: ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: the exit code for the batch script."""
+    word, folder, *rest = sys.argv[1:] if argv is None else argv
+    try:
+        job_dir = element_dir(Path(folder), os.environ)
+        return begin(job_dir) if word == "begin" else end(job_dir, int(rest[0]))
+    except (MarcError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return EXIT_USER
+
+
+if __name__ == "__main__":
+    sys.exit(main())

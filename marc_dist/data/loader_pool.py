@@ -1,0 +1,177 @@
+"""Loader processes: tasks in, results out, in order; none outlives its main process, none takes its signals."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import active_children, forkserver, resource_tracker, util
+from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from marc_dist.config import DataError, MarcError
+
+T = TypeVar("T")
+END_PRIORITY = 20
+"""Of a ``multiprocessing.util.Finalize`` that must run however a worker ends, short of ``kill -9``."""
+DYING_S = 1.0
+"""A worker's connections break this much earlier, at most, than it is known to have ended."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Tasks(TorchDataset[Any]):
+    """What a worker computes; an error that belongs to a person travels as a value, not as a wrapped traceback."""
+
+    def __getitem__(self, task: tuple[int, ...]) -> Any:
+        try:
+            return self.build(*task)
+        except MarcError as error:
+            return error
+
+    def build(self, *task: int) -> Any:
+        """The result of one task."""
+        raise AssertionError("overridden")
+
+
+class _Schedule(Sampler[tuple[int, ...]]):
+    """The tasks of the coming pass; workers live on between passes, so the tasks come from here and not from them."""
+
+    def __init__(self) -> None:
+        self.tasks: Sequence[tuple[int, ...]] = ()
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def start_worker(_: int) -> None:
+    """A job's stop signals are the main process's business; a worker ends when its main process does.
+
+    torch watches the parent instead, which here is the fork server, and that lives as long as any worker does.
+    """
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, lambda *_: _leave())
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None, "only workers watch"
+    main.join()
+    _leave()
+
+
+def _leave() -> None:
+    """End a worker in the middle of whatever it does, and what it has started with it."""
+    util._run_finalizers(END_PRIORITY)  # type: ignore[attr-defined]
+    os._exit(1)
+
+
+def _kill(workers: list[Any]) -> None:
+    """For workers that nobody closed: they ignore the SIGTERM that multiprocessing sends (and then waits for ever)."""
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGHUP)
+    for worker in workers:
+        worker.join(1.0)
+        worker.kill()
+
+
+def _as_is(result: Any) -> Any:
+    return result
+
+
+def worker_context(preload: Sequence[str] = ("marc_dist.data.loader",)) -> Any:
+    """Fork server: a plain fork would copy a process in which gloo's or CUDA's threads hold locks, and a spawned
+    worker would import torch anew. The server is born with the stop signals blocked, or it would take the workers
+    with it when a whole process group is signalled; a signal that reaches this process meanwhile comes a little later.
+
+    Args:
+        preload: modules that the server imports before it forks; the first call of a process decides.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    resource_tracker.ensure_running()  # it would unblock SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+class _QuietLoader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """No warning about more workers than cores: their number is a setting."""
+
+
+class Pool(Generic[T]):
+    """Runs tasks in order, in this process or in workers that stay alive between passes."""
+
+    def __init__(self, tasks: Tasks, num_workers: int) -> None:
+        self.schedule = _Schedule()
+        workers: dict[str, Any] = {}
+        if num_workers:
+            workers = {
+                "multiprocessing_context": worker_context(),
+                "persistent_workers": True,
+                "worker_init_fn": start_worker,
+            }
+        self._loader: _QuietLoader | None = _QuietLoader(
+            tasks,
+            batch_size=None,
+            sampler=self.schedule,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # its own: starting workers must not move the run's generator
+            **workers,
+        )
+
+        self._workers: list[Any] = []
+        Finalize(self, _kill, (self._workers,), exitpriority=10)  # before multiprocessing waits for its children
+
+    def run(self, tasks: Sequence[tuple[int, ...]]) -> Iterator[T]:
+        """Results in the order of ``tasks``."""
+        assert self._loader is not None, "closed"
+        self.schedule.tasks = tasks
+        before = set(active_children())
+        results = iter(self._loader)  # starts the workers, the first time
+        self._workers += [child for child in active_children() if child not in before]
+        try:
+            for result in results:
+                if isinstance(result, MarcError):
+                    raise result
+                yield result
+        except (RuntimeError, OSError, EOFError):  # the latter two while a worker's memory is taken over
+            if self._workers:
+                wait([worker.sentinel for worker in self._workers], DYING_S)
+            dead = [worker for worker in self._workers if not worker.is_alive()]
+            if not dead:
+                raise
+            names = ", ".join(f"{worker.pid} (exit code {worker.exitcode})" for worker in dead)
+            killed = any((worker.exitcode or 0) < 0 for worker in dead)
+            why = "mostly for want of memory or of room in /dev/shm" if killed else "see its own message above"
+            raise DataError(
+                f"loader process {names} ended by itself, {why}; try data.num_workers={max(0, len(self._workers) - 1)}"
+            ) from None
+
+    def close(self) -> None:
+        """End the workers."""
+        # A private name of torch, because dropping the loader is not as safe: a suspended ``run`` holds its iterator,
+        # and for workers that are killed before they are signed off torch raises in whatever the main thread does.
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+        _kill([worker for worker in self._workers if worker.is_alive()])
+        self._workers.clear()
+        self._loader = None

@@ -1,0 +1,105 @@
+"""Which picture goes into which shard under which key: decided before a byte is written, and by names alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from marc_dist.config import DataError
+from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.tar import Entry
+
+EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tif", ".tiff": "tif"}
+KEY_BYTES = 80  # leaves room for the extension in ustar's 100
+SPLIT_ORDER = ("train", "val", "test")
+
+Pairs = list[tuple[LabelledPicture, Entry]]
+
+
+def safe_keys(origins: Sequence[str]) -> list[str]:
+    """Keys of pictures: ASCII, no dots or slashes (a dot silently merges samples in WebDataset), unique in any case.
+
+    A name that occurs once is the key; names that repeat get their folder before them; what still clashes, or is too
+    long, gets a hash of its place.
+
+    Args:
+        origins: places of the pictures inside the download.
+
+    Raises:
+        DataError: one place twice.
+    """
+    paths = [PurePosixPath(origin) for origin in origins]
+    keys = [_plain(path.stem) for path in paths]
+    for parents in (False, True):
+        num = Counter(key.lower() for key in keys)
+        for row, path in enumerate(paths):
+            if num[keys[row].lower()] > 1 and not parents:
+                keys[row] = _plain(f"{path.parent.name}_{path.stem}")
+            elif num[keys[row].lower()] > 1 or len(keys[row]) > KEY_BYTES:
+                digest = hashlib.sha256(origins[row].encode()).hexdigest()[:12]
+                keys[row] = f"{keys[row][: KEY_BYTES - 13]}_{digest}"
+    twice = [key for key, num in Counter(key.lower() for key in keys).items() if num > 1]
+    if twice:
+        raise DataError(f"two pictures of one place (key {twice[0]}); pass each download once")
+    return keys
+
+
+def _plain(name: str) -> str:
+    text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_") or "sample"
+
+
+def plan_entries(source: Source, *, to_png: bool) -> dict[str, Pairs]:
+    """Split -> its samples in key order, with the one image extension that the whole data set gets.
+
+    Args:
+        source: what was found.
+        to_png: store every picture as PNG, whatever it was.
+
+    Raises:
+        DataError: pictures of several kinds, or names that clash.
+    """
+    samples = sorted(source.samples, key=lambda sample: sample.origin)
+    kinds = Counter(EXTENSIONS[sample.file.suffix.lower()] for sample in samples)
+    as_png = {"jpg", "tif", "png"} if to_png else {"tif"} if source.recipe.tif == "png" else set()
+    stored = {"png" if kind in as_png else kind for kind in kinds}
+    if len(stored) > 1:
+        named = " and ".join(f"{num} {kind}" for kind, num in sorted(kinds.items()))
+        raise DataError(f"pictures of several kinds ({named}); expected one, or pass --to-png to store all as PNG")
+    splits: dict[str, Pairs] = defaultdict(list)
+    for sample, key in zip(samples, safe_keys([sample.origin for sample in samples]), strict=True):
+        kind = EXTENSIONS[sample.file.suffix.lower()]
+        meta: dict[str, object] = {
+            "labels": [source.classes[label] for label in sample.labels],
+            "scene": sample.scene,
+            "path": sample.origin,
+        }
+        entry = Entry(sample.file, key, kind, "png" if kind in as_png else kind, meta)
+        splits[sample.split].append((sample, entry))
+    names = sorted(splits, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else 3, name))
+    return {name: sorted(splits[name], key=lambda pair: pair[1].key) for name in names}
+
+
+def cut(pairs: Pairs, samples_per_shard: int, shard_mb: float | None) -> Iterator[list[Entry]]:
+    """The entries of each shard in turn; a shard holds at least one sample.
+
+    Args:
+        pairs: of one split, in order of keys.
+        samples_per_shard: the most samples of a shard.
+        shard_mb: the most megabytes (10^6 bytes) of picture files, as they lie in the download; None = no limit.
+    """
+    part: list[Entry] = []
+    size = 0
+    for _, entry in pairs:
+        more = entry.file.stat().st_size if shard_mb is not None else 0
+        if part and (len(part) == samples_per_shard or (shard_mb is not None and size + more > shard_mb * 1e6)):
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += more
+    if part:
+        yield part

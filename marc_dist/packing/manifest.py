@@ -1,0 +1,124 @@
+"""What stands beside the shards: the index, the facts about the data set, and a few lines for other people's tools."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marc_dist import __version__
+from marc_dist.data.dataset import FORMAT, SCHEMA, content_fingerprint
+from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.tar import Entry, WrittenShard
+
+ShardPlan = Mapping[str, Sequence[tuple[LabelledPicture, Entry]]]
+
+
+def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path) -> None:
+    """Write every sidecar; ``dataset.json`` last, because its presence says that the folder is whole.
+
+    Args:
+        source: what was found in the download.
+        plan: split -> samples in order.
+        shards: split -> finished shards in order.
+        folder: where the shards lie.
+    """
+    recipe, classes = source.recipe, list(source.classes)
+    table, fingerprint = _rows(plan, shards, classes)
+    _write_index(table, folder / "index.parquet")
+    sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
+    _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
+    _text(folder / "README.md", _card(source, list(shards)))
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "name": recipe.name,
+        "title": recipe.title,
+        "licence": recipe.licence,
+        "citation": recipe.citation,
+        "classes": classes,
+        "splits": {split: _statistics([sample for sample, _ in plan[split]], len(classes)) for split in plan},
+        "split_source": recipe.splits.source,
+        "shards": [
+            {
+                "name": shard.name,
+                "split": split,
+                "num_samples": len(shard.rows),
+                "size": shard.size,
+                "sha256": shard.sha256,
+            }
+            for split in shards
+            for shard in shards[split]
+        ],
+        "fingerprint": fingerprint,
+        "index_sha256": hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest(),
+        "warnings": source.warnings,
+        "versions": {"marc_dist": __version__},
+    }
+    _text(folder / "dataset.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
+
+
+def _statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
+    """Sizes, n_l and c_kl of a split."""
+    labels = np.zeros((len(samples), num_classes), dtype=np.int64)
+    for row, sample in enumerate(samples):
+        labels[row, list(sample.labels)] = 1
+    both = labels.T @ labels
+    return {"num_samples": len(samples), "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
+
+
+def _rows(
+    plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes: list[str]
+) -> tuple[dict[str, list[Any]], str]:
+    """The index's columns, and the fingerprint of the content: free of paths, shard sizes and library versions."""
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for split, pairs in plan.items():
+        written = [(shard.name, row) for shard in shards[split] for row in shard.rows]
+        for (sample, entry), (shard, row) in zip(pairs, written, strict=True):
+            bits = np.zeros(len(classes), dtype=np.uint8)
+            bits[list(sample.labels)] = 1
+            labels = np.packbits(bits, bitorder="little").tobytes()
+            values = (
+                row.key, split, shard, row.offset, row.size, row.crc32,
+                labels, sample.scene, row.width, row.height, entry.ext,
+            )  # fmt: skip
+            for column, value in zip(SCHEMA, values, strict=True):
+                columns[column].append(value)
+    facts = zip(*(columns[name] for name in ("key", "split", "labels", "scene", "crc32", "size")), strict=True)
+    return dict(columns), content_fingerprint(classes, facts)
+
+
+def _write_index(columns: dict[str, list[Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in SCHEMA.items()])
+    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _card(source: Source, splits: list[str]) -> str:
+    """A data set card whose first lines tell Hugging Face's tools where the splits are."""
+    recipe = source.recipe
+    files = "".join(f"  - split: {split}\n    path: {split}-*.tar\n" for split in splits)
+    warnings = "".join(f"- {warning}\n" for warning in source.warnings)
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n# {recipe.title}\n\n"
+        f"WebDataset shards written by marc-dist {__version__}: `KEY.jpg` or `KEY.png` with the picture and "
+        f'`KEY.json` with `{{"labels": [...], "scene": ..., "path": ...}}`.\n\n'
+        f"- Licence: {recipe.licence}\n- Cite: {recipe.citation or 'not stated'}\n- Splits: {recipe.splits.source}\n"
+        f"- Classes: {', '.join(source.classes)}\n" + (f"\nNoted while packing:\n\n{warnings}" if warnings else "")
+    )
+
+
+def _text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

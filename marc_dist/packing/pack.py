@@ -1,0 +1,191 @@
+"""Samples -> a shard folder: planned first, written in parallel beside the place, published by one rename.
+
+A shard is a function of the plan and the pictures' bytes, so any number of processes gives equal files, and so does an
+interrupted packing that is gone on with. Until the last rename the old folder, if any, is untouched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from marc_dist.config import DataError
+from marc_dist.packing import shard_records
+from marc_dist.packing.layout import cut, plan_entries
+from marc_dist.packing.manifest import describe
+from marc_dist.packing.publish import publication
+from marc_dist.packing.reading.samples import LabelledPicture, Source, odd_sizes
+from marc_dist.packing.tar import Entry, Location, ShardPart, WrittenShard, pixels, write_part
+from marc_dist.packing.worker_pool import PoolTask, work
+
+Progress = Callable[[int, int], None]
+Size = tuple[int, int] | None
+PART = 64  # samples that a process writes at a time: shards are few, and no core may wait for the others' last one
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    workers: int = 1,
+    samples_per_shard: int = 1000,
+    shard_mb: float | None = None,
+    to_png: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write a shard folder.
+
+    Args:
+        source: what was found in the download.
+        out: the folder to make.
+        workers: processes.
+        samples_per_shard: samples of a full shard.
+        shard_mb: megabytes of pictures that a shard may hold, if fewer samples reach them.
+        to_png: store every picture as PNG.
+        force: replace an existing shard folder; it stays as it is until the new one is complete.
+        resume: take over the shards that an interrupted call has finished, if they are what this one would write; and
+            leave its own behind when it is interrupted or fails.
+        progress: called with samples and bytes done so far.
+
+    Returns:
+        The number of shards taken over.
+
+    Raises:
+        DataError: nothing to pack, a picture that cannot be packed, a folder in the way, a full disk.
+    """
+    plan = plan_entries(source, to_png=to_png)
+    if not plan:
+        raise DataError(f"{source.recipe.title}: nothing to pack")
+    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
+    size = source.recipe.expect.image_size if strict else None
+    with publication(out, force, shard_records.sweep if resume else None) as folder:
+        left = shard_records.left_over(folder)
+        _room(source, out, sum(left.values()))
+        tasks = [
+            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, size)
+            for split, pairs in plan.items()
+            for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb))
+        ]
+        kept = _write_shards(tasks, left, workers, progress)
+        shards: dict[str, list[WrittenShard]] = defaultdict(list)
+        for task in tasks:
+            assert task.shard is not None, "every job is done"
+            shards[task.split].append(task.shard)
+        odd_sizes(
+            source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows}
+        )
+        _duplicates(source, plan, shards, folder)
+        describe(source, plan, shards, folder)
+        shard_records.forget(folder)
+    return kept
+
+
+@dataclass
+class _ShardTask:
+    """A shard to be written, and how far it has got."""
+
+    path: Path
+    split: str
+    entries: list[Entry]
+    size: Size
+    shard: WrittenShard | None = None
+    parts: dict[int, ShardPart] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.entries), PART)
+
+    def part_path(self, start: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{start:06d}")
+
+    def take_over(self) -> PoolTask:
+        return shard_records.take_over, (self.path, self.entries, shard_records.plan_digest(self.entries, self.size))
+
+    def write(self) -> list[PoolTask]:
+        return [
+            (write_part, (self.part_path(start), self.entries[start : start + PART], self.size))
+            for start in self.starts
+        ]
+
+    def finish(self) -> PoolTask:
+        files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
+        return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.size))
+
+
+def _room(source: Source, out: Path, have: int) -> None:
+    """Refuse before the first byte when the disk cannot hold the pictures as they are, ``have`` bytes being there."""
+    need = sum(sample.file.stat().st_size + 2048 for sample in source.samples) - have
+    free = shutil.disk_usage(out.parent).free
+    if need > free:
+        raise DataError(f"{out}: needs about {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
+
+
+def _write_shards(tasks: Sequence[_ShardTask], left: dict[str, int], workers: int, progress: Progress | None) -> int:
+    """Write every shard, or take it over; how many were taken over."""
+    for name in set(left) - {task.path.name for task in tasks}:
+        shard_records.forget(tasks[0].path.parent, name)
+    of_path = {task.path: (task, 0) for task in tasks}
+    of_path |= {task.part_path(start): (task, start) for task in tasks for start in task.starts}
+    done = [0, 0]
+    kept = 0
+
+    def tell(rows: Sequence[Location]) -> None:
+        done[0], done[1] = done[0] + len(rows), done[1] + sum(row.size for row in rows)
+        if progress is not None:
+            progress(*done)
+
+    def finished(job: PoolTask, result: Any) -> list[PoolTask]:
+        nonlocal kept
+        task, start = of_path[job[1][0]]
+        if job[0] is write_part:
+            task.parts[start] = result
+            tell(result.rows)
+            return [task.finish()] if len(task.parts) == len(task.starts) else []
+        if result is None:
+            return task.write()
+        if job[0] is shard_records.take_over:
+            kept += 1
+            tell(result.rows)
+        task.shard = result
+        task.parts.clear()
+        return []
+
+    jobs: list[PoolTask] = []
+    for task in tasks:
+        jobs += [task.take_over()] if task.path.name in left else task.write()
+    work(jobs, finished, workers)
+    return kept
+
+
+def _duplicates(
+    source: Source,
+    plan: dict[str, list[tuple[LabelledPicture, Entry]]],
+    shards: dict[str, list[WrittenShard]],
+    folder: Path,
+) -> None:
+    """Equal pixels in two splits: what is trained on is then also asked for.
+
+    Only pictures whose few glanced-at pixels occur in two splits are looked at whole.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    places = [(split, shard.name, row) for split in plan for shard in shards[split] for row in shard.rows]
+    for split, _, row in places:
+        splits[row.glance].add(split)
+    seen: dict[str, tuple[str, str]] = {}
+    faults = []
+    for split, name, row in places:
+        if len(splits[row.glance]) < 2:
+            continue
+        with (folder / name).open("rb") as file:
+            file.seek(row.offset)
+            whole = pixels(file.read(row.size), row.key)
+        other = seen.setdefault(whole, (split, row.key))
+        if other[0] != split:
+            faults.append(f"{other[1]} ({other[0]}) = {row.key} ({split})")
+    source.check("duplicates", faults, "equal pictures in two splits")

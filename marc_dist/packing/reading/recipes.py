@@ -1,0 +1,168 @@
+"""Recipes: everything that is particular to one data set, as a YAML file that people copy and edit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from marc_dist.config import ConfigError, build, find_preset, load_yaml
+from marc_dist.config.section import Section
+from marc_dist.packing.reading.masks import MaskRule
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Policy = Literal["stop", "warn"]
+
+
+class ClassEntry(Section):
+    """One class: its name, other spellings, its colour in masks."""
+
+    name: str = Field(min_length=1, description="name shown everywhere")
+    aliases: tuple[str, ...] = Field(
+        (), description="other spellings in label tables, beyond case, hyphens and plurals"
+    )
+    colour: tuple[Channel, Channel, Channel] | None = Field(None, description="colour in masks, red green blue")
+
+
+class MaskEntry(Section):
+    """How masks are told from pictures, and read."""
+
+    folders: tuple[str, ...] = Field((), description="names of folders that hold masks without a palette")
+    index_orders: Mapping[str, Mapping[int, str]] = Field({}, description="index tables by name: value -> class name")
+    ignore_indices: tuple[int, ...] = Field((), description="values that mean nothing")
+    ignore_colours: tuple[tuple[Channel, Channel, Channel], ...] = Field((), description="colours that mean nothing")
+    min_area_px: int = Field(1, ge=1, description="pixels from which a class counts as present")
+
+
+class SplitEntry(Section):
+    """Where the splits come from: folders of the download, a column of the table, or shares drawn by hash."""
+
+    folders: Mapping[str, str] = Field({}, description="split -> name of the folder that holds its pictures")
+    shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field({}, description="split -> share of every scene")
+    seed: int = Field(0, ge=0, description="of the draw by hash")
+    source: str = Field("", description="where this split comes from, one line")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SplitEntry:
+        if bool(self.folders) == bool(self.shares):
+            raise ValueError("expected either folders or shares")
+        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"shares must add up to 1, got {sum(self.shares.values())}")
+        return self
+
+
+class Expectation(Section):
+    """What the published set holds; differences are told."""
+
+    num_images: int | None = Field(None, ge=1, description="pictures")
+    num_per_split: Mapping[str, int] = Field({}, description="pictures of each split")
+    label_counts: Mapping[str, tuple[int, ...]] = Field({}, description="split (or `all`) -> pictures of each class")
+    image_size: tuple[int, int] | None = Field(None, description="width and height of every picture, pixels")
+    labels_per_image: tuple[int, int] = Field((1, 10_000), description="smallest and largest number of labels")
+    stem: str | None = Field(None, description="regular expression of the pictures' names, lower case, no extension")
+
+    @field_validator("stem")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        return value
+
+
+class Policies(Section):
+    """What happens when a check fails: stop (unless --allow names it) or warn."""
+
+    counts: Policy = Field("stop", description="number of pictures differs from the published one")
+    label_counts: Policy = Field("warn", description="pictures per class differ from the published numbers")
+    size: Policy = Field("stop", description="a picture has another size")
+    missing: Policy = Field("stop", description="a picture without labels")
+    surplus: Policy = Field("stop", description="labels without a picture")
+    doubled: Policy = Field("stop", description="two files of one name")
+    empty_labels: Policy = Field("stop", description="a picture that carries no label")
+    label_range: Policy = Field("stop", description="more labels on a picture than the published set has")
+    duplicates: Policy = Field("warn", description="equal pixels in two splits: a leak")
+
+
+class Recipe(Section):
+    """One data set."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="short name")
+    title: str = Field(min_length=1, description="full name")
+    licence: str = Field("not stated", description="terms of use, as far as known")
+    citation: str = Field("", description="what to cite")
+    download: str = Field("", description="where a person gets it")
+    layout: str = Field("", description="what the download looks like inside")
+    builtin: Literal["sample"] | None = Field(None, description="drawn by us instead of downloaded")
+    classes: tuple[ClassEntry, ...] = Field((), description="classes in order; empty = taken from the data")
+    labels: tuple[Literal["table", "masks", "folders"], ...] = Field(
+        min_length=1, description="where labels may come from, the preferred first"
+    )
+    tables: tuple[str, ...] = Field((), description="file names of label tables, the preferred first")
+    separator: str = Field(" ", min_length=1, description="between the names in a `labels` column")
+    masks: MaskEntry = MaskEntry()
+    ignore: tuple[str, ...] = Field((), description="names of files that are no data, lower case")
+    pair_by: Literal["name", "folder_and_name", "path"] = Field(
+        "name", description="what pairs a picture with its labels; `path`: names may repeat from folder to folder"
+    )
+    companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
+    tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
+    scene: Literal["folder", "name", "none"] = Field("none", description="where the scene of a picture is written")
+    splits: SplitEntry
+    expect: Expectation = Expectation()
+    policies: Policies = Policies()
+
+    @model_validator(mode="after")
+    def _one_count_a_class(self) -> Recipe:
+        for split, counts in self.expect.label_counts.items():
+            if len(counts) != len(self.classes):
+                raise ValueError(
+                    f"expect.label_counts.{split}: expected {len(self.classes)} numbers, one a class, got {len(counts)}"
+                )
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(entry.name for entry in self.classes)
+
+    def mask_rule(self, order: str | None = None) -> MaskRule:
+        """How to read this set's masks.
+
+        Args:
+            order: which index table; the only one when there is just one.
+
+        Raises:
+            ConfigError: no such table.
+        """
+        names = self.class_names
+        orders = self.masks.index_orders
+        if order is not None and order not in orders:
+            raise ConfigError(
+                f"--index-order: {self.name} knows {', '.join(orders) or 'no index table'}, got {order!r}"
+            )
+        chosen = orders[order] if order else next(iter(orders.values())) if len(orders) == 1 else {}
+        unknown = sorted(set(chosen.values()) - set(names))
+        if unknown:
+            raise ConfigError(f"recipe {self.name}: masks.index_orders names {unknown[0]!r}, which is not a class")
+        return MaskRule(
+            colours={entry.colour: i for i, entry in enumerate(self.classes) if entry.colour is not None},
+            indices={value: names.index(name) for value, name in chosen.items()},
+            ignore_colours=frozenset(self.masks.ignore_colours),
+            ignore_indices=frozenset(self.masks.ignore_indices),
+            min_area_px=self.masks.min_area_px,
+            orders=tuple(orders),
+        )
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or anybody's by path.
+
+    Raises:
+        ConfigError: no such recipe, or a fault in it; names file and key.
+    """
+    path = find_preset("shards", name)
+    return build(Recipe, {"name": path.stem, **load_yaml(path)}, place=f"{path}: ")

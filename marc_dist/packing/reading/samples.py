@@ -1,0 +1,127 @@
+"""The samples found in a download, and the checks that they pass before anything is packed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from marc_dist.config import DataError
+from marc_dist.packing.reading.recipes import Recipe
+
+NAMED_SIZES = 60  # so many odd pictures are listed by name, more are counted
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """One picture to be packed.
+
+    Attributes:
+        file: where it lies.
+        origin: its place inside the download, kept in the shard.
+        labels: class numbers, ascending.
+        scene: its scene, or empty.
+        split: its split.
+    """
+
+    file: Path
+    origin: str
+    labels: tuple[int, ...]
+    scene: str
+    split: str
+
+
+@dataclass
+class Source:
+    """What was found in a download.
+
+    Attributes:
+        recipe: of the data set.
+        classes: names in order.
+        samples: in the order of their places.
+        warnings: everything odd that was let pass, one line each.
+        allow: names of checks that may fail.
+    """
+
+    recipe: Recipe
+    classes: tuple[str, ...] = ()
+    samples: list[LabelledPicture] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    allow: frozenset[str] = frozenset()
+
+    def check(self, name: str, faults: Sequence[str], message: str) -> None:
+        """Stop at a failed check, or note it when the recipe or ``--allow`` lets it pass.
+
+        Args:
+            name: of the check, one of the recipe's ``policies``.
+            faults: what is at fault, an entry each; empty = the check passes.
+            message: what is wrong with all of them.
+
+        Raises:
+            DataError: the check fails and may not.
+        """
+        if not faults:
+            return
+        shown = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+        text = f"{message}: {shown}"
+        if name not in self.allow and getattr(self.recipe.policies, name) == "stop":
+            raise DataError(f"{text}; to go on all the same: --allow {name}")
+        self.warnings.append(f"{name}: {text}")
+
+
+def expectations(source: Source) -> None:
+    """Compare with what the published set holds."""
+    expect, samples = source.recipe.expect, source.samples
+    if not source.classes:
+        raise DataError(f"{source.recipe.title}: no classes")
+    sizes = Counter(sample.split for sample in samples)
+    faults = []
+    if expect.num_images is not None and len(samples) != expect.num_images:
+        faults.append(f"{len(samples)} pictures instead of {expect.num_images}")
+    for split, num in expect.num_per_split.items():
+        if sizes[split] != num:
+            faults.append(f"{sizes[split]} in {split} instead of {num}")
+    source.check("counts", faults, "not the published number of pictures")
+    empty = [sample.origin for sample in samples if not sample.labels]
+    source.check("empty_labels", empty, f"pictures without any label ({len(empty)}, kept as negatives)")
+    low, high = expect.labels_per_image
+    strange = [
+        f"{sample.origin} ({len(sample.labels)})"
+        for sample in samples
+        if sample.labels and not low <= len(sample.labels) <= high
+    ]
+    source.check("label_range", strange, f"expected {low} to {high} labels a picture; is the table damaged?")
+    for split, counts in expect.label_counts.items():
+        found = Counter(label for sample in samples if split in ("all", sample.split) for label in sample.labels)
+        differ = [
+            f"{source.classes[label]} {found[label]} instead of {num}"
+            for label, num in enumerate(counts)
+            if found[label] != num
+        ]
+        source.check("label_counts", differ, f"{split}: pictures per class differ from the published ones")
+    lonely = [name for label, name in enumerate(source.classes) if not any(label in s.labels for s in samples)]
+    if lonely:
+        source.warnings.append(f"classes that no picture carries: {', '.join(lonely)}")
+
+
+def odd_sizes(source: Source, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Note pictures of another size than the published one; it was let pass while packing.
+
+    Args:
+        source: of the recipe.
+        sizes: key -> width and height.
+    """
+    expect = source.recipe.expect.image_size
+    odd: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for key, size in sizes.items():
+        if expect is not None and size != expect:
+            odd[size].append(key)
+    if expect is None or not odd:
+        return
+    total = sum(map(len, odd.values()))
+    groups = [
+        f"{width}x{height} " + (", ".join(keys) if total <= NAMED_SIZES else f"({len(keys)})")
+        for (width, height), keys in sorted(odd.items())
+    ]
+    source.warnings.append(f"size: {total} pictures are not {expect[0]}x{expect[1]}: {'; '.join(groups)}")

@@ -1,0 +1,91 @@
+"""Which split a picture belongs to: a folder of the download, a column of its table, or a draw that can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from marc_dist.config import DataError
+from marc_dist.packing.reading.discover import File
+from marc_dist.packing.reading.recipes import Recipe
+from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.reading.tables import stem_of
+
+
+def scene_of(recipe: Recipe, file: File) -> str:
+    """The scene of a picture, or empty."""
+    if recipe.scene == "folder":
+        return file.path.parent.name if len(file.parts) > 1 else ""
+    return re.sub(r"_?\d+$", "", stem_of(file.path.name)) if recipe.scene == "name" else ""
+
+
+def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """A split for every key: within each group in the order of a hash, so any machine draws the same.
+
+    Args:
+        groups: scene -> keys.
+        shares: split -> share of each scene.
+        seed: of the draw.
+    """
+    chosen: dict[str, str] = {}
+    for keys in groups.values():
+        ordered = sorted(keys, key=lambda key: (hashlib.sha256(f"{seed}/{key}".encode()).digest(), key))
+        start, total = 0, 0.0
+        for split, share in shares.items():
+            total += share
+            end = round(total * len(ordered))
+            chosen |= dict.fromkeys(ordered[start:end], split)
+            start = end
+    return chosen
+
+
+def assign(
+    source: Source, pictures: Mapping[str, File], labels: Mapping[str, tuple[int, ...]], split_of: Mapping[str, str]
+) -> None:
+    """Fill ``source.samples``: every picture that has labels, with its scene and split.
+
+    Args:
+        source: of the recipe.
+        pictures: key -> file.
+        labels: key -> class numbers.
+        split_of: key -> split, when the table says so.
+
+    Raises:
+        DataError: a picture outside the split folders, or a split name that is no word.
+    """
+    recipe = source.recipe
+    kept = {key: file for key, file in sorted(pictures.items()) if key in labels}
+    if recipe.splits.folders:
+        chosen = _by_folder(recipe, kept)
+    elif split_of:
+        chosen = {key: split_of[key] for key in kept}
+    else:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for key, file in kept.items():
+            groups[scene_of(recipe, file)].append(key)
+        chosen = draw_splits(groups, recipe.splits.shares, recipe.splits.seed)
+    for key, split in chosen.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
+            raise DataError(
+                f"{kept[key].origin}: split {split!r}, expected a lower-case word such as train, val or test"
+            )
+    source.samples = [
+        LabelledPicture(file.path, file.origin, labels[key], scene_of(recipe, file), chosen[key])
+        for key, file in kept.items()
+    ]
+
+
+def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
+    names = {folder.lower(): split for split, folder in recipe.splits.folders.items()}
+    chosen = {}
+    for key, file in kept.items():
+        split = next((names[part] for part in file.parts[:-1] if part in names), None)
+        if split is None:
+            raise DataError(
+                f"{file.path}: lies in none of the folders {', '.join(recipe.splits.folders.values())}, which decide "
+                f"the split; expected {recipe.layout}"
+            )
+        chosen[key] = split
+    return chosen

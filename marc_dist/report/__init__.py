@@ -1,0 +1,1 @@
+"""What people look at: pages, charts, tables of an evaluation, a search, a tuning."""

@@ -1,0 +1,87 @@
+"""Heartbeats: where each rank is in its step, as it writes it into the run folder; who keeps the others waiting.
+
+Files, because the process group's store lives in rank 0, which may be the one that hangs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from marc_dist.files import read_json
+
+PHASES = (
+    "starting",
+    "checking",
+    "loading",
+    "encoding",
+    "gathering",
+    "contrasting",
+    "backpropagating",
+    "agreeing",
+    "updating",
+    "validating",
+    "saving",
+    "done",
+)
+"""What a rank does in a step, in order. A rank that is behind in (step, phase) keeps the others waiting."""
+
+SHARES = 20  # beats in a time-out
+
+
+class Beat(NamedTuple):
+    """Where a rank was when it last wrote."""
+
+    rank: int
+    step: int
+    phase: int
+    host: str
+    pid: int
+    age_s: float
+
+
+def beat_path(run_dir: Path, rank: int) -> Path:
+    """The file of one rank."""
+    return run_dir / "logs" / f".beat-{rank}.json"
+
+
+def read_beats(run_dir: Path, world: int) -> list[Beat | None]:
+    """The last heartbeat of every rank; None where none was ever written."""
+    beats: list[Beat | None] = []
+    for rank in range(world):
+        try:
+            told = read_json(beat_path(run_dir, rank))
+            age_s = time.time() - float(told["time"])
+            beat = Beat(rank, int(told["step"]), int(told["phase"]), str(told["host"]), int(told["pid"]), age_s)
+            beats.append(beat if 0 <= beat.phase < len(PHASES) else None)
+        except (OSError, ValueError, KeyError, TypeError):
+            beats.append(None)
+    return beats
+
+
+def late_ranks(beats: list[Beat | None], timeout_s: float) -> str:
+    """Who keeps a world waiting, in words.
+
+    Args:
+        beats: of every rank; None where none was ever written.
+        timeout_s: of the run; a beat is written ``SHARES`` times as often.
+    """
+    silent = [
+        f"rank {rank} never started" if beat is None else
+        f"rank {rank} ({beat.host}, process {beat.pid}) stopped answering {beat.age_s:.0f} s ago, {_where(beat)}"
+        for rank, beat in enumerate(beats)
+        if beat is None or beat.age_s > max(timeout_s / 4, 3.0)
+    ]  # fmt: skip
+    if silent:
+        return "; ".join(silent)
+    known = [beat for beat in beats if beat is not None]
+    last = min((beat.step, beat.phase) for beat in known)
+    behind = [beat for beat in known if (beat.step, beat.phase) == last]
+    if len(behind) == len(known):
+        return f"all ranks are {_where(known[0])}; the network between them, or their storage, does not answer"
+    return "; ".join(f"rank {beat.rank} ({beat.host}, process {beat.pid}) is still {_where(beat)}" for beat in behind)
+
+
+def _where(beat: Beat) -> str:
+    return f"{PHASES[beat.phase]} in step {beat.step}"
