@@ -49,11 +49,13 @@ def build_optimiser(config: OptimConfig, module: Learner | Encoder) -> torch.opt
     encoder = module.encoder if isinstance(module, Learner) else module
     exempt, scales = _exempt(module), _lr_scales(config, encoder)
     later = {id(parameter) for parameter in encoder.to_thaw}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad or id(parameter) in later:
             free = parameter.ndim <= 1 or name in exempt
-            groups.setdefault((scales.get(id(parameter), 1.0), free), []).append(parameter)
+            # what thaws is a group of its own: torch's fused SGD wants momentum for all of a group, or for none
+            key = scales.get(id(parameter), 1.0), free, id(parameter) in later
+            groups.setdefault(key, []).append(parameter)
     made: list[dict[str, Any]] = [
         {"params": groups[key], "weight_decay": 0.0 if key[1] else config.weight_decay, "lr_scale": key[0]}
         for key in sorted(groups)

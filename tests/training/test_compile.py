@@ -55,6 +55,21 @@ def test_a_compiled_run_is_the_plain_one_to_rounding_and_resumes_to_the_bit(smal
     assert all(torch.equal(value, resumed[f"model.{name}"]) for name, value in encoder.state_dict().items())
 
 
+def _thawed(sample: Path, folder: Path) -> None:
+    """Plain and compiled: the head first, then everything, a few rows at a time, from the thaw on."""
+    for name in ("plain", "compiled"):
+        words = _words(sample, folder / name, model__backbone="marc_small_net", model__batch_norm="frozen")
+        words |= {"train.global_batch": 26, "train.max_steps": 5, "train.chunk": 16, "model.drop_path": 0.3}
+        words |= {"model.freeze": "backbone", "model.thaw_after": 1, "data.features_dir": str(folder / "features")}
+        assert _train(words | {"train.compile": name == "compiled"})["step"] == 5
+
+
+def test_a_compiled_run_may_thaw_and_encode_in_chunks(small_dir: Path, tmp_path: Path) -> None:
+    run_in_world(_thawed, 1, small_dir, tmp_path, limit_s=400)  # a compiler runs
+    plain, compiled = (_state(tmp_path / name, 5) for name in ("plain", "compiled"))
+    assert 0 < _difference(plain, compiled) < RTOL
+
+
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -136,6 +136,18 @@ def test_parts_of_the_backbone_thaw_too(small_dir: Path, tmp_path: Path) -> None
     assert _difference(everything(tmp_path / "one", last), everything(tmp_path / "two", last)) < RTOL
 
 
+@pytest.mark.parametrize("loss", [{"loss__memory": 30}, {"loss__name": "msc"}])
+def test_what_a_loss_keeps_crosses_the_thaw(loss: dict[str, Any], small_dir: Path, tmp_path: Path) -> None:
+    """Embeddings of earlier steps, or prototypes: stopped at the thaw, on two ranks, it is the run of one."""
+    words = words_of(small_dir, tmp_path / "two", train__max_steps=A_EPOCH + 2, **loss)
+    assert run_in_world(go, 2, words, stop_after=A_EPOCH - 1) == [(A_EPOCH, True)] * 2
+    run_in_world(go, 2, words)
+    go({**words, "train.run_dir": str(tmp_path / "one")})
+    one, two = (everything(tmp_path / name, A_EPOCH + 2) for name in ("one", "two"))
+    assert any(name.startswith(("memory.", "prototypes")) for name in one)
+    assert _difference(one, two) < RTOL
+
+
 def test_the_average_is_the_naive_one(small_dir: Path, tmp_path: Path) -> None:
     """Weights and batch-norm statistics of every step, averaged again in numbers of Python."""
     more = {"model__freeze": "none", "model__thaw_after": None, "train__max_steps": 6, "train__checkpoint_every": 1}

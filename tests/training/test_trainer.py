@@ -247,10 +247,12 @@ def test_tensorboard_has_every_step_once(whole: tuple[Path, dict[int, list[int]]
 
 def test_a_nan_on_one_rank_is_skipped_by_all(small_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 9, "train.max_steps": 4}
+    more = {"train.checkpoint_every": 1, "train.keep_checkpoints": 9, "train.max_steps": 4, "train.ema": 0.8}
     results = run_in_world(_train, 2, _words(small_dir, run) | more, nan_at={2: 1})
     assert [result["skipped"] for result in results] == [1, 1]
     assert _difference(_state(run, 2), _state(run, 3)) == 0  # weights, running statistics and momentum
+    two, three, four = (load_checkpoint(checkpoint_path(run, step))["ema"] for step in (2, 3, 4))
+    assert _difference(two, three) == 0 and _difference(three, four) > 0  # nor are the averages older by a step
     assert _difference(_state(run, 3), _state(run, 4)) > 0
     (line,) = [json.loads(text) for text in (run / "skipped.jsonl").read_text().splitlines()]
     ids = _ids(results)[2]
