@@ -45,7 +45,7 @@ lint: $(DEVSTAMP)
 
 # Two processes, then the tests with time limits of their own that nothing may share the cores with.
 test: lint
-	$(BIN)/pytest -n $(JOBS) -m "not alone"
+	$(BIN)/pytest -n $(JOBS) -m "not alone" --durations=25
 	$(BIN)/pytest -m alone
 
 quick: lint

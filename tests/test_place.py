@@ -137,9 +137,9 @@ def meet_all(folder: Path, envs: Sequence[dict[str, str]]) -> list[dict[str, obj
     with processes([[sys.executable, "-c", MEET, str(folder)]] * len(envs), envs) as ranks:
         lines = [rank.stdout.readline() for rank in ranks if rank.stdout]
         if not all(lines):
-            pytest.fail("".join(rank.communicate(timeout=10)[1] for rank in ranks))
+            pytest.fail("".join(rank.communicate(timeout=60)[1] for rank in ranks))
         for rank in ranks:
-            rank.communicate(timeout=10)
+            rank.communicate(timeout=60)
     names = ("address", "port", "listen_fd", "token", "own", "file")
     return [dict(zip(names, json.loads(line), strict=True)) for line in lines]
 
@@ -283,7 +283,7 @@ comm.leave()
 
 def join_all(commands: Sequence[Sequence[str]], envs: Sequence[dict[str, str]]) -> list[str]:
     with processes(commands, [env | {"OMP_NUM_THREADS": "1"} for env in envs]) as ranks:
-        outs = [rank.communicate(timeout=100) for rank in ranks]
+        outs = [rank.communicate(timeout=600) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), outs
     return [out.strip() for out, _ in outs]
 

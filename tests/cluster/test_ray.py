@@ -236,7 +236,7 @@ def test_killed_ranks_actors_and_supervisors_come_back(
         assert _soon(lambda start=start: _trains(run, start)), _show(run)
         ranks = _ranks(run)
         os.kill(parent_of(ranks[0]) if victim == "Rank" else attached.actors("Supervisor")[0], signal.SIGKILL)
-        assert _soon(lambda ranks=ranks: not Path(f"/proc/{ranks[0]}").exists(), 10)  # a rank dies with its actor
+        assert _soon(lambda ranks=ranks: not Path(f"/proc/{ranks[0]}").exists(), 60)  # a rank dies with its actor
     _ended_as(run, job, undisturbed)
     killed, orphaned, alone, last = attempts(run)
     assert "rank 1 of 2 failed first (killed by SIGKILL)" in str(killed.error)

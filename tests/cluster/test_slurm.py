@@ -107,7 +107,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def assert_as_one_process(run: Path, folder: Path) -> None:
     """The same settings in one undisturbed process end with the same weights."""
     plain = folder / "plain"
-    config = load_config(run / "config.yaml", [f"train.run_dir={plain}"])
+    config = load_config(run / "config.yaml", [f"train.run_dir={plain}", "train.checkpoint_every=1000000"])
     write_config(config)
     subprocess.run(
         [sys.executable, "-m", "marc_dist.cli.train", str(plain)],
@@ -222,7 +222,7 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     assert attempts(timed)[0].code == 85 and last_step(timed) == ended
     assert_as_one_process(run, tmp_path / "a")
     assert_as_one_process(timed, tmp_path / "b")
-    until(lambda: not slurm.job_processes(), 20, run)
+    until(lambda: not slurm.job_processes(), 90, run)
 
 
 def test_elements_of_an_array_survive_and_are_resumed_alone(
@@ -286,7 +286,7 @@ def test_detach_then_cancel_leaves_no_process_behind(slurm: SlurmCluster, sample
     assert again.code == 2 and f"slurm job {job} of this run is running" in again.err
     jobs(slurm, "cancel", run)
     assert slurm.wait_for(job, "CANCELLED", 30)
-    until(lambda: not slurm.job_processes(), 20, run)
+    until(lambda: not slurm.job_processes(), 90, run)
     for path in (None, "/nowhere"):  # today, and on a day when Slurm has forgotten the job
         told = json.loads(jobs(slurm, "status", run, "--json", path=path))
         assert told["state"] == "cancelled" and told["attempts"][0]["code"] is None, told

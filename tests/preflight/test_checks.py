@@ -226,6 +226,7 @@ def _hangs(rank: int) -> dict[str, Any]:
     return {"limit_s": 1.0}
 
 
+@pytest.mark.alone
 def test_a_rank_that_hangs_is_named_in_time(small_dir: Path, tmp_path: Path) -> None:
     report = _in_world(_words(small_dir, tmp_path), ["a", "b", "c"], _hangs)
     assert _failures(report) == {("answers", "b")}

@@ -157,6 +157,7 @@ def test_a_fault_is_told_once_and_tried_again(monkeypatch: pytest.MonkeyPatch) -
     assert said[2:] == [said[0], "2 log lines were not mirrored"]
 
 
+@pytest.mark.alone
 def test_a_run_waits_for_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server never answers; at the end it has half of ``train.timeout_s``, before the watchdog ends the run."""
     monkeypatch.setattr(mirrors, "QUEUE_BYTES", 4096)

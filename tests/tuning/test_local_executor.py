@@ -94,7 +94,7 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(tiny_dir: Path, tmp_path: Pa
     assert second.returncode == 2 and "another marc-tune searches here" in second.stderr
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert _soon(lambda: not pids_that_name(str(folder / "trials")), 10)
+    assert _soon(lambda: not pids_that_name(str(folder / "trials")), 60)
     before = events(folder)
     done = subprocess.run(
         [*command, "--resume", str(folder), "--executor", "local", "--trials", "3"], capture_output=True
