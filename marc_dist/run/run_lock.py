@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 from marc_dist.config import LaunchError
 from marc_dist.files import locked, read_json
 from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.folder import checkpoint_dir
 from marc_dist.run.processes import is_alive, start_ticks, this_machine
 
 RUN_LOCK = ".run.lock"
@@ -312,6 +313,7 @@ class RunLock:
         """Write again; why that must not be, if so. A full or silent disk is the main thread's to tell."""
         there, held = not was_removed(self.run_dir), read_holder(self.run_dir)
         unlocked = held is None and not (self.run_dir / RUN_LOCK).exists()
+        self._written |= there or checkpoint_dir(self.run_dir).exists()  # which it makes after its settings
         gone = not self.run_dir.exists() or (self._written and not there)
         self._missed = self._missed + 1 if unlocked or gone else 0
         if self._missed == 1:  # a mount may blink; or the folder is being removed, and must get empty
@@ -320,7 +322,6 @@ class RunLock:
             return removal(self.run_dir)
         if held is not None and held.nonce != self.me.nonce and not self._is_earlier(held):
             return f"{self.run_dir}: taken over by {held}; this run ends, it would write into the same files"
-        self._written |= there
         self.me = self.me._replace(writes=self.me.writes + 1)
         with suppress(OSError):
             _write(self.run_dir, self.me, make=unlocked)

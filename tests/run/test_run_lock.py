@@ -170,15 +170,16 @@ def test_a_launcher_holds_the_folder_for_its_ranks(tmp_path: Path) -> None:
     assert not (tmp_path / RUN_LOCK).exists()
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_removed_folder_is_noticed(again: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seen", "again"), [(True, False), (True, True), (False, True)])
+def test_a_removed_folder_is_noticed(seen: bool, again: bool, tmp_path: Path) -> None:
     """Also when the run itself has made it anew, to save into it."""
     run, lost = tmp_path / "run", list[str]()
     run.mkdir()
-    (run / "config.yaml").write_text("")
+    if seen:
+        (run / "config.yaml").write_text("")
     lock = _lock(run, FIRST, lost.append)
     with lock.held(_quiet):
-        _soon(lambda: lock._written)
+        _soon(lambda: lock._written or not seen)
         shutil.rmtree(run)
         if again:
             (run / "checkpoints").mkdir(parents=True)
