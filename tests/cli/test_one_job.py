@@ -16,7 +16,8 @@ import pytest
 
 from marc_dist.cli import jobs, launch, train
 from marc_dist.config import load_config
-from marc_dist.run.job import read_job
+from marc_dist.run.attempts import begin_attempt, end_attempt
+from marc_dist.run.job import note_cancel, read_job
 from marc_dist.run.run_lock import RUN_LOCK, removal
 from tests.cli.test_train import SMALL
 
@@ -196,3 +197,37 @@ def test_job_json_of_a_local_job_has_the_token_of_its_records(sample_dir: Path, 
         ("begin", token, 0),
         ("end", token, 0),
     ]
+
+
+def test_an_array_stands_as_its_elements_do(
+    sample_dir: Path, tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The array was cancelled, its elements were resumed by themselves since, and are done."""
+    run = tmp_path / "run"
+    words = ["slurm", "cluster.array.seeds=[1,2,3]", *_words(sample_dir, run)]
+    assert launch.main(words) == 0
+    note_cancel(read_job(run), run)
+    (slurm / "state-7").write_text("CANCELLED")
+
+    def told() -> tuple[str, str]:
+        capsys.readouterr()
+        assert jobs.main(["list", "--json", str(run)]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert jobs.main(["status", "--json", str(run)]) == 0
+        assert json.loads(capsys.readouterr().out)["state"] == rows[0]["state"]
+        return rows[0]["state"], rows[0]["detail"]
+
+    assert told()[0] == "cancelled"
+    for number, name in enumerate(("seed-1", "seed-2", "seed-3")):
+        folder = run / name
+        assert jobs.main(["resume", str(folder)]) == 0
+        assert told()[0] == "pending"
+        job = read_job(folder)
+        begin_attempt(folder, job.attempt(0), ["n1"])
+        end_attempt(folder, job.attempt(0), 0, None, False, "done")
+        (slurm / f"state-{job.id}").write_text("COMPLETED")
+        if number < 2:
+            assert told() == ("cancelled", f"elements: {number + 1} done, {2 - number} cancelled")
+    assert told() == ("done", "")
+    assert jobs.main(["resume", str(run)]) == 0
+    assert "3 of 3 elements are done; nothing to hand in" in capsys.readouterr().out

@@ -11,7 +11,18 @@ import pytest
 from marc_dist.config import LaunchError
 from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
-from marc_dist.run.job import Job, element_dir, ended, new_job, note_cancel, read_job, start_again, write_job
+from marc_dist.run.job import (
+    Job,
+    State,
+    array_state,
+    element_dir,
+    ended,
+    new_job,
+    note_cancel,
+    read_job,
+    start_again,
+    write_job,
+)
 from marc_dist.run.rank_ends import RankEnd, end_path, job_end, make_room, note_end, read_end
 
 MINE = AttemptId("a1b2", 0)
@@ -160,3 +171,18 @@ def test_a_cancel_of_an_array_is_written_down_in_the_elements_that_it_runs(tmp_p
         write_job(folder, new_job("slurm", ["-m", "x", "y"], id=name))
     note_cancel(job, tmp_path)
     assert [read_job(folder).cancelled_at is not None for folder in (tmp_path, *folders)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["done", "done"], ("done", "")),
+        (["done", "failed", "done"], ("failed", "elements: 2 done, 1 failed")),
+        (["cancelled", "running", "failed"], ("running", "elements: 1 cancelled, 1 failed, 1 running")),
+        (["stopped", "cancelled"], ("cancelled", "elements: 1 stopped, 1 cancelled")),
+        (["done", "unknown"], ("unknown", "elements: 1 done, 1 unknown")),
+        ([], ("unknown", "no elements")),
+    ],
+)
+def test_an_array_is_what_its_elements_are(words: list[Any], found: tuple[str, str]) -> None:
+    assert array_state([State(word) for word in words]) == found
