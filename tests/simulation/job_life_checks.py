@@ -1,0 +1,234 @@
+"""What is promised of a job's life, checked after every event of a story and at its end.
+
+The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
+
+1. One writer: never do two trainings run in a folder at once.
+2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
+   seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
+3. Bounded: a submission trains at most ``1 + max_restarts`` times; the code asks for no further start after more than
+   ``max_stalls`` starts without progress; whatever the clocks say.
+4. It ends: when faults have stopped, everything comes to an end, and no job is left that nobody goes on with.
+5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is over
+   is never called pending or running.
+6. A cancelled submission never trains again.
+7. The rank named first did fail first; where two machines' clocks differ by more than lies between their failures, one of
+   those that this makes possible.
+8. A command ends with an answer, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marc_dist.cluster import backends
+from marc_dist.config import MarcError
+from marc_dist.run.job import State, ended, read_job
+from tests.simulation.job_life_kernel import Process
+from tests.simulation.job_life_ranks import World, named
+from tests.simulation.job_life_slurm import LIVE, SlurmJob
+
+if TYPE_CHECKING:
+    from tests.simulation.job_life_story import Story
+
+SETTLE_S = 1.3
+"""Failures this close together may be taken for each other: a rank's end is seen a moment late."""
+EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
+
+
+class Checks:
+    """All promises of one story."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.broken: list[str] = []
+        self.durable = 0
+        self.dirty = False
+        self.cancelled: dict[str, float] = {}  # Slurm's id -> when scancel was taken
+        self.last_state: State | None = None
+        self._whole: dict[int, bool] = {}
+        self._stale: list[tuple[float, int]] = [(0.0, 0)]  # (since when, newest whole step)
+        story.files.watch = self._touched
+        story.ranks.chose = self._begins
+        story.ranks.saved = self._saved
+        story.slurm.on_requeue = self._asks_again
+
+    def fail(self, promise: int, text: str) -> None:
+        line = f"promise {promise}: {text}"
+        if line not in self.broken:
+            self.broken.append(line)
+            self.story.kernel.story.append((self.story.kernel.now, "BROKEN", line))
+
+    # --- checkpoints
+
+    def _touched(self, action: str, path: str) -> None:
+        if "/checkpoints" in path:
+            self.dirty = True
+
+    def newest(self) -> int:
+        """The newest whole checkpoint on the server."""
+        files, folder = self.story.files, f"{self._folder()}/checkpoints"
+        steps = [0]
+        for name in files.children.get(folder, ()):
+            if not (name.startswith("step-") and name.endswith(".pt")):
+                continue
+            inode, sums = files.true(f"{folder}/{name}"), files.bytes_of(f"{folder}/{name}.sha256")
+            if inode is None or not sums:
+                continue
+            if inode.number not in self._whole:
+                self._whole[inode.number] = hashlib.sha256(bytes(inode.data)).hexdigest() == sums.decode().split()[0]
+            if self._whole[inode.number]:
+                steps.append(int(name.removeprefix("step-").removesuffix(".pt")))
+        return max(steps)
+
+    def _folder(self) -> str:
+        return "/sim/runs/a"
+
+    def after_event(self) -> None:
+        if self.dirty:
+            self.dirty = False
+            now = self.newest()
+            if now < self.durable:
+                self.fail(2, f"the newest whole checkpoint was step {self.durable}, now it is {now}")
+            if now != self._stale[-1][1]:
+                self._stale.append((self.story.kernel.now, now))
+            self.durable = max(self.durable, now)
+
+    # --- starts
+
+    def _writers(self) -> list[World]:
+        worlds = self.story.ranks.worlds.values()
+        return [one for one in worlds if 0 in one.ranks and one.ranks[0].alive and "chosen" in one.box]
+
+    def _begins(self, world: World, step: int) -> None:
+        self.after_event()
+        kernel, files = self.story.kernel, self.story.files
+        kernel.tell(f"training begins after step {step}")
+        if len(self._writers()) > 1:
+            self.fail(1, f"two trainings at once: {' and '.join(one.who for one in self._writers())}")
+        must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
+        if step < must:
+            self.fail(2, f"{world.who} begins after step {step}, step {must} was whole {files.bound:.0f} s ago")
+        job = self._job_of(world)
+        if job is None:
+            return
+        mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
+        if len(mine) > 1 + self.story.preset.max_restarts:
+            self.fail(3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}")
+        if job.id in self.cancelled and kernel.now > self.cancelled[job.id] + 31.0:
+            self.fail(6, f"job {job.id} trains after its cancel")
+
+    def _job_of(self, world: World) -> SlurmJob | None:
+        found = next(iter(world.ranks.values())).parent if world.ranks else None
+        key = found.facts.get("start") if found is not None else None
+        return None if key is None else self.story.slurm.jobs[key[0]]
+
+    def _saved(self, world: World, step: int) -> None:
+        if len(self._writers()) > 1:
+            self.fail(1, f"{world.who} saves while {len(self._writers())} trainings run")
+        if self.newest() < step:
+            self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {self.newest()}")
+
+    def _asks_again(self, job: SlurmJob) -> None:
+        """The batch script asks for a further start."""
+        if job.id in self.cancelled:
+            self.fail(6, f"job {job.id} asks for another start after its cancel")
+        mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
+        steps = [*(one.first_step for one in mine), self.newest()]
+        stalls = 0
+        while stalls < len(mine) and steps[-2 - stalls] == steps[-1]:
+            stalls += 1
+        if stalls > self.story.preset.max_stalls:
+            self.fail(3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}")
+
+    # --- commands
+
+    def submitting(self) -> None:
+        """Somebody hands a job in."""
+        live = [job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        if live:
+            self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
+        elif self._writers():
+            self.fail(1, f"a job is handed in while {self._writers()[0].who} trains in the folder")
+
+    def answered(self, what: str, code: int) -> None:
+        """A command has ended with a code."""
+        self.story.kernel.tell(f"{what} ends with {code}")
+
+    # --- the end
+
+    def at_end(self, quiet: bool) -> None:
+        """When nothing happens any more."""
+        story, kernel = self.story, self.story.kernel
+        self.after_event()
+        alive = [p for node in kernel.nodes.values() for p in node.processes if not p.frozen]
+        living = [job for job in story.slurm.jobs.values() if job.state in LIVE]
+        if not quiet or alive or living:
+            who = ", ".join(p.name for p in alive) + ", ".join(f"job {job.id} {job.state}" for job in living)
+            self.fail(4, f"it does not end: {who or 'events go on'}")
+            return
+        for _, who, text in kernel.story:
+            if text.startswith("traceback"):
+                self.fail(8, f"{who}: {text}")
+        states: list[State] = []
+        kernel.spawn("judge", kernel.nodes["login2"], lambda: self._judge(states), {}, delay=100.0)
+        kernel.run(kernel.now + 400.0)
+        if states:
+            self._truth(states[0])
+        self._culprits()
+
+    def _judge(self, states: list[State]) -> None:
+        folder = Path(self._folder())
+        try:
+            job = read_job(folder)
+            states += [backends.state(job, folder), ended(job, folder) or State("unknown")]
+        except MarcError as error:
+            self.story.kernel.tell(f"no state: {error}")
+
+    def _truth(self, told: State) -> None:
+        story = self.story
+        story.kernel.story.append((story.kernel.now, "the end", f"state: {told}; saved: step {self.durable}"))
+        finished = self.durable >= story.training.last_step
+        excuses = EXCUSES & set(story.kernel.faults_seen)
+        if told.word in ("pending", "running"):
+            self.fail(5, f"called {told} when nothing runs")
+        if told.word == "done" and not finished:
+            self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
+        if told.word == "cancelled" and not self.cancelled and not self._asked_local():
+            self.fail(5, f"called {told}, but nobody cancelled it")
+        if told.word == "unknown" and not excuses:
+            self.fail(5, f"nobody knows how it ended: {told}")
+
+    def _asked_local(self) -> bool:
+        return any(who.startswith("cancel") for _, who, _ in self.story.kernel.story)
+
+    def _culprits(self) -> None:
+        """The rank that each attempt's line names, against the truth."""
+        tokens: dict[str, str] = {}
+        for line in (self.story.files.bytes_of(f"{self._folder()}/attempts.jsonl") or b"").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            rank = named(record.get("error")) if record.get("event") == "end" else None
+            if rank is not None:
+                self._culprit(rank, float(record["time"]), tokens)
+
+    def _culprit(self, rank: int, when: float, tokens: dict[str, str]) -> None:
+        ended = [one for one in self.story.ranks.worlds.values() if one.failures and f"/{rank}/" in f"/{rank}/"]
+        worlds = [one for one in ended if any(failed == rank for _, failed, _ in one.failures)]
+        if not any(self._possible(world, rank) for world in worlds):
+            self.fail(7, f"rank {rank} is said to have failed first; truly: {[one.failures[:3] for one in ended]}")
+
+    def _possible(self, world: World, rank: int) -> bool:
+        first = min(world.failures)
+        mine = min(one for one in world.failures if one[1] == rank)
+        skew = world.ranks[first[1]].node.skew - world.ranks[rank].node.skew
+        return mine[0] - first[0] <= SETTLE_S + max(0.0, skew)
+
+
+def describe(process: Process) -> str:
+    """A process in words."""
+    return f"{process.name} on {process.node.name}"
