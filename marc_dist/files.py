@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +45,21 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         reason = getattr(error, "strerror", None) or error
         raise LaunchError(f"{path}: cannot be written ({reason}); free space or choose another folder") from None
+
+
+def folder_time(folder: Path) -> float:
+    """What time it is by the clock that dates the files of a folder, in seconds since 1970.
+
+    On a shared file system that is the server's clock, not this machine's: ages of files are differences to this. Where
+    nothing can be written it is this machine's clock.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def try_lock(path: Path) -> FileLock | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from marc_dist.cluster.preset import KINDS, LocalPreset, RayPreset, SlurmPreset
 from marc_dist.config import LaunchError, build
-from marc_dist.run.attempts import attempts, begin_attempt, end_attempt
+from marc_dist.run import run_lock
+from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.exit_codes import EXIT_REQUEUE
-from marc_dist.run.job import OVER, Job, State, ended, read_job, write_job
+from marc_dist.run.job import OVER, Job, State, attempts_of_job, ended, read_job, write_job
+from marc_dist.run.run_lock import Holder, announce, launch_lock, live_holder, withdraw
 
 POLL_S = 1.0
 
@@ -67,44 +72,98 @@ def cancel(job: Job, job_dir: Path) -> None:
         _backend(job).cancel(job, job_dir)
 
 
-def refuse_second(job_dir: Path) -> None:
-    """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
+def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder | None) -> str | None:
+    """Why no job may start in a folder, in one line; None when one may. Pure.
 
-    Raises:
-        LaunchError: names the job.
+    Args:
+        job_dir: the folder, for the message.
+        before: the job that ``job.json`` tells of.
+        now: how it stands.
+        other: who trains there now, launched or not.
     """
-    try:
-        before = read_job(job_dir)
-    except LaunchError:
-        return
-    now = state(before, job_dir)
-    if now.word in ("pending", "running"):
-        raise LaunchError(
+    if before is not None and now is not None and now.word in ("pending", "running"):
+        return (
             f"{job_dir}: {before.kind} job {before.id} of this run is {now.word}; wait for it, end it with marc-jobs "
             f"cancel {job_dir}, or choose another train.run_dir"
         )
+    return None if other is None else run_lock.refusal(job_dir, other)
 
 
-def submit(job: Job, job_dir: Path) -> Job:
+def refuse_second(job_dir: Path, mine: AttemptId) -> None:
+    """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
+
+    Args:
+        job_dir: the folder.
+        mine: the attempt that would start there.
+
+    Raises:
+        LaunchError: names the job, or the process.
+    """
+    before, now = None, None
+    with suppress(LaunchError):
+        before = read_job(job_dir)
+    if before is not None:
+        now = ended(before, job_dir)
+        if now is None or now.word != "done":  # what is done stays so; a cancelled job may still be saving
+            now = state(before, job_dir)
+    why = refusal(job_dir, before, now, None)
+    if why is None:
+        over = before.token if before is not None and now is not None and now.word in OVER else ""
+        why = refusal(job_dir, before, now, live_holder(job_dir, mine, _say, over=over))
+    if why is not None:
+        raise LaunchError(why)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _nothing() -> None:
+    """The folder needs no preparation."""
+
+
+@contextmanager
+def _right_to(job: Job, job_dir: Path) -> Iterator[None]:
+    """The right to start a job in its folder, and in those of an array's elements: inside the block nobody else starts.
+
+    Raises:
+        LaunchError: a job is waiting or running in one of them; nothing was changed then.
+    """
+    folders = [job_dir, *(Path(job.run_dirs[number]) for number in job.numbers)]
+    with ExitStack() as locks:
+        for folder in sorted(set(folders)):  # in one order, so that two launches never wait for each other
+            locks.enter_context(launch_lock(folder))
+        for folder in folders:
+            refuse_second(folder, job.attempt(0))
+        yield
+
+
+def submit(job: Job, job_dir: Path, prepare: Callable[[], None] = _nothing) -> Job:
     """Hand a job to Slurm or Ray and return at once; ``job.json`` says what was submitted, and under which id.
+
+    Args:
+        job: not submitted yet.
+        job_dir: its folder.
+        prepare: writes the settings into the folders, once they are this job's.
 
     Raises:
         LaunchError: it cannot be submitted; nothing is queued then.
     """
     preset = preset_of_job(job, job_dir)
-    refuse_second(job_dir)
-    _write(job, job_dir)
-    if isinstance(preset, SlurmPreset):
-        from marc_dist.cluster import slurm
-
-        job = slurm.submit(job, preset, job_dir)
-    elif isinstance(preset, RayPreset):
-        from marc_dist.cluster import ray
-
-        job = ray.submit(job, preset, job_dir)
-    else:
+    if isinstance(preset, LocalPreset):
         raise LaunchError(f"{job_dir}: a local job runs in the foreground; expected slurm or ray")
-    _write(job, job_dir)
+    with _right_to(job, job_dir):
+        prepare()
+        _write(job, job_dir)
+        if isinstance(preset, SlurmPreset):
+            from marc_dist.cluster import slurm
+
+            job = slurm.submit(job, preset, job_dir)
+        else:
+            from marc_dist.cluster import ray
+
+            job = ray.submit(job, preset, job_dir)
+        _write(job, job_dir)
     return job
 
 
@@ -148,13 +207,14 @@ def _element(job: Job, number: int) -> Job:
     )
 
 
-def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
+def run_local(job: Job, job_dir: Path, out: BinaryIO, prepare: Callable[[], None] = _nothing) -> int:
     """Run a local job in the foreground, and note the attempt in its folder.
 
     Args:
         job: of kind ``local``; it gets its id here.
         job_dir: the run folder.
         out: where rank 0's output is copied to while it runs.
+        prepare: writes the settings into the folder, once it is this job's.
 
     Returns:
         The job's exit code.
@@ -166,13 +226,16 @@ def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
 
     preset = preset_of_job(job, job_dir)
     assert isinstance(preset, LocalPreset)
-    refuse_second(job_dir)
-    job = job.model_copy(update={"id": local.local_id()})
-    write_job(job_dir, job)
-    begin_attempt(job_dir, 0, [job.host])
+    mine = job.attempt(0)
+    with _right_to(job, job_dir):
+        prepare()
+        job = job.model_copy(update={"id": local.local_id()})
+        write_job(job_dir, job)
+        announce(job_dir, mine)
+        begin_attempt(job_dir, mine, [job.host])
     code, error = 1, None
     try:
-        running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out)
+        running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out, mine)
         code = running.run()
         error = running.error
     except LaunchError as failure:
@@ -180,7 +243,8 @@ def run_local(job: Job, job_dir: Path, out: BinaryIO) -> int:
         raise
     finally:
         why = "stopped and saved; start it again to go on" if code == EXIT_REQUEUE else ""
-        end_attempt(job_dir, code, error, False, why)
+        end_attempt(job_dir, mine, code, error, False, why)
+        withdraw(job_dir, mine)
     return code
 
 
@@ -213,6 +277,6 @@ def exit_code(found: State, job: Job, job_dir: Path) -> int:
     if found.word == "done":
         return 0
     folders = [Path(folder) for folder in job.run_dirs] or [job_dir]
-    tries = [attempt for folder in folders for attempt in attempts(folder, job.submitted_at)]
+    tries = [attempt for folder in folders for attempt in attempts_of_job(job, folder)]
     codes = [attempt.code for attempt in tries if attempt.code and not attempt.again]
     return codes[-1] if codes else 1

@@ -137,7 +137,7 @@ class _Follower:
             changed = (self.run_dir / METRICS).stat().st_mtime_ns
             if changed != self._seen:
                 tries = attempts(self.run_dir)
-                self._progress = str(read_progress(self.run_dir, tries[-1].started_at if tries else 0.0))
+                self._progress = str(read_progress(self.run_dir, tries[-1].first_step if tries else 0))
             self._seen = changed
         text = (self._progress if self.logs else "") or waiting
         text = "".join(c for c in text if c.isprintable())[: shutil.get_terminal_size().columns - 1]

@@ -33,9 +33,11 @@ from marc_dist.cluster.rank_process import (
     what_ranks_understand,
 )
 from marc_dist.config import EXIT_USER, LaunchError
-from marc_dist.run.attempts import Attempt, attempts, newest_step
+from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.attempts import Attempt, newest_step
 from marc_dist.run.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, exit_text
-from marc_dist.run.job import Job, State
+from marc_dist.run.job import Job, State, attempts_of_job
+from marc_dist.run.processes import is_alive, start_ticks
 
 POLL_S = 0.1
 
@@ -99,6 +101,7 @@ class LocalJob:
         preset: threads, environment, graces.
         world: number of ranks.
         out: where rank 0's output is copied to.
+        mine: the attempt that they are of.
     """
 
     command: Sequence[str]
@@ -106,6 +109,7 @@ class LocalJob:
     preset: LocalPreset
     world: int
     out: BinaryIO
+    mine: AttemptId = AttemptId()
     ranks: list[RankProcess] = field(default_factory=list)
     error: str | None = None  # what the first rank that failed died of, with its log
     _asked: float | None = None
@@ -142,7 +146,7 @@ class LocalJob:
                 self.ranks.append(self._start_rank(rank, port, listener.fileno()))
 
     def _start_rank(self, rank: int, port: int, listen_fd: int) -> RankProcess:
-        env = rank_environment(self.preset, rank, self.world, port)
+        env = rank_environment(self.preset, rank, self.world, port) | self.mine.variables()
         passed = listen_fd if rank == 0 and self.world > 1 else None
         return RankProcess(rank, self.command, self.log_dir, env, listen_fd=passed)
 
@@ -249,7 +253,7 @@ class LocalJob:
 
 def local_id() -> str:
     """This process's name as a job: ``HOST:PID:START_TICKS``, which no other process ever has."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_start_ticks(os.getpid()) or 0}"
+    return f"{socket.gethostname()}:{os.getpid()}:{start_ticks(os.getpid()) or 0}"
 
 
 def state(job: Job, run_dir: Path) -> State:
@@ -262,13 +266,13 @@ def state(job: Job, run_dir: Path) -> State:
     Returns:
         ``unknown`` for a job without an end on another machine; ``failed`` when its launcher has gone without a word.
     """
-    tries = attempts(run_dir, job.submitted_at)
+    tries = attempts_of_job(job, run_dir)
     if tries and tries[-1].ended_at is not None:
         return _ended(tries[-1])
     host, pid, ticks = _parse_id(job, run_dir)
     if host != socket.gethostname():
         return State("unknown", f"runs on {host}, whose processes cannot be seen from {socket.gethostname()}")
-    if _is_alive(pid, ticks):
+    if is_alive(pid, ticks):
         return State("running" if tries else "pending", f"process {pid} on {host}")
     step = newest_step(run_dir)
     return State("failed", f"its launcher, process {pid} on {host}, has gone without a word; newest step saved: {step}")
@@ -315,24 +319,3 @@ def _ended(last: Attempt) -> State:
     if last.code == EXIT_INTERRUPTED:
         return State("stopped", f"interrupted before it could save; {saved}")
     return State("failed", last.error or last.why or f"exit code {last.code}")
-
-
-def _is_alive(pid: int, ticks: int) -> bool:
-    if ticks:
-        return _start_ticks(pid) == ticks
-    try:  # a system without /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None for none, or a dead one that nobody has fetched."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    except (OSError, IndexError, ValueError):
-        return None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.rank_ends import FAILURE_FILE, RankEnd, end_path, make_room, node_name, note_end, read_end
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
@@ -31,7 +32,7 @@ class RankProcess:
         rank: its number.
         command: program and arguments.
         log_dir: ``RUN/logs``; its output is appended to ``rank-K.log`` there.
-        env: its whole environment.
+        env: its whole environment; it says which attempt the rank is of.
         listen_fd: a listening socket that it inherits, for rank 0.
         cwd: the folder it starts in; None for ours.
         die_with_parent: Linux kills the rank when the thread that started it ends.
@@ -57,7 +58,8 @@ class RankProcess:
         self.ended: float | None = None
         self.asked = False
         log_dir.mkdir(parents=True, exist_ok=True)
-        make_room(self.end_file)
+        self.mine = attempt_from_env(env)
+        make_room(self.end_file, self.mine)
         full = {**env, FAILURE_FILE: str(self.end_file)}
         if listen_fd is not None:
             full["MARC_MASTER_FD"] = str(listen_fd)
@@ -85,7 +87,7 @@ class RankProcess:
             self.ended = time.time()
             self.send(signal.SIGKILL, group=True)  # loader workers that would outlive it
             self.process.wait()
-            note_end(self.end_file, self.process.returncode, self.ended, asked=self.asked)
+            note_end(self.end_file, self.process.returncode, self.ended, self.mine, asked=self.asked)
         return self.ended is not None
 
     def send(self, number: int, *, group: bool = False) -> None:
@@ -106,7 +108,7 @@ class RankProcess:
 
     def end(self) -> RankEnd:
         """When and with what it ended; one that had no time to say so failed a little before it was seen dead."""
-        told = read_end(self.log_dir, self.rank)
+        told = read_end(self.log_dir, self.rank, self.mine)
         if told is not None and told.error is not None:
             return told
         seen = (self.ended or time.time()) - SETTLE_S / 2

@@ -70,7 +70,7 @@ def state(job: Job, run_dir: Path) -> State:
     preset = ray_preset(job, run_dir)
     try:
         with connected(preset.address, preset.connect_timeout_s) as ray:
-            submitted_at, word, detail = ray.get(_supervisor(ray, job).state.remote(), timeout=ANSWER_S)
+            token, word, detail = ray.get(_supervisor(ray, job).state.remote(), timeout=ANSWER_S)
     except LaunchError as error:
         return State("unknown", str(error))
     except ValueError:  # nobody has the name
@@ -79,7 +79,7 @@ def state(job: Job, run_dir: Path) -> State:
     except Exception as error:  # of Ray: its own errors have names only where it is installed
         silent = f"the supervisor does not answer ({one_line(error)}); it may be moving to another node, ask again"
         return ended(job, run_dir) or State("unknown", silent)
-    if submitted_at != job.submitted_at:
+    if token != job.token:
         return State("unknown", "another job of this run folder has taken its place")
     return State(word, detail)
 
@@ -98,7 +98,7 @@ def cancel(job: Job, run_dir: Path) -> None:
         while time.monotonic() < deadline:
             try:
                 actor = _supervisor(ray, job)
-                ray.get(actor.cancel.remote(job.submitted_at), timeout=ANSWER_S)  # again: it may have been restarted
+                ray.get(actor.cancel.remote(job.token), timeout=ANSWER_S)  # again: it may have been restarted
             except ValueError:
                 return
             except (ray.exceptions.RayError, TimeoutError):  # on its way out, or being restarted

@@ -16,16 +16,15 @@ from typing import Any
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.ray_ranks import POLL_S, Ranks, one_line
 from marc_dist.config import build
-from marc_dist.run.attempts import Attempt, attempts, begin_attempt, end_attempt, newest_step
+from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.attempts import Attempt, begin_attempt, end_attempt, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
-from marc_dist.run.job import CANCELLED, Job, State, start_again
+from marc_dist.run.job import CANCELLED, Job, State, attempts_of_job, start_again
 from marc_dist.run.rank_ends import job_end
 
 NAMESPACE = "marc-dist"
 OVER = State("unknown", "over")
 """As soon as the end is written down: whoever reads it there may submit the next job at once."""
-CLOCKS_S = 60.0
-"""Longest wait for a clock that is behind the submitting machine's."""
 
 
 def ray_preset(job: Job, run_dir: Path) -> RayPreset:
@@ -66,13 +65,13 @@ class Supervisor:
             return None
         return f"{self.run_dir}: not seen on node {socket.gethostname()} of the Ray cluster; all nodes must share it"
 
-    def state(self) -> tuple[float, str, str]:
-        """When the job was submitted, and how it stands."""
-        return self.job.submitted_at, *self.now
+    def state(self) -> tuple[str, str, str]:
+        """The token of the job, and how it stands."""
+        return self.job.token, *self.now
 
-    def cancel(self, submitted_at: float) -> None:
-        """End the job that was submitted then."""
-        if submitted_at == self.job.submitted_at:
+    def cancel(self, token: str) -> None:
+        """End the job with this token."""
+        if token == self.job.token:
             self.cancelled = self.cancelled or time.time()
 
     def _run(self) -> None:
@@ -90,12 +89,9 @@ class Supervisor:
             ray.kill(ray.get_actor(str(self.job.id), namespace=NAMESPACE), no_restart=True)
 
     def _mine(self) -> list[Attempt]:
-        return attempts(self.run_dir, self.job.submitted_at)
+        return attempts_of_job(self.job, self.run_dir)
 
     def _serve(self, ray: Any) -> None:
-        deadline = time.time() + CLOCKS_S
-        while time.time() < min(self.job.submitted_at, deadline):  # else our attempts look like an earlier job's
-            time.sleep(POLL_S)
         mine = self._mine()
         if mine and mine[-1].ended_at is None:  # of the supervisor before us
             self._conclude(1, "the supervisor or its node was lost", lost=True)
@@ -106,11 +102,14 @@ class Supervisor:
             self._attempt(ray, group, len(mine))
             _remove_group(str(self.job.id))
 
+    def _newest(self) -> AttemptId:
+        return self.job.attempt(self._mine()[-1].number)
+
     def _give_up(self, code: int, error: str | None, why: str) -> None:
         mine = self._mine()
         if not mine or mine[-1].ended_at is not None:
-            begin_attempt(self.run_dir, len(mine), [])
-        end_attempt(self.run_dir, code, error, False, why)
+            begin_attempt(self.run_dir, self.job.attempt(len(mine)), [])
+        end_attempt(self.run_dir, self._newest(), code, error, False, why)
         self.now = OVER
 
     def _conclude(self, code: int, error: str | None, lost: bool) -> None:
@@ -120,7 +119,7 @@ class Supervisor:
         again, why = start_again(code, lost, begun, newest_step(self.run_dir), *limits)
         if self.cancelled is not None and code != 0:
             again, why = False, CANCELLED
-        end_attempt(self.run_dir, code, error, again, why)
+        end_attempt(self.run_dir, self._newest(), code, error, again, why)
         self.now = self.now if again else OVER
 
     def _place(self, name: str) -> Any:
@@ -163,18 +162,19 @@ class Supervisor:
 
     def _start(self, ray: Any, ranks: Ranks, number: int) -> None:
         """Start all ranks, once all actors are there."""
-        preset, begun = self.preset, False
+        preset, mine, begun = self.preset, self.job.attempt(number), False
         variables = {**preset.rank_variables(), "OMP_NUM_THREADS": str(preset.cpus_per_proc or 1), **preset.env}
+        variables |= mine.variables()
         try:
             ranks.find()
-            begin_attempt(self.run_dir, number, ranks.hosts)
+            begin_attempt(self.run_dir, mine, ranks.hosts)
             begun = True
             ranks.start(self.job.arguments, self.job.cwd, variables)
             where, step = " ".join(ranks.hosts), newest_step(self.run_dir)
             self.now = State("running", f"start {number + 1} on {where}, after step {step}")
         except (ray.exceptions.RayError, TimeoutError, KeyError) as error:
             if not begun:
-                begin_attempt(self.run_dir, number, [])
+                begin_attempt(self.run_dir, mine, [])
             ranks.lose(one_line(error))
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import tail
-from marc_dist.config import EXIT_USER, MarcError, build
-from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
-from marc_dist.run.job import Job, element_dir, read_job
+from marc_dist.config import EXIT_USER, LaunchError, MarcError, build
+from marc_dist.run.attempt_id import TOKEN, AttemptId
+from marc_dist.run.attempts import begin_attempt, end_attempt, newest_step
+from marc_dist.run.job import Job, attempts_of_job, element_dir, read_job
 from marc_dist.run.job import start_again as rule
 from marc_dist.run.rank_ends import clear_ends, job_end, read_end
 
@@ -46,13 +47,13 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
 def begin(job_dir: Path) -> int:
     """Before srun: note the attempt; refuse one too many, whoever asked for it."""
     job, preset = _job(job_dir)
-    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    mine = _attempt(job, os.environ)
     clear_ends(job_dir / "logs")
-    begin_attempt(job_dir, number, _hosts(os.environ))
-    begun = len(attempts(job_dir, job.submitted_at))
+    begin_attempt(job_dir, mine, _hosts(os.environ))
+    begun = len(attempts_of_job(job, job_dir))
     if begun - 1 > preset.max_restarts:
         why = f"cluster.max_restarts={preset.max_restarts} used up"
-        end_attempt(job_dir, EXIT_LIMIT, why, False, why)
+        end_attempt(job_dir, mine, EXIT_LIMIT, why, False, why)
         _say(f"error: {why}; marc-jobs resume {job_dir} starts it anew")
         return EXIT_LIMIT
     _say(f"start {begun} of {job_dir}, after step {newest_step(job_dir)}, on {' '.join(_hosts(os.environ))}")
@@ -70,12 +71,12 @@ def end(job_dir: Path, code: int) -> int:
         The job's exit code: never 0 for a job that failed.
     """
     job, preset = _job(job_dir)
-    log_dir = job_dir / "logs"
-    found = job_end([read_end(log_dir, rank) for rank in range(job.world)], code, log_dir)
-    first_steps = [attempt.first_step for attempt in attempts(job_dir, job.submitted_at)]
+    mine, log_dir = _attempt(job, os.environ), job_dir / "logs"
+    found = job_end([read_end(log_dir, rank, mine) for rank in range(job.world)], code, log_dir)
+    first_steps = [attempt.first_step for attempt in attempts_of_job(job, job_dir)]
     step = newest_step(job_dir)
     again, why = rule(found.code, found.lost, first_steps, step, preset.max_restarts, preset.max_stalls)
-    end_attempt(job_dir, found.code, found.error, again, why)
+    end_attempt(job_dir, mine, found.code, found.error, again, why)
     if found.error is not None:
         if found.rank is not None and found.code != EXIT_USER:
             path = log_dir / f"rank-{found.rank}.log"
@@ -104,8 +105,20 @@ def _already_over(name: str) -> bool:
     return seen.stdout.strip() in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
 
 
+def _attempt(job: Job, env: Mapping[str, str]) -> AttemptId:
+    """Slurm's count of restarts numbers the attempts."""
+    return job.attempt(int(env.get("SLURM_RESTART_COUNT") or 0))
+
+
 def _job(job_dir: Path) -> tuple[Job, SlurmPreset]:
+    """What ``job.json`` says, while it speaks of the job that this batch script belongs to.
+
+    Raises:
+        LaunchError: the folder has been given to another job since.
+    """
     job = read_job(job_dir)
+    if os.environ.get(TOKEN, job.token) != job.token:
+        raise LaunchError(f"{job_dir}: belongs to a later job, {job.kind} {job.id}; this one does not go on")
     return job, build(SlurmPreset, job.preset, place=f"{job_dir}: ")
 
 

@@ -26,8 +26,8 @@ from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import RANK_VARIABLES
 from marc_dist.config import LaunchError
 from marc_dist.config.suggest import suggestion
-from marc_dist.run.attempts import attempts
-from marc_dist.run.job import Job, State, Word, ended, note_cancel, read_job
+from marc_dist.run.attempt_id import NUMBER, TOKEN
+from marc_dist.run.job import Job, State, Word, attempts_of_job, ended, note_cancel, read_job
 
 FOREIGN = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_|PMI)")
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
@@ -97,7 +97,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
         "stderr_to_stdout": True,
         "wckey": None,
         "srun_args": srun,
-        "setup": [*setup, *_exports(preset), f"{batch} begin {folder} || exit $?"],
+        "setup": [*setup, *_exports(preset), *_identity(job), f"{batch} begin {folder} || exit $?"],
         "teardown": ["code=$?", f"{batch} end {folder} $code", "exit $?"],
         "additional_parameters": {
             "chdir": job.cwd,
@@ -118,6 +118,11 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
 def _exports(preset: SlurmPreset) -> list[str]:
     """The preset's own variables; ranks get them, too, and people can see them in the script."""
     return [f"export {name}={shlex.quote(value)}" for name, value in preset.env.items()]
+
+
+def _identity(job: Job) -> list[str]:
+    """Which attempt of which submission the hooks and ranks belong to."""
+    return [f"export {TOKEN}={job.token} {NUMBER}=${{SLURM_RESTART_COUNT:-0}}"] if job.token else []
 
 
 def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
@@ -310,7 +315,7 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     if word is None:
         return State("unknown", f"Slurm says {slurms}")
     told = f"{first}{f' ({detail})' if detail and detail not in ('None', '(null)') else ''}"
-    tries = attempts(job_dir, job.submitted_at)
+    tries = attempts_of_job(job, job_dir)
     if word == "failed" and tries and tries[-1].error:
         told += f": {tries[-1].error}"
     return State(word, told)

@@ -18,6 +18,7 @@ from types import FrameType
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import FORWARDED, RankProcess, num_cores, what_ranks_understand
 from marc_dist.config import EXIT_USER, LaunchError, build
+from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import Job, element_dir, read_job
 from marc_dist.run.rank_ends import end_path, failed, note_end, read_end
@@ -40,7 +41,7 @@ class _RankTask:
         self.rank, self.world, self.log_dir, self.preset = rank, world, job_dir / "logs", preset
         self.asked: int | None = None
         self.process: RankProcess | None = None
-        self.job = job
+        self.job, self.mine = job, attempt_from_env(os.environ)
 
     def run(self) -> int:
         """Start the rank, pass signals on, wait for its end; the exit code for srun."""
@@ -71,10 +72,10 @@ class _RankTask:
         self.asked = what_ranks_understand(number)
         if self.process is not None and self.process.ended is None:
             self.process.ask(self.asked)
-            note_end(end_path(self.log_dir, self.rank), None, time.time(), asked=True)
+            note_end(end_path(self.log_dir, self.rank), None, time.time(), self.mine, asked=True)
 
     def _somebody_failed(self) -> bool:
-        ends = (read_end(self.log_dir, rank) for rank in range(self.world) if rank != self.rank)
+        ends = (read_end(self.log_dir, rank, self.mine) for rank in range(self.world) if rank != self.rank)
         return any(end is not None and failed(end) for end in ends)
 
 

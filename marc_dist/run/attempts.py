@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.folder import checkpoints, read_lines
 
 ATTEMPTS = "attempts.jsonl"
@@ -29,6 +30,7 @@ class Attempt(NamedTuple):
         code: exit code of the job; None as ``ended_at``.
         error: why it failed, with rank, host and log.
         again: whether it was to be started again, and why (not).
+        token: of the submission that it belongs to; empty in folders older than tokens.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Attempt(NamedTuple):
     error: str | None = None
     again: bool = False
     why: str = ""
+    token: str = ""
 
 
 def newest_step(run_dir: Path) -> int:
@@ -57,25 +60,34 @@ def _append(run_dir: Path, record: dict[str, object]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def begin_attempt(run_dir: Path, number: int, hosts: Sequence[str]) -> None:
+def begin_attempt(run_dir: Path, mine: AttemptId, hosts: Sequence[str]) -> None:
     """Note that an attempt begins, with the step that it starts from.
 
     Args:
         run_dir: made when missing.
-        number: of the attempt, from 0.
+        mine: the attempt.
         hosts: names of its machines.
     """
+    step = newest_step(run_dir)
     _append(
         run_dir,
-        {"event": "begin", "number": number, "time": time.time(), "step": newest_step(run_dir), "hosts": list(hosts)},
+        {
+            "event": "begin",
+            "token": mine.token,
+            "number": mine.number,
+            "time": time.time(),
+            "step": step,
+            "hosts": list(hosts),
+        },
     )
 
 
-def end_attempt(run_dir: Path, code: int, error: str | None, again: bool, why: str) -> None:
-    """Note how the last attempt ended, and whether there will be another; a full disk does not keep it from ending.
+def end_attempt(run_dir: Path, mine: AttemptId, code: int, error: str | None, again: bool, why: str) -> None:
+    """Note how an attempt ended, and whether there will be another; a full disk does not keep it from ending.
 
     Args:
         run_dir: the folder that the attempt was begun in.
+        mine: the attempt.
         code: exit code of the job.
         error: why it failed, with rank, host and log; None where nothing is known, or it did not fail.
         again: whether the job starts again.
@@ -86,6 +98,8 @@ def end_attempt(run_dir: Path, code: int, error: str | None, again: bool, why: s
             run_dir,
             {
                 "event": "end",
+                "token": mine.token,
+                "number": mine.number,
                 "time": time.time(),
                 "step": newest_step(run_dir),
                 "code": code,
@@ -96,23 +110,47 @@ def end_attempt(run_dir: Path, code: int, error: str | None, again: bool, why: s
         )
 
 
-def attempts(run_dir: Path, since: float = 0.0) -> list[Attempt]:
-    """All attempts of a run that began after ``since`` (seconds since 1970), oldest first."""
+def attempts(run_dir: Path) -> list[Attempt]:
+    """All attempts of all jobs that a run folder has had, oldest first."""
+    return attempts_in(read_lines(run_dir / ATTEMPTS))
+
+
+def attempts_in(records: Iterable[Mapping[str, Any]]) -> list[Attempt]:
+    """The attempts that the lines of ``attempts.jsonl`` tell of, in the order in which they began. Pure.
+
+    An end belongs to the newest attempt with its token and number. One without a number, of a folder older than tokens,
+    belongs to the attempt before it.
+    """
     found: list[Attempt] = []
-    for record in read_lines(run_dir / ATTEMPTS):
-        if float(record.get("time", 0.0)) < since:
-            continue
-        step = int(record.get("step", 0))
+    for record in records:
+        token, step = str(record.get("token", "")), int(record.get("step", 0))
         if record.get("event") == "begin":
             hosts = [str(host) for host in record.get("hosts", [])]
-            found.append(Attempt(int(record.get("number", 0)), float(record["time"]), step, hosts))
+            number, begun = int(record.get("number", 0)), float(record.get("time", 0.0))
+            found.append(Attempt(number, begun, step, hosts, token=token))
         elif record.get("event") == "end" and found:
-            found[-1] = found[-1]._replace(
-                ended_at=float(record["time"]),
-                last_step=step,
-                code=record.get("code"),
-                error=record.get("error"),
-                again=bool(record.get("again")),
-                why=str(record.get("why", "")),
-            )
+            number = int(record.get("number", found[-1].number))
+            places = [place for place, one in enumerate(found) if (one.token, one.number) == (token, number)]
+            if places:
+                found[places[-1]] = found[places[-1]]._replace(
+                    ended_at=float(record.get("time", 0.0)),
+                    last_step=step,
+                    code=record.get("code"),
+                    error=record.get("error"),
+                    again=bool(record.get("again")),
+                    why=str(record.get("why", "")),
+                )
     return found
+
+
+def attempts_of(found: Iterable[Attempt], token: str, submitted_at: float) -> list[Attempt]:
+    """Those attempts that belong to one submission. Pure.
+
+    Args:
+        found: of all jobs of a folder.
+        token: of the submission; clocks do not matter then.
+        submitted_at: of a job older than tokens, which has an empty one: seconds since 1970, and its attempts are those
+            without a token that began later.
+    """
+    mine = [one for one in found if one.token == token]
+    return mine if token else [one for one in mine if one.started_at >= submitted_at]

@@ -110,24 +110,36 @@ def _norm(settings: Mapping[str, Any]) -> str | None:
     return None if model.head_only else model.norm
 
 
-def write_config(config: Config) -> Path:
-    """Write the resolved settings into the run folder; the file is itself a valid run file."""
-    path = Path(config.train.run_dir) / "config.yaml"
+def write_config(config: Config, folder: Path | None = None) -> Path:
+    """Write the resolved settings into the run folder, or another one; the file is itself a valid run file."""
+    path = (Path(config.train.run_dir) if folder is None else folder) / "config.yaml"
     write_atomic(path, dump_yaml(config, comments=True).encode())
     return path
 
 
-def prepare(config: Config) -> Path:
-    """Make a run folder ready before any rank starts: refuse changed settings early, then write ``config.yaml``.
+def refuse_other_run(config: Config) -> Path:
+    """Refuse settings that a run folder's checkpoints were not made with; nothing is written. The run folder.
 
     Raises:
         ConfigError: see ``refuse_changes``.
-        LaunchError: the folder cannot be written.
     """
     run_dir = Path(config.train.run_dir)
     path = run_dir / "config.yaml"
     if checkpoints(run_dir) and path.is_file():
         refuse_changes(plain_settings(load_config(path)), config, str(run_dir))
+    return run_dir
+
+
+def prepare(config: Config) -> Path:
+    """Make a run folder ready before any rank starts: refuse changed settings early, then write ``config.yaml``.
+
+    Whoever calls this has the right to the folder: nobody else trains there, or is about to.
+
+    Raises:
+        ConfigError: see ``refuse_changes``.
+        LaunchError: the folder cannot be written.
+    """
+    run_dir = refuse_other_run(config)
     write_config(config)
     return run_dir
 

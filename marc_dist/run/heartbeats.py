@@ -5,11 +5,12 @@ Files, because the process group's store lives in rank 0, which may be the one t
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from marc_dist.files import read_json
+from marc_dist.files import folder_time, read_json
+from marc_dist.run.attempt_id import AttemptId
 
 PHASES = (
     "starting",
@@ -31,7 +32,7 @@ SHARES = 20  # beats in a time-out
 
 
 class Beat(NamedTuple):
-    """Where a rank was when it last wrote."""
+    """Where a rank was when it last wrote, ``age_s`` seconds ago by the clock of the file system."""
 
     rank: int
     step: int
@@ -46,22 +47,38 @@ def beat_path(run_dir: Path, rank: int) -> Path:
     return run_dir / "logs" / f".beat-{rank}.json"
 
 
-def read_beats(run_dir: Path, world: int) -> list[Beat | None]:
-    """The last heartbeat of every rank; None where none was ever written."""
+def read_beats(run_dir: Path, world: int, mine: AttemptId | None = None) -> list[Beat | None]:
+    """The last heartbeat of every rank; None where none was ever written.
+
+    Args:
+        run_dir: the run folder.
+        world: number of ranks.
+        mine: the attempt that is asked for: heartbeats of others do not count. None takes any.
+    """
+    now = folder_time(run_dir / "logs")
     beats: list[Beat | None] = []
     for rank in range(world):
+        path = beat_path(run_dir, rank)
         try:
-            told = read_json(beat_path(run_dir, rank))
-            age_s = time.time() - float(told["time"])
-            beat = Beat(rank, int(told["step"]), int(told["phase"]), str(told["host"]), int(told["pid"]), age_s)
-            beats.append(beat if 0 <= beat.phase < len(PHASES) else None)
-        except (OSError, ValueError, KeyError, TypeError):
+            beats.append(beat_in(read_json(path), rank, now - path.stat().st_mtime, mine))
+        except (OSError, ValueError):
             beats.append(None)
     return beats
 
 
-def late_ranks(beats: list[Beat | None], timeout_s: float) -> str:
-    """Who keeps a world waiting, in words.
+def beat_in(told: Mapping[str, Any], rank: int, age_s: float, mine: AttemptId | None) -> Beat | None:
+    """A heartbeat from the fields of its file; None when it is of another attempt, or damaged. Pure."""
+    if mine is not None and not mine.wrote(told):
+        return None
+    try:
+        beat = Beat(rank, int(told["step"]), int(told["phase"]), str(told["host"]), int(told["pid"]), max(age_s, 0.0))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return beat if 0 <= beat.phase < len(PHASES) else None
+
+
+def late_ranks(beats: Sequence[Beat | None], timeout_s: float) -> str:
+    """Who keeps a world waiting, in words. Pure.
 
     Args:
         beats: of every rank; None where none was ever written.

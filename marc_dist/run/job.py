@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError
 from marc_dist.config import EXIT_USER, LaunchError, first_line
 from marc_dist.config.section import Section
 from marc_dist.files import read_json, write_atomic
-from marc_dist.run.attempts import attempts, newest_step
+from marc_dist.run.attempt_id import AttemptId, new_token
+from marc_dist.run.attempts import Attempt, attempts, attempts_of, newest_step
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
 
 JOB = "job.json"
@@ -36,6 +37,7 @@ class Job(Section):
 
     kind: Literal["local", "slurm", "ray"] = Field(description="what runs it")
     id: str | None = Field(None, description="Slurm's job id, Ray's actor name, HOST:PID:START of a local launcher")
+    token: str = Field("", description="random name of this submission, on all its records; empty: older than tokens")
     what: str = Field("train", description="train, eval or tune")
     arguments: list[str] = Field(description="of the Python interpreter of every rank: -m MODULE RUN_DIR ...")
     run_dirs: list[str] = Field(default_factory=list, description="run folders of an array's elements, in order")
@@ -53,6 +55,10 @@ class Job(Section):
     def world(self) -> int:
         """The number of ranks."""
         return self.nodes * self.procs_per_node
+
+    def attempt(self, number: int) -> AttemptId:
+        """One of its attempts, by number from 0."""
+        return AttemptId(self.token, number)
 
     @property
     def numbers(self) -> list[int]:
@@ -90,6 +96,7 @@ def new_job(kind: Literal["local", "slurm", "ray"], arguments: Sequence[str], **
     return Job(
         kind=kind,
         arguments=list(arguments),
+        token=new_token(),
         submitted_at=time.time(),
         host=socket.gethostname(),
         cwd=str(Path.cwd()),
@@ -134,12 +141,26 @@ def element_dir(job_dir: Path, env: Mapping[str, str]) -> Path:
     return Path(run_dirs[int(number)]) if run_dirs and number.isdigit() else job_dir
 
 
+def attempts_of_job(job: Job, run_dir: Path) -> list[Attempt]:
+    """The attempts of this job in its folder, oldest first, without those of other jobs there."""
+    return attempts_of(attempts(run_dir), job.token, job.submitted_at)
+
+
 def ended(job: Job, run_dir: Path) -> State | None:
-    """How a job ended, by its folder alone; None while it goes on, or when nobody could write it down.
+    """How a job ended, by its folder alone; see ``end_of``."""
+    return end_of(job, attempts_of_job(job, run_dir), newest_step(run_dir))
+
+
+def end_of(job: Job, mine: Sequence[Attempt], step: int) -> State | None:
+    """How a job ended; None while it goes on, or when nobody could write it down. Pure.
 
     The job's own last word counts, whoever else asked it to end meanwhile.
+
+    Args:
+        job: what ``job.json`` says.
+        mine: its attempts, oldest first.
+        step: of the newest checkpoint.
     """
-    mine = attempts(run_dir, job.submitted_at)
     last = mine[-1] if mine else None
     if last is not None and last.ended_at is not None and not last.again:
         if last.why == CANCELLED:
@@ -148,7 +169,7 @@ def ended(job: Job, run_dir: Path) -> State | None:
             return State("done")
         word: Word = "stopped" if last.code == EXIT_REQUEUE else "failed"
         return State(word, last.error or last.why or f"exit code {last.code}")
-    return None if job.cancelled_at is None else State("cancelled", f"after step {newest_step(run_dir)}")
+    return None if job.cancelled_at is None else State("cancelled", f"after step {step}")
 
 
 def note_cancel(job: Job, run_dir: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from marc_dist.config import Config, MarcError, load_config
-from marc_dist.files import json_records
+from marc_dist.files import folder_time, json_records
+from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import ATTEMPTS, newest_step
 from marc_dist.run.folder import METRICS, log_path
 from marc_dist.run.heartbeats import Beat, late_ranks
@@ -18,6 +18,8 @@ from marc_dist.run.rank_ends import RankEnd, first_failed, read_end
 
 NEWEST_BYTES = 1 << 18
 """The end of a file that is looked at: these files grow for weeks, and a list looks at many."""
+SIGNS = (METRICS, ATTEMPTS, "logs/rank-0.log", "logs/.beat-0.json")
+"""Files of a run folder that change while it lives."""
 _OF_STEPS = re.compile(rb"^step \d+/(\d+)  ", re.MULTILINE)
 
 
@@ -78,26 +80,27 @@ def _number(record: dict[str, Any], key: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def read_progress(run_dir: Path, since: float = 0.0) -> Progress:
+def read_progress(run_dir: Path, after_step: int = 0) -> Progress:
     """How far a training is.
 
     Args:
         run_dir: the run folder.
-        since: beginning of the running attempt, seconds since 1970; the speed of earlier ones says nothing.
+        after_step: what the running attempt started from; the speed of earlier ones says nothing.
     """
     total = _told_total(run_dir)
     records = _records(_end_of(run_dir / METRICS))
     if not records:
         return Progress(newest_step(run_dir), total)
     last = records[-1]
-    left = None if total is None else _left(records, total, since)
+    left = None if total is None else _left(records, total, after_step)
     loss, lr, speed, wait = (_number(last, key) for key in ("loss", "lr", "images_per_s", "loader_wait"))
     return Progress(int(last["step"]), total, loss, lr, speed, wait, left, _number(last, "time"))
 
 
-def _left(records: Sequence[dict[str, Any]], total: int, since: float) -> float | None:
+def _left(records: Sequence[dict[str, Any]], total: int, after_step: int) -> float | None:
+    """Seconds left; all times are of rank 0's clock. Pure."""
     timed = [(record["step"], _number(record, "time") or 0.0) for record in records[-20:]]
-    timed = [(step, at) for step, at in timed if at >= since]
+    timed = [(step, at) for step, at in timed if step > after_step]
     if len(timed) < 2 or timed[-1][0] <= timed[0][0]:
         return None
     speed = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
@@ -126,27 +129,41 @@ def planned_steps(run_dir: Path) -> int | None:
     return min(whole, config.train.max_steps or whole)
 
 
-def life_age_s(run_dir: Path) -> float | None:
-    """Seconds since the run's files last changed; None when it has written none."""
-    names = (METRICS, ATTEMPTS, "logs/rank-0.log", "logs/.beat-0.json")
+def life_age_s(run_dir: Path, names: Sequence[str] = SIGNS) -> float | None:
+    """Seconds since the run's files last changed, by the clock of their file system; None when it has written none.
+
+    Args:
+        run_dir: the run folder.
+        names: of the files that count, below the folder.
+    """
     times = []
     for name in names:
         with suppress(OSError):
             times.append((run_dir / name).stat().st_mtime)
-    return max(0.0, time.time() - max(times)) if times else None
+    return max(0.0, folder_time(run_dir) - max(times)) if times else None
 
 
-def who_is_late(run_dir: Path, beats: list[Beat | None], quiet_s: float) -> str | None:
+def who_is_late(run_dir: Path, beats: Sequence[Beat | None], quiet_s: float) -> str | None:
     """Which ranks keep the others waiting, in words; None when nothing looks wrong.
 
     Args:
-        run_dir: the run folder.
-        beats: see ``watchdog.read_beats``.
+        run_dir: the run folder, whose settings say how long a silence may be.
+        beats: see ``heartbeats.read_beats``.
         quiet_s: seconds since a step was logged, or since the attempt began.
+    """
+    return late_now(beats, quiet_s, _timeout_s(run_dir))
+
+
+def late_now(beats: Sequence[Beat | None], quiet_s: float, timeout_s: float) -> str | None:
+    """Which ranks keep the others waiting; see ``who_is_late``. Pure.
+
+    Args:
+        beats: of every rank of the attempt.
+        quiet_s: seconds since a step was logged, or since the attempt began.
+        timeout_s: of the run.
     """
     if not any(beats):  # one rank beats for nobody
         return None
-    timeout_s = _timeout_s(run_dir)
     patience = max(timeout_s / 4, 3.0)
     if quiet_s > patience or any(beat is not None and beat.age_s > patience for beat in beats):
         return late_ranks(beats, timeout_s)
@@ -160,7 +177,7 @@ def _timeout_s(run_dir: Path) -> float:
         return Config().train.timeout_s
 
 
-def first_failure(run_dir: Path, world: int) -> RankEnd | None:
-    """The rank that failed first in the last attempt, when the ranks' own notes say so."""
-    ends = [read_end(run_dir / "logs", rank) for rank in range(world)]
+def first_failure(run_dir: Path, world: int, mine: AttemptId) -> RankEnd | None:
+    """The rank that failed first in an attempt, when the ranks' own notes say so."""
+    ends = [read_end(run_dir / "logs", rank, mine) for rank in range(world)]
     return first_failed(ends)

@@ -1,7 +1,8 @@
 """How a rank tells its launcher when and why it ended: of many dead ranks, the first one has the cause.
 
-``RUN/logs/.end-K.json`` is made by whoever starts rank K, with ``ROOM`` blanks that are overwritten: the reason may be
-a full disk. The rank itself notes its error there, whoever started it adds exit code and host.
+``RUN/logs/.end-K.json`` is made by whoever starts rank K, ``ROOM`` bytes that are overwritten: the reason may be a full
+disk. The rank itself notes its error there, whoever started it adds exit code and host. A note says which attempt it is
+of: a rank of an earlier attempt that still writes replaces no note of a later one, and its own counts for nobody.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from marc_dist.config import EXIT_USER
 from marc_dist.files import read_json
+from marc_dist.run.attempt_id import AttemptId, attempt_from_env
 from marc_dist.run.exit_codes import EXIT_REQUEUE, exit_text
 
 FAILURE_FILE = "MARC_FAILURE_FILE"
@@ -54,13 +56,13 @@ def end_path(log_dir: Path, rank: int) -> Path:
     return log_dir / f".end-{rank}.json"
 
 
-def make_room(path: Path) -> None:
-    """Prepare a rank's file; what an earlier attempt left there goes."""
+def make_room(path: Path, mine: AttemptId) -> None:
+    """Prepare the file of a rank of this attempt; what an earlier attempt left there goes."""
     with suppress(OSError):
-        path.write_bytes(b" " * ROOM)
+        path.write_bytes(json.dumps(mine.record()).encode().ljust(ROOM))
 
 
-def _note(path: Path, told: dict[str, object]) -> None:
+def _note(path: Path, told: Mapping[str, object]) -> None:
     data = json.dumps(told).encode().ljust(ROOM)
     with suppress(OSError), path.open("r+b" if path.exists() else "wb") as file:
         file.write(data)
@@ -70,7 +72,16 @@ def note_failure(error: str) -> None:
     """Note why this rank ends, in the launcher's file, when there is a launcher; never fails itself."""
     path = os.environ.get(FAILURE_FILE)
     if path:
-        _note(Path(path), {"time": time.time(), "error": error[:1000], "host": node_name()})
+        mine = attempt_from_env(os.environ)
+        told = {"time": time.time(), "error": error[:1000], "host": node_name(), **mine.record()}
+        if not _is_later(_read(Path(path)), mine):
+            _note(Path(path), told)
+
+
+def _is_later(told: Mapping[str, object], mine: AttemptId) -> bool:
+    """Whether a file belongs to a later attempt of the same submission, or to another submission."""
+    token, number = told.get("token", mine.token), told.get("attempt", mine.number)
+    return token != mine.token or (isinstance(number, int) and number > mine.number)
 
 
 @contextmanager
@@ -92,22 +103,39 @@ def _read(path: Path) -> dict[str, object]:
         return {}
 
 
-def note_end(path: Path, code: int | None, ended: float, *, asked: bool = False) -> None:
+def note_end(path: Path, code: int | None, ended: float, mine: AttemptId, *, asked: bool = False) -> None:
     """Add to a rank's file what its starter saw.
 
     Args:
         path: see ``end_path``.
         code: exit code, negative for a signal; None when it was only asked to end, so far.
         ended: when, in seconds since 1970; the rank's own time of failure is kept when it told one.
+        mine: the attempt that the rank is of.
         asked: it was told to end.
     """
     told = _read(path)
-    _note(path, {"time": ended, "error": None, "host": node_name(), **told, "code": code, "asked": asked})
+    if _is_later(told, mine):
+        return
+    told = told if mine.wrote(told) else {}
+    seen = {"time": ended, "error": None, "host": node_name(), **told, "code": code, "asked": asked}
+    _note(path, seen | mine.record())
 
 
-def read_end(log_dir: Path, rank: int) -> RankEnd | None:
-    """How a rank ended; None when nothing is known of it."""
-    told = _read(end_path(log_dir, rank))
+def read_end(log_dir: Path, rank: int, mine: AttemptId | None = None) -> RankEnd | None:
+    """How a rank ended; None when nothing is known of it.
+
+    Args:
+        log_dir: ``RUN/logs``.
+        rank: its number.
+        mine: the attempt that is asked for: notes of others do not count. None takes any.
+    """
+    return end_in(_read(end_path(log_dir, rank)), rank, mine)
+
+
+def end_in(told: Mapping[str, object], rank: int, mine: AttemptId | None) -> RankEnd | None:
+    """How a rank ended, from the fields of its file; see ``read_end``. Pure."""
+    if mine is not None and not mine.wrote(told):
+        return None
     try:
         code, error = told.get("code"), told.get("error")
         return RankEnd(

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.heartbeats import PHASES, SHARES, beat_path, late_ranks, read_beats
 
 
@@ -34,6 +35,7 @@ class Watchdog:
     def __init__(self, run_dir: Path, rank: int, world: int, timeout_s: float, give_up: Callable[[str], None]) -> None:
         self.run_dir, self.rank, self.world, self.timeout_s, self.give_up = run_dir, rank, world, timeout_s, give_up
         self._step, self._phase, self._since = 0, 0, time.monotonic()
+        self._mine = attempt_from_env(os.environ)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
 
@@ -61,7 +63,7 @@ class Watchdog:
             waited = time.monotonic() - self._since
             if waited > self.timeout_s:
                 here = f"{self.run_dir}: rank {self.rank} waited {waited:.0f} s {PHASES[self._phase]}"
-                late = late_ranks(read_beats(self.run_dir, self.world), self.timeout_s)
+                late = late_ranks(read_beats(self.run_dir, self.world, self._mine), self.timeout_s)
                 self.give_up(
                     f"{here} in step {self._step}: {late}; start the same command "
                     "again to go on from the newest checkpoint, or raise train.timeout_s"
@@ -72,5 +74,5 @@ class Watchdog:
         beat = {"step": self._step, "phase": self._phase, "host": socket.gethostname(), "pid": os.getpid()}
         with suppress(OSError):  # a full disk is the main thread's to tell
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**beat, "time": time.time()}))
+            temporary.write_text(json.dumps({**beat, "time": time.time(), **self._mine.record()}))
             temporary.replace(path)

@@ -22,6 +22,7 @@ from marc_dist.cluster import local
 from marc_dist.config import Config, build, parse_words
 from marc_dist.run.folder import prepare
 from marc_dist.run.job import Job, new_job, read_job, write_job
+from marc_dist.run.processes import start_ticks
 from tests.cli.test_train import SMALL
 
 LAUNCH = """
@@ -303,11 +304,11 @@ def test_a_number_that_another_process_has_now_is_not_the_job(tmp_path: Path, ca
 
 def test_a_dead_process_that_nobody_has_fetched_does_not_run(tmp_path: Path, capsys: Any) -> None:
     child = subprocess.Popen(["sleep", "60"])
-    ticks = local._start_ticks(child.pid)
+    ticks = start_ticks(child.pid)
     _local(tmp_path, f"{socket.gethostname()}:{child.pid}:{ticks}")
     assert _json(capsys, "status", str(tmp_path))["state"] == "pending"
     child.kill()
-    _soon(lambda: local._start_ticks(child.pid) is None)
+    _soon(lambda: start_ticks(child.pid) is None)
     assert _json(capsys, "status", str(tmp_path))["state"] == "failed"
     child.wait()
 

@@ -21,7 +21,7 @@ from marc_dist.cluster.ray_ranks import Rank
 from marc_dist.config import Config, LaunchError, build
 from marc_dist.run.attempts import attempts
 from marc_dist.run.folder import checkpoints, prepare
-from marc_dist.run.job import Job, new_job, read_job, write_job
+from marc_dist.run.job import Job, attempts_of_job, new_job, read_job, write_job
 from tests.cluster.ray_cluster import RayCluster, parent_of, pids_that_name
 
 pytestmark = [
@@ -101,7 +101,7 @@ def _soon(true: Callable[[], Any], seconds: float = 60.0) -> bool:
 
 
 def _over(run: Path, job: Job) -> bool:
-    mine = attempts(run, job.submitted_at)
+    mine = attempts_of_job(job, run)
     return bool(mine) and mine[-1].ended_at is not None and not mine[-1].again
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from marc_dist.config import LaunchError
+from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
 from marc_dist.run.job import Job, element_dir, ended, new_job, note_cancel, read_job, start_again, write_job
 from marc_dist.run.rank_ends import RankEnd, end_path, job_end, make_room, note_end, read_end
+
+MINE = AttemptId("a1b2", 0)
 
 
 @pytest.mark.parametrize(
@@ -82,28 +85,28 @@ def test_a_failing_job_is_never_done(tmp_path: Path) -> None:
 
 def test_an_end_keeps_the_ranks_own_words(tmp_path: Path) -> None:
     path = end_path(tmp_path, 3)
-    make_room(path)
+    make_room(path, MINE)
     assert read_end(tmp_path, 3) is None
-    path.write_text(json.dumps({"time": 5.0, "error": "DataError: torn", "host": "n7"}).ljust(100))
-    note_end(path, 1, 9.0)
+    told = {"time": 5.0, "error": "DataError: torn", "host": "n7", **MINE.record()}
+    path.write_text(json.dumps(told).ljust(100))
+    note_end(path, 1, 9.0, MINE)
     assert read_end(tmp_path, 3) == RankEnd(3, 5.0, 1, "DataError: torn", "n7", False)
-    note_end(path, -9, 11.0, asked=True)
+    note_end(path, -9, 11.0, MINE, asked=True)
     assert read_end(tmp_path, 3) == RankEnd(3, 5.0, -9, "DataError: torn", "n7", True)
 
 
 def test_attempts_are_read_back_and_torn_lines_left_out(tmp_path: Path) -> None:
     assert attempts(tmp_path) == []
-    begin_attempt(tmp_path, 0, ["a", "b"])
+    begin_attempt(tmp_path, MINE, ["a", "b"])
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step-00000012.pt").touch()
-    end_attempt(tmp_path, 137, "rank 1 ...", True, "to go on")
-    begin_attempt(tmp_path, 1, ["b"])
+    end_attempt(tmp_path, MINE, 137, "rank 1 ...", True, "to go on")
+    begin_attempt(tmp_path, MINE._replace(number=1), ["b"])
     with (tmp_path / "attempts.jsonl").open("a") as file:
         file.write('{"event": "end", "ti')
     first, second = attempts(tmp_path)
     assert (first.hosts, first.first_step, first.last_step, first.code, first.again) == (["a", "b"], 0, 12, 137, True)
     assert (second.number, second.first_step, second.ended_at, second.code) == (1, 12, None, None)
-    assert attempts(tmp_path, second.started_at) == [second]
     assert newest_step(tmp_path) == 12
 
 
@@ -125,9 +128,9 @@ def _ends(path: Path, **end: Any) -> Job:
     """A job that has begun, and ended so."""
     job = new_job("slurm", ["-m", "x", str(path)], id="7")
     write_job(path, job)
-    begin_attempt(path, 0, ["a"])
+    begin_attempt(path, job.attempt(0), ["a"])
     if end:
-        end_attempt(path, **{"error": None, "again": False, "why": "", **end})
+        end_attempt(path, job.attempt(0), **{"error": None, "again": False, "why": "", **end})
     return job
 
 

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marc_dist.config import MarcError, printable
-from marc_dist.run.attempts import attempts
-from marc_dist.run.job import JOB, Job, State, ended, read_job
+from marc_dist.run.job import JOB, Job, State, attempts_of_job, ended, read_job
 from marc_dist.run.progress import life_age_s, read_progress
 
 MANY = 8
@@ -130,11 +129,11 @@ def _row(one: _Found, state: State) -> dict[str, Any]:
         return row
     row |= {key: getattr(one.job, key) for key in ("kind", "id", "what", "nodes", "procs_per_node", "submitted_at")}
     try:
-        tries = attempts(one.run_dir, one.job.submitted_at)
+        tries = attempts_of_job(one.job, one.run_dir)
         row["attempt"] = len(tries) - 1 if tries else None
         row["life_age_s"] = life_age_s(one.run_dir)
         if one.job.what == "train" and not one.job.run_dirs:
-            progress = read_progress(one.run_dir, tries[-1].started_at if tries else 0.0)
+            progress = read_progress(one.run_dir, tries[-1].first_step if tries else 0)
             keys = ("step", "total_steps", "loss", "images_per_s", "eta_s")
             row |= {key: getattr(progress, key) for key in keys}
     except _FAULTS as error:

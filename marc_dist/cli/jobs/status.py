@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from marc_dist.cli.jobs.listing import ago, one_line, when
 from marc_dist.config import EXIT_USER
-from marc_dist.run.attempts import Attempt, attempts
+from marc_dist.run.attempts import ATTEMPTS, Attempt, attempts, attempts_of
 from marc_dist.run.exit_codes import EXIT_REQUEUE
-from marc_dist.run.folder import log_path
+from marc_dist.run.folder import METRICS, log_path
 from marc_dist.run.heartbeats import read_beats
 from marc_dist.run.job import OVER, Job, State
 from marc_dist.run.progress import (
@@ -24,6 +23,7 @@ from marc_dist.run.progress import (
     read_progress,
     who_is_late,
 )
+from marc_dist.run.rank_ends import RankEnd
 
 
 def facts(run_dir: Path, job: Job, state: State) -> dict[str, Any]:
@@ -35,12 +35,11 @@ def facts(run_dir: Path, job: Job, state: State) -> dict[str, Any]:
         state: how it stands now.
     """
     tries = attempts(run_dir)
-    mine = [one for one in tries if one.started_at >= job.submitted_at]
-    began = mine[-1].started_at if mine else job.submitted_at
-    progress = _progress(run_dir, job, began)
+    mine = attempts_of(tries, job.token, job.submitted_at)
+    progress = _progress(run_dir, job, mine)
     alive = state.word in ("running", "unknown") and mine != [] and mine[-1].ended_at is None
-    beats = read_beats(run_dir, job.world) if alive else []
-    quiet_s = time.time() - max(began, (progress and progress.time) or 0.0)
+    beats = read_beats(run_dir, job.world, job.attempt(mine[-1].number)) if alive else []
+    quiet_s = life_age_s(run_dir, (METRICS, ATTEMPTS)) or 0.0
     return {
         "run": str(run_dir),
         **job.model_dump(mode="json", exclude={"preset"}),
@@ -56,10 +55,10 @@ def facts(run_dir: Path, job: Job, state: State) -> dict[str, Any]:
     }
 
 
-def _progress(run_dir: Path, job: Job, began: float) -> Progress | None:
+def _progress(run_dir: Path, job: Job, mine: Sequence[Attempt]) -> Progress | None:
     if job.what != "train" or job.run_dirs:
         return None
-    progress = read_progress(run_dir, began)
+    progress = read_progress(run_dir, mine[-1].first_step if mine else 0)
     return progress if progress.total_steps else progress._replace(total_steps=planned_steps(run_dir))
 
 
@@ -67,12 +66,17 @@ def _failure(run_dir: Path, job: Job, state: State, mine: Sequence[Attempt]) -> 
     """The rank that failed first in the last attempt, with host and log; what is not known is None."""
     if state.word in ("done", "pending"):
         return None
-    first = first_failure(run_dir, job.world)
+    first = _first_failed(run_dir, job, mine)
     text = mine[-1].error if mine else None
     if first is None:
         return None if text is None else {"rank": None, "host": None, "code": None, "log": None, "error": text}
     log = str(log_path(run_dir, first.rank))
     return {"rank": first.rank, "host": first.host, "code": first.code, "log": log, "error": first.error or text}
+
+
+def _first_failed(run_dir: Path, job: Job, mine: Sequence[Attempt]) -> RankEnd | None:
+    """The rank that failed first in the job's last attempt; None while it has none."""
+    return first_failure(run_dir, job.world, job.attempt(mine[-1].number)) if mine else None
 
 
 def what_next(run_dir: Path, job: Job, state: State, mine: Sequence[Attempt]) -> str:
@@ -97,7 +101,7 @@ def what_next(run_dir: Path, job: Job, state: State, mine: Sequence[Attempt]) ->
     if state.word == "unknown":
         return f"marc-jobs logs {run}; when it has surely ended: marc-jobs resume --force {run}"
     if state.word == "failed":
-        first = first_failure(run_dir, job.world)
+        first = _first_failed(run_dir, job, mine)
         log = f"marc-jobs logs --lines 200 --rank {'all' if first is None else first.rank} {run}"
         if mine and mine[-1].code == EXIT_USER:
             return f"mend what the error names, then marc-jobs resume {run}"
@@ -115,8 +119,9 @@ def print_facts(known: dict[str, Any]) -> None:
         ("submitted", f"{when(known['submitted_at'])} by {known['user']} from {known['host']}, in {known['cwd']}")
     )
     lines += [("element", part) for part in known["run_dirs"]]
+    mine = attempts_of((Attempt(**one) for one in known["attempts"]), known["token"], known["submitted_at"])
     for one in known["attempts"]:
-        old = " (an earlier job)" if one["started_at"] < known["submitted_at"] else ""
+        old = "" if Attempt(**one) in mine else " (an earlier job)"
         last = one is known["attempts"][-1] and not old
         lines.append((f"start {one['number'] + 1}", _attempt(one, known["cancelled_at"] if last else None) + old))
     if known["progress"]:

@@ -85,7 +85,8 @@ def _job_dir(what: str, config: Config) -> Path:
 def _job(what: str, config: Config, arguments: Sequence[str], preset: LocalPreset | SlurmPreset | RayPreset) -> Job:
     """The job that a command line means; a training is always RUN_DIR, its settings lie in the folder."""
     run_dir = str(user_path(config.train.run_dir).absolute())
-    rest = {"train": [run_dir], "check": ["--check", run_dir]}.get(what, list(arguments))
+    check = f"{_job_dir(what, config)}/config.yaml"  # the run's own settings may be those of a job that waits
+    rest = {"train": [run_dir], "check": ["--check", check]}.get(what, list(arguments))
     if what == "check" and not isinstance(preset, LocalPreset):
         preset = preset.model_copy(update={"max_restarts": 0, "preflight": False})
     nodes, procs = size_of(preset, config.train.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from marc_dist.cli.launch.job import PlannedLaunch
@@ -13,7 +14,7 @@ from marc_dist.cluster.follow import follow_job
 from marc_dist.cluster.preset import LocalPreset, SlurmPreset
 from marc_dist.config import Config, LaunchError
 from marc_dist.data.dataset import open_dataset
-from marc_dist.run.folder import prepare
+from marc_dist.run.folder import prepare, refuse_other_run, write_config
 from marc_dist.run.job import Job
 from marc_dist.training.trackers.mirrors import require_trackers
 
@@ -29,21 +30,26 @@ def launch(planned: PlannedLaunch, options: argparse.Namespace) -> int:
         DataError: no such shards.
         LaunchError: it cannot be started.
     """
-    _prepare(planned)
+    _check(planned)
+
+    def prepare() -> None:
+        _prepare(planned)
+
     if isinstance(planned.preset, LocalPreset):
-        return run_local(planned.job, planned.job_dir, sys.stdout.buffer)
-    return hand_over(planned.job, planned.job_dir, options)
+        return run_local(planned.job, planned.job_dir, sys.stdout.buffer, prepare)
+    return hand_over(planned.job, planned.job_dir, options, prepare)
 
 
-def hand_over(job: Job, job_dir: Path, options: argparse.Namespace) -> int:
+def hand_over(job: Job, job_dir: Path, options: argparse.Namespace, prepare: Callable[[], None] = lambda: None) -> int:
     """Submit to Slurm or Ray; return at once, or when it is over, with the exit code.
 
     Args:
         job: what is submitted.
         job_dir: where ``job.json`` and ``logs/`` go.
         options: whether to wait for the end, and to show the log of rank 0.
+        prepare: see ``submit``.
     """
-    job = submit(job, job_dir)
+    job = submit(job, job_dir, prepare)
     shown = shlex.quote(str(job_dir))
     many = f", {len(job.run_dirs)} runs" if job.run_dirs else ""
     print(f"{job.kind} job {job.id}: {job.nodes} node(s) x {job.procs_per_node} process(es){many}, in {job_dir}")
@@ -73,8 +79,8 @@ def check_data(config: Config) -> None:
     open_dataset(config.data.dir, shards=here).train_rows(config.data)
 
 
-def _prepare(planned: PlannedLaunch) -> None:
-    """Make run folders ready, and refuse what would fail there, before anything is queued."""
+def _check(planned: PlannedLaunch) -> None:
+    """Refuse what would fail there, before anything is queued; nothing is written."""
     if planned.what == "eval":
         run_dir = Path(planned.config.train.run_dir)
         if not run_dir.is_dir():
@@ -86,4 +92,13 @@ def _prepare(planned: PlannedLaunch) -> None:
         if not contained:
             require_trackers(run)
         check_data(run)
-        prepare(run)
+        refuse_other_run(run)
+
+
+def _prepare(planned: PlannedLaunch) -> None:
+    """Write the settings, once the folders are this job's; those of a check into its own folder, not into the run's."""
+    if planned.what == "check":
+        write_config(planned.config, planned.job_dir)
+    elif planned.what == "train":
+        for run in planned.runs:
+            prepare(run)

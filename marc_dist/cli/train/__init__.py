@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marc_dist.cli.command import run_command
 from marc_dist.cli.train.words import config_of, parser
-from marc_dist.run.rank_ends import failures_noted
+from marc_dist.config import EXIT_USER
+from marc_dist.place import place_from_env
+from marc_dist.run.attempt_id import attempt_from_env
+from marc_dist.run.rank_ends import failures_noted, note_failure
+from marc_dist.run.run_lock import RunLock
 from marc_dist.training.signals import StopFlag
+
+if TYPE_CHECKING:
+    from marc_dist.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +37,8 @@ def _train(options: argparse.Namespace) -> int:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch comes: its tracer's talk is not for people
     stop = StopFlag()
     trains = not options.check and options.profile is None and options.lr_find is None
-    with stop.installed() if trains else nullcontext(), failures_noted():  # before torch comes: no signal is lost
+    installed = stop.installed() if trains else nullcontext()
+    with installed, failures_noted(), _right_to(config) if trains else nullcontext():  # before torch: no signal is lost
         from marc_dist.cli.train import run
 
         if options.check:
@@ -37,3 +48,22 @@ def _train(options: argparse.Namespace) -> int:
         if options.lr_find is not None:
             return run.lr_find(config, int(options.lr_find))
         return run.train(config, stop)
+
+
+def _right_to(config: Config) -> AbstractContextManager[None]:
+    """The run folder is this run's alone while it trains; rank 0 takes it for all.
+
+    Raises:
+        LaunchError: another run is live there.
+    """
+    if place_from_env(os.environ).rank != 0:
+        return nullcontext()
+    lock = RunLock(Path(config.train.run_dir), attempt_from_env(os.environ), _end)
+    return lock.held(lambda text: print(text, flush=True))
+
+
+def _end(reason: str) -> None:
+    """End this rank at once, from another thread: its folder has gone, or is another run's."""
+    note_failure(reason)
+    print(f"marc-train: error: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_USER)

@@ -1,0 +1,335 @@
+"""Who trains in a run folder: ``RUN/.run.lock``, a small file that its holder rewrites every ``REFRESH_S`` seconds.
+
+A holder on this machine is looked up in the table of processes. One on another machine is watched: it writes again
+while it lives, which needs neither the same clock nor locks that reach across machines. The next attempt of the same
+submission takes over at once; whoever finds its file taken over ends itself, so two never write for long.
+
+``RUN/.launch.lock`` is held while a job is submitted, by flock. On NFS, flock reaches across machines where the server
+has locks (NFSv4, or NFSv3 with lockd and without ``local_lock``). Without them two machines that submit at the same
+moment may both be accepted, and the run lock then lets one of them train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from marc_dist.config import LaunchError
+from marc_dist.files import locked, read_json
+from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.processes import is_alive, start_ticks, this_machine
+
+RUN_LOCK = ".run.lock"
+LAUNCH_LOCK = ".launch.lock"
+REFRESH_S = 1.0
+WATCH_S = 15.0
+"""A holder that has not written for so long is gone."""
+LAUNCH_S = 150.0
+"""Longest wait for another launch in the same folder; a Ray cluster may take a minute to answer one."""
+ROOM = 1024  # bytes; a holder writes over them, so that no reader finds half a line
+
+Verdict = Literal["free", "ours", "held", "watch"]
+
+
+class Holder(NamedTuple):
+    """Who holds a run folder.
+
+    Attributes:
+        host: name of its machine.
+        machine: what makes its table of processes ours: boot and process namespace.
+        pid: its process.
+        ticks: when that process started, in clock ticks since boot; 0 where the system does not say.
+        attempt: that it belongs to; without a token for a training that nobody launched.
+        nonce: random; another one is another holder.
+        writes: how often it has written the file; grows while the holder lives.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    ticks: int
+    attempt: AttemptId
+    nonce: str
+    writes: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def verdict(held: Holder | None, mine: AttemptId, alive: bool | None) -> Verdict:
+    """Whether an attempt may have a run folder. Pure.
+
+    Args:
+        held: who holds it; None when nobody does.
+        mine: the attempt that asks.
+        alive: whether the holder's process runs; None where that cannot be seen from here.
+
+    Returns:
+        ``free``; ``ours``: held by the same submission, in this attempt (its launcher, another rank) or an earlier one;
+        ``held`` by somebody who lives; ``watch``: look again, and see with ``moved`` whether it lives.
+    """
+    if held is None or alive is False:
+        return "free"
+    if mine.token and held.attempt.token == mine.token and held.attempt.number <= mine.number:
+        return "ours"
+    return "held" if alive else "watch"
+
+
+def moved(first: Holder, later: Holder | None) -> bool:
+    """Whether somebody wrote the lock between two looks. Pure."""
+    return later is not None and (later.nonce, later.writes) != (first.nonce, first.writes)
+
+
+def holder_in(told: Mapping[str, Any]) -> Holder | None:
+    """The holder that a lock file tells of; None when it is damaged. Pure."""
+    try:
+        attempt = AttemptId(str(told["token"]), int(told["attempt"]))
+        pid, ticks, writes = (int(told[key]) for key in ("pid", "ticks", "writes"))
+        return Holder(str(told["host"]), str(told["machine"]), pid, ticks, attempt, str(told["nonce"]), writes)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_holder(run_dir: Path) -> Holder | None:
+    """Who holds a run folder, by its lock file alone; None when there is none, or a damaged one."""
+    with suppress(OSError, ValueError):
+        return holder_in(read_json(run_dir / RUN_LOCK))
+    return None
+
+
+def _write(run_dir: Path, holder: Holder) -> None:
+    """Write over the file in its place: a rename would need more of a shared file system."""
+    told = {**holder._asdict(), **holder.attempt.record()}
+    fd = os.open(run_dir / RUN_LOCK, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.write(fd, (json.dumps(told) + "\n").encode().ljust(ROOM))
+    finally:
+        os.close(fd)
+
+
+def me(mine: AttemptId) -> Holder:
+    """This process as a holder."""
+    pid = os.getpid()
+    return Holder(socket.gethostname(), this_machine(), pid, start_ticks(pid) or 0, mine, secrets.token_hex(8), 0)
+
+
+def seen_alive(held: Holder) -> bool | None:
+    """Whether a holder's process runs; None when it is on another machine."""
+    return is_alive(held.pid, held.ticks) if held.machine == this_machine() else None
+
+
+def live_holder(
+    run_dir: Path, mine: AttemptId, say: Callable[[str], None], *, over: str = "", watch_s: float = WATCH_S
+) -> Holder | None:
+    """Who else trains in a run folder; None when this attempt may.
+
+    Args:
+        run_dir: the run folder.
+        mine: the attempt that asks.
+        say: told once when a holder on another machine has to be watched.
+        over: token of a submission that is known to be over; its holder is gone.
+        watch_s: seconds without a write after which a holder on another machine counts as gone.
+    """
+    held = read_holder(run_dir)
+    for _ in range(5):
+        if held is None and (run_dir / RUN_LOCK).exists():  # it may be being written
+            time.sleep(0.05)
+            held = read_holder(run_dir)
+    if held is None or (over and held.attempt.token == over):
+        return None
+    found = verdict(held, mine, seen_alive(held))
+    if found != "watch":
+        return held if found == "held" else None
+    say(f"{run_dir}: was in use by {held}; looking for up to {watch_s:g} s whether it still runs")
+    deadline = time.monotonic() + watch_s
+    while time.monotonic() < deadline:
+        time.sleep(min(0.2, watch_s))
+        later = read_holder(run_dir)
+        if later is None and not (run_dir / RUN_LOCK).exists():
+            return None
+        if moved(held, later):
+            return later
+    return None
+
+
+@contextmanager
+def launch_lock(folder: Path) -> Iterator[None]:
+    """Hold the right to start a job in a folder, inside the block; see above what it is worth on NFS.
+
+    Args:
+        folder: made when missing.
+
+    Raises:
+        LaunchError: the folder cannot be written, or another launch does not end.
+    """
+    deadline = time.monotonic() + LAUNCH_S
+
+    def wait() -> None:
+        if time.monotonic() > deadline:
+            raise LaunchError(f"{folder}: another marc-launch submits here since {LAUNCH_S:g} s; look for its process")
+        time.sleep(0.05)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be made ({error.strerror}); choose another train.run_dir") from None
+    with _locked_if_possible(folder / LAUNCH_LOCK, wait):
+        yield
+
+
+@contextmanager
+def _locked_if_possible(path: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """``locked``; without a lock on a file system that has none."""
+    try:
+        held = locked(path, wait)
+        held.__enter__()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+def announce(run_dir: Path, mine: AttemptId) -> None:
+    """Write the lock for ranks that are about to start: this process holds the folder until rank 0 does.
+
+    Args:
+        run_dir: the run folder, under ``launch_lock``.
+        mine: the attempt of the ranks.
+    """
+    with suppress(OSError):
+        _write(run_dir, me(mine))
+
+
+def withdraw(run_dir: Path, mine: AttemptId) -> None:
+    """Take the lock away when it is still of this attempt: its ranks have gone."""
+    held = read_holder(run_dir)
+    if held is not None and held.attempt == mine:
+        with suppress(OSError):
+            (run_dir / RUN_LOCK).unlink()
+
+
+class RunLock:
+    """The right of this process, rank 0, to train in a run folder.
+
+    Args:
+        run_dir: made when missing.
+        mine: the attempt that this process is of.
+        lost: called in another thread, with the reason in one line, when the folder has gone or was given to somebody
+            else; must end the process.
+        refresh_s: seconds between two writes.
+        watch_s: see ``live_holder``.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        mine: AttemptId,
+        lost: Callable[[str], None],
+        *,
+        refresh_s: float = REFRESH_S,
+        watch_s: float = WATCH_S,
+    ) -> None:
+        self.run_dir, self.lost, self.refresh_s, self.watch_s = run_dir, lost, refresh_s, watch_s
+        self.me = me(mine)
+        self._written = False  # the run has written its settings: the folder is more than a name
+        self._missed = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="run-lock", daemon=True)
+
+    @contextmanager
+    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the folder inside the block.
+
+        Args:
+            say: see ``live_holder``.
+
+        Raises:
+            LaunchError: another run is live there; names its process.
+        """
+        self.take(say)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """See ``held``."""
+        with launch_lock(self.run_dir):
+            other = live_holder(self.run_dir, self.me.attempt, say, watch_s=self.watch_s)
+            if other is not None:
+                raise LaunchError(refusal(self.run_dir, other))
+            try:
+                _write(self.run_dir, self.me)
+            except OSError as error:
+                raise LaunchError(
+                    f"{self.run_dir / RUN_LOCK}: cannot be written ({error.strerror}); free space or choose another "
+                    "train.run_dir"
+                ) from None
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the folder back."""
+        self._stop.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        held = read_holder(self.run_dir)
+        if held is not None and held.nonce == self.me.nonce:
+            with suppress(OSError):
+                (self.run_dir / RUN_LOCK).unlink()
+
+    def _refresh(self) -> None:
+        while not self._stop.wait(self.refresh_s):
+            try:
+                reason = self._look()
+            except OSError:  # the storage does not answer just now
+                continue
+            if reason is not None and not self._stop.is_set():
+                self.lost(reason)
+                return
+
+    def _look(self) -> str | None:
+        """Write again; why that must not be, if so. A full or silent disk is the main thread's to tell."""
+        there = (self.run_dir / "config.yaml").exists()
+        held = read_holder(self.run_dir)
+        if held is None and self._gone(there):
+            self._missed += 1  # looked at twice: a mount may blink
+            gone = f"{self.run_dir}: the run folder was removed while the run was in it; start again in a new folder"
+            return gone if self._missed > 1 else None
+        self._missed = 0
+        if held is not None and held.nonce != self.me.nonce and not self._is_earlier(held):
+            return f"{self.run_dir}: taken over by {held}; this run ends, it would write into the same files"
+        self._written |= there
+        self.me = self.me._replace(writes=self.me.writes + 1)
+        with suppress(OSError):
+            _write(self.run_dir, self.me)
+        return None
+
+    def _gone(self, there: bool) -> bool:
+        """Whether the folder has gone, or is another one now; a lock file alone may be removed, and comes back."""
+        if (self.run_dir / RUN_LOCK).exists():  # damaged, or not readable just now
+            return False
+        return not self.run_dir.exists() or (self._written and not there)
+
+    def _is_earlier(self, held: Holder) -> bool:
+        """Whether an attempt before this one, which does not know yet that it is over, has written the file."""
+        mine = self.me.attempt
+        return bool(mine.token) and held.attempt.token == mine.token and held.attempt.number < mine.number
+
+
+def refusal(run_dir: Path, other: Holder) -> str:
+    """Why a run may not start in a folder, in one line."""
+    return (
+        f"{run_dir}: a run is live there, {other}; wait for its end, stop it (kill {other.pid} there, or marc-jobs "
+        f"cancel {run_dir}), or choose another train.run_dir"
+    )
