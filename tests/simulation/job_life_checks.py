@@ -2,7 +2,8 @@
 
 The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
 
-1. One writer: never do two trainings run in a folder at once.
+1. One writer: never do two trainings run in a folder at once. Where locks reach across machines, no job is handed in
+   while another one lives there.
 2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
    seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
 3. Bounded: a submission trains at most ``1 + max_restarts`` times; the code asks for no further start after more than
@@ -14,6 +15,8 @@ The story's own eyes see everything: processes, the server's files, Slurm's tabl
 7. The rank named first did fail first; where two machines' clocks differ by more than lies between their failures, one of
    those that this makes possible.
 8. A command ends with an answer, never with a traceback.
+9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
+   is a way back (``WAY_BACK``), where restarts and stalls allow one.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 SETTLE_S = 1.3
 """Failures this close together may be taken for each other: a rank's end is seen a moment late."""
+WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
 
@@ -46,6 +50,7 @@ class Checks:
         self.broken: list[str] = []
         self.durable = 0
         self.dirty = False
+        self.commands: set[str] = set()  # beside the first launch
         self.cancelled: dict[str, float] = {}  # Slurm's id -> when scancel was taken
         self.last_state: State | None = None
         self._whole: dict[int, bool] = {}
@@ -54,6 +59,7 @@ class Checks:
         story.ranks.chose = self._begins
         story.ranks.saved = self._saved
         story.slurm.on_requeue = self._asks_again
+        story.slurm.on_cancel = lambda job: self.cancelled.setdefault(job.id, story.kernel.now)
 
     def fail(self, promise: int, text: str) -> None:
         line = f"promise {promise}: {text}"
@@ -147,6 +153,8 @@ class Checks:
 
     def submitting(self) -> None:
         """Somebody hands a job in."""
+        if self.story.files.locks != "all":
+            return  # two may be taken at the same moment; one of them trains
         live = [job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
         if live:
             self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
@@ -170,7 +178,7 @@ class Checks:
             self.fail(4, f"it does not end: {who or 'events go on'}")
             return
         for _, who, text in kernel.story:
-            if text.startswith("traceback"):
+            if text.startswith("traceback") and "/rank " not in who and "/train" not in who:
                 self.fail(8, f"{who}: {text}")
         states: list[State] = []
         kernel.spawn("judge", kernel.nodes["login2"], lambda: self._judge(states), {}, delay=100.0)
@@ -200,6 +208,20 @@ class Checks:
             self.fail(5, f"called {told}, but nobody cancelled it")
         if told.word == "unknown" and not excuses:
             self.fail(5, f"nobody knows how it ended: {told}")
+
+        if told.word != "done" and self._must_be_done():
+            self.fail(9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}")
+
+    def _must_be_done(self) -> bool:
+        story = self.story
+        faults = story.kernel.faults_seen
+        meddled = self.commands & {"cancel", "launch", "launch local", "train", "resume"}
+        if meddled or story.training.poison is not None or story.limit_s < 1000.0:
+            return False
+        if not faults:
+            return True
+        enough = story.preset.max_restarts >= 1 and story.preset.max_stalls >= 1
+        return len(faults) == 1 and faults[0] in WAY_BACK and enough
 
     def _asked_local(self) -> bool:
         return any(who.startswith("cancel") for _, who, _ in self.story.kernel.story)

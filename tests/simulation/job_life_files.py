@@ -10,8 +10,8 @@ What is assumed of it:
   is gone). A machine sees its own changes at once, and with a change of its own all others of that folder.
 - Appending is a single step among the processes of one machine. From two machines the later one may write over bytes
   that the earlier one added after it was opened.
-- ``flock`` holds among all machines (NFS 4), among those of one machine only (``local_lock``), or there is none
-  (``nolock``): a setting of the story. It ends with its process.
+- ``flock`` holds among all machines (NFS 4), or there is none (``nolock``), or it holds among the processes of one
+  machine only (``local_lock``): a setting of the story. It ends with its process.
 - On a full disk, files do not grow; what is overwritten in place still is.
 - A machine that loses its power loses what was not flushed. (What a server loses that crashes: the tests of crash
   states, not these.)
@@ -162,7 +162,7 @@ class SharedFiles:
         if "r" in mode:
             inode = self.found(path)
         else:
-            inode = self._create(path, exclusive="x" in mode)
+            inode = self.made(path, exclusive="x" in mode)
             if "w" in mode:
                 inode.data, inode.mtime = bytearray(), self.kernel.now
         if inode.folder:
@@ -170,7 +170,8 @@ class SharedFiles:
         raw = SimFile(self, inode, path, mode)
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding=encoding or "utf-8", errors=errors)
 
-    def _create(self, path: str, exclusive: bool) -> Inode:
+    def made(self, path: str, exclusive: bool = False) -> Inode:
+        """The file that opening a name for writing gives; the server makes it when there is none."""
         parent = self.true(path.rpartition("/")[0])
         if parent is None or not parent.folder:
             raise _error(errno.ENOENT, path)

@@ -198,10 +198,10 @@ class Kernel:
         self._tasklet(process, lambda: self._main(process, fn), delay)
         return process
 
-    def thread(self, fn: Callable[[], Any]) -> None:
+    def thread(self, fn: Callable[[], Any]) -> Tasklet:
         """Start another thread of the present process."""
         assert self.current is not None
-        self._tasklet(self.current.process, fn, 0.0)
+        return self._tasklet(self.current.process, fn, 0.0)
 
     def _tasklet(self, process: Process, fn: Callable[[], Any], delay: float) -> Tasklet:
         tasklet = Tasklet(process, fn)
@@ -340,7 +340,7 @@ class Kernel:
         It would have looked every ``delay`` seconds and seen nothing; it wakes where it would have looked next.
         """
         tasklet = self.live()
-        if not tasklet.quiet:
+        if not tasklet.quiet or not tasklet.process.children:
             self.pause(delay)
             return
         began, process = self.now, tasklet.process

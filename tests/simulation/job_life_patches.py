@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import fcntl
 import io
 import os
 import secrets
@@ -19,8 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from filelock import Timeout
+
+import marc_dist.files as marc_files
+from marc_dist.run import run_lock
+from marc_dist.training import signals, watchdog
 from tests.simulation.job_life_files import _FIRST_FD, ROOT, SharedFiles, SimFile, _Descriptor, _Entry, _error, _facts, _Listing
-from tests.simulation.job_life_kernel import Exit, Kernel, Process
+from tests.simulation.job_life_kernel import Condition, Exit, Kernel, Process, Tasklet
 
 Run = Callable[[list[str]], tuple[int, str, str]]
 """A program of the batch system: words -> exit code, standard output, standard error."""
@@ -103,6 +107,72 @@ class _Popen:
         return self.returncode
 
 
+class _Event:
+    """A ``threading.Event`` in simulated time."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.condition, self.on = kernel, Condition(), False
+
+    def wait(self, limit: float) -> bool:
+        return self.on or self.kernel.wait(self.condition, limit) or self.on
+
+    def is_set(self) -> bool:
+        return self.on
+
+    def set(self) -> None:
+        self.on = True
+        self.kernel.notify(self.condition)
+
+
+class _Thread:
+    """A ``threading.Thread`` of a simulated process."""
+
+    def __init__(self, kernel: Kernel, target: Callable[[], None]) -> None:
+        self.kernel, self.target, self.over = kernel, target, Condition()
+        self.tasklet: Tasklet | None = None
+
+    def start(self) -> None:
+        self.tasklet = self.kernel.thread(self._run)
+
+    def _run(self) -> None:
+        self.target()
+        self.kernel.notify(self.over)
+
+    def is_alive(self) -> bool:
+        return self.tasklet is not None and not self.tasklet.done
+
+    def join(self) -> None:
+        while self.is_alive():
+            self.kernel.wait(self.over, 1.0)
+
+
+class _Lock:
+    """``filelock.FileLock``: flock, as far as it reaches on this file system."""
+
+    def __init__(self, files: SharedFiles, path: Any) -> None:
+        self.files, self.path = files, os.fspath(path)
+        self.held: _Descriptor | None = None
+
+    def acquire(self) -> None:
+        files = self.files
+        files.step("lock", self.path, change=True)
+        if files.locks == "none":
+            raise NotImplementedError("no locks here")
+        held = _Descriptor(files, files.made(self.path), self.path, False)
+        here = files.kernel.live().process.node
+        for other in held.inode.locks:
+            if files.locks == "all" or other.process is None or other.process.node is here:
+                raise Timeout(self.path)
+        held.inode.locks.append(held)
+        self.held = held
+
+    def release(self) -> None:
+        files = self.files
+        files.kernel.pause(files.latency)
+        if self.held is not None:
+            self.held.dropped()
+
+
 class Patches:
     """Everything that is led into the simulation.
 
@@ -123,7 +193,7 @@ class Patches:
         """Inside the block, ``/sim`` is ours, and the clocks, and the processes."""
         told = _Told(self.kernel)
         with mock.patch.multiple(os, **self._os()), mock.patch.multiple(time, **self._time()):
-            with mock.patch.multiple(fcntl, flock=self._flock), mock.patch.object(io, "open", self._open(io.open)):
+            with mock.patch.object(io, "open", self._open(io.open)):
                 with mock.patch.object(builtins, "open", self._open(builtins.open)), self._machine():
                     with redirect_stdout(told), redirect_stderr(told):  # type: ignore[type-var]
                         yield
@@ -141,6 +211,13 @@ class Patches:
             kernel.pause(0.01)
             return _Popen(kernel, self.rank, dict(env))
 
+        threads = SimpleNamespace(
+            Event=lambda: _Event(kernel),
+            Thread=lambda target, **rest: _Thread(kernel, target),
+            current_thread=lambda: None,
+            main_thread=lambda: None,
+        )
+
         def listener(address: Any, **rest: Any) -> Any:
             found = mock.MagicMock()
             found.__enter__.return_value = SimpleNamespace(getsockname=lambda: ("", 29500), fileno=lambda: 0)
@@ -153,6 +230,10 @@ class Patches:
             mock.patch.object(socket, "create_server", listener),
             mock.patch.object(signal, "signal", self._handle),
             mock.patch.object(signal, "pthread_sigmask", lambda *words: set()),
+            mock.patch.object(run_lock, "threading", threads),
+            mock.patch.object(watchdog, "threading", threads),
+            mock.patch.object(signals, "threading", threads),
+            mock.patch.object(marc_files, "FileLock", lambda path, **rest: _Lock(self.files, path)),
             mock.patch.object(secrets, "token_hex", lambda size=8: f"{rng.getrandbits(8 * size):0{2 * size}x}"),
             mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=rng.getrandbits(128), version=4)),
         ):
@@ -252,12 +333,16 @@ class Patches:
 
     def _open(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None, *rest: Any, **more: Any) -> Any:  # fmt: skip  # noqa: E501
+            if more.get("opener") is not None and _inside(file) is not None:
+                file = more["opener"](os.fspath(file), os.O_RDWR)
             if isinstance(file, int) and file in self.descriptors:
                 held = self.descriptors[file]
                 opened = SimFile(self.files, held.inode, held.path, mode)
                 opened.number = file
                 return opened
             path = _inside(file)
+            if path is None and self.kernel.current is not None and str(file).startswith("/proc/"):
+                return io.StringIO(self._proc(str(file)))
             if path is None:
                 return real(file, mode, buffering, encoding, errors, *rest, **more)
             return self.files.open(path, mode, None if encoding == "locale" else encoding, errors)
@@ -275,7 +360,7 @@ class Patches:
                 raise _error(errno.EOPNOTSUPP, inside)  # as NFS says
             writes = flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) != 0
             files.step("open", inside, change=writes)
-            inode = files._create(inside, bool(flags & os.O_EXCL)) if flags & os.O_CREAT else files.found(inside)
+            inode = files.made(inside, bool(flags & os.O_EXCL)) if flags & os.O_CREAT else files.found(inside)
             if flags & os.O_TRUNC:
                 inode.data = bytearray()
             self._next_fd += 1
@@ -321,21 +406,13 @@ class Patches:
             if found.process is not None and found in found.process.files:
                 found.process.files.remove(found)
 
-    def _flock(self, file: Any, how: int) -> None:
-        fd = file if isinstance(file, int) else file.fileno()
-        found = self.descriptors.get(fd)
+    def _proc(self, path: str) -> str:
+        """What Linux tells of itself and its processes."""
+        process = self._process()
+        if path.endswith("boot_id"):
+            return process.node.name
+        words = path.split("/")
+        found = self._find(int(words[2])) if words[2].isdigit() else process
         if found is None:
-            return
-        if self.files.locks == "none":
-            raise _error(errno.ENOLCK, found.path)
-        self.kernel.pause(self.files.latency)
-        if how & fcntl.LOCK_UN:
-            found.dropped()
-            return
-        here = found.process.node.name if found.process is not None else ""
-        for other in found.inode.locks:
-            where = other.process.node.name if other.process is not None else ""
-            if other is not found and (self.files.locks == "all" or where == here):
-                raise BlockingIOError(errno.EWOULDBLOCK, "held", found.path)
-        if found not in found.inode.locks:
-            found.inode.locks.append(found)
+            raise _error(errno.ENOENT, path)
+        return f"{found.pid} (python) S " + "0 " * 18 + str(int(found.started * 100) + 1) + " 0"

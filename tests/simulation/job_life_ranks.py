@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from marc_dist.cli.train import _right_to as right_to
 from marc_dist.config import EXIT_USER, DataError, MarcError
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
 from marc_dist.run.rank_ends import failures_noted, note_failure
-from marc_dist.training import watchdog as watchdog_module
 from marc_dist.training.checkpoint import newest_checkpoint, save_checkpoint
 from marc_dist.training.signals import StopFlag
+from marc_dist.training.watchdog import Watchdog
 from tests.simulation.job_life_kernel import Condition, Exit, Kernel, Process
 
 
@@ -79,7 +81,6 @@ class Ranks:
         self.began: Callable[[World, Process], None] = lambda world, process: None
         self.chose: Callable[[World, int], None] = lambda world, step: None
         self.saved: Callable[[World, int], None] = lambda world, step: None
-        self.owner: Callable[[Path, int], Any] = lambda run_dir, rank: None
 
     def rank(self, folder: str) -> int:
         """The main function of a rank; its exit code."""
@@ -99,9 +100,10 @@ class Ranks:
         process.at_end.append(lambda ended: self._ended(world, rank, ended))
         self.began(world, process)
         stop = StopFlag()
+        config: Any = SimpleNamespace(train=SimpleNamespace(run_dir=folder))
         with stop.installed():
             try:
-                with failures_noted():
+                with failures_noted(), right_to(config):
                     return _Rank(self, world, rank, process, stop).go()
             except MarcError as error:
                 self.kernel.tell(f"ends with 2: {error}")
@@ -123,10 +125,9 @@ class _Rank:
     def __init__(self, ranks: Ranks, world: World, rank: int, process: Process, stop: StopFlag) -> None:
         self.kernel, self.ranks, self.world, self.rank, self.process = ranks.kernel, ranks, world, rank, process
         self.stop, self.run_dir, self.training = stop, Path(world.folder), world.training
-        self.dog: watchdog_module.Watchdog | None = None
+        self.dog: Watchdog | None = None
 
     def go(self) -> int:
-        held = self.ranks.owner(self.run_dir, self.rank)
         self._watchdog()
         self.meet("join")
         if self.rank == 0:
@@ -144,7 +145,6 @@ class _Rank:
         code = self._steps(self.world.box["chosen"])
         if self.dog is not None:
             self.dog.stop()
-        del held
         return code
 
     def _steps(self, step: int) -> int:
@@ -208,17 +208,11 @@ class _Rank:
             not one.alive and one.code not in (0, EXIT_REQUEUE) and one.node.up for one in self.world.ranks.values()
         )
 
-    # --- the watchdog of marc-dist, in a simulated thread
-
     def _watchdog(self) -> None:
-        if self.world.size == 1:
-            return
-        self.dog = watchdog_module.Watchdog(
-            self.run_dir, self.rank, self.world.size, self.training.timeout_s, self._give_up
-        )
-        self.dog._stop = _Stop(self.kernel)  # type: ignore[assignment]
-        self.dog._thread = _Thread(self.kernel, self.dog._look_on)  # type: ignore[assignment]
-        self.dog.start()
+        if self.world.size > 1:
+            plan = self.training
+            self.dog = Watchdog(self.run_dir, self.rank, self.world.size, plan.timeout_s, self._give_up)
+            self.dog.start()
 
     def _give_up(self, reason: str) -> None:
         self.process.facts.setdefault("failed", self.kernel.now)
@@ -227,34 +221,6 @@ class _Rank:
         note_failure(reason)
         self.kernel.tell(f"rank {self.rank} gives up: {reason}")
         raise Exit(EXIT_HUNG)
-
-
-class _Stop:
-    """A ``threading.Event`` in simulated time."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.condition, self.on = kernel, Condition(), False
-
-    def wait(self, limit: float) -> bool:
-        return self.on or self.kernel.wait(self.condition, limit) or self.on
-
-    def set(self) -> None:
-        self.on = True
-        self.kernel.notify(self.condition)
-
-
-class _Thread:
-    def __init__(self, kernel: Kernel, fn: Callable[[], None]) -> None:
-        self.kernel, self.fn = kernel, fn
-
-    def start(self) -> None:
-        self.kernel.thread(self.fn)
-
-    def is_alive(self) -> bool:
-        return False
-
-    def join(self) -> None:
-        pass
 
 
 NAMED = re.compile(r"rank (\d+) of \d+ failed first")

@@ -21,6 +21,7 @@ What is assumed of it (Slurm 22.05 and later; ``reference`` of the assumptions: 
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +82,7 @@ class Slurm:
         self.deaf = False
         self.signal_delay_s = 30.0
         self.on_requeue: Callable[[SlurmJob], None] = lambda job: None
+        self.on_cancel: Callable[[SlurmJob], None] = lambda job: None
 
     # --- life of a job
 
@@ -149,7 +151,8 @@ class Slurm:
         changed = Condition()
         for rank in range(world):
             node = job.nodes[rank // job.procs_per_node]
-            env = {**shell.env, "SLURM_PROCID": str(rank), "SLURM_NTASKS": str(world), "SLURMD_NODENAME": node.name}
+            env = {**shell.env, "SLURM_PROCID": str(rank), "SLURM_NTASKS": str(world), "SLURM_STEP_ID": "0"}
+            env |= {"SLURM_LOCALID": str(rank % job.procs_per_node), "SLURMD_NODENAME": node.name}
             task = kernel.spawn(f"task {rank} of {job.id}", node, self.task(job.folder), env, delay=kernel.rng.random())
             task.facts["start"] = (job.id, job.start)
             self._watched(job, task)
@@ -289,6 +292,7 @@ class Slurm:
     def cancel(self, job: SlurmJob) -> None:
         if job.state in LIVE:
             self.kernel.tell(f"Slurm cancels job {job.id}")
+            self.on_cancel(job)
             self.finish(job, "CANCELLED")
 
     # --- commands
@@ -356,12 +360,8 @@ def _shells(code: int) -> int:
 
 def exports(lines: list[str]) -> dict[str, str]:
     """Variables that a batch script exports, as written."""
-    found = {}
-    for line in lines:
-        if line.startswith("export "):
-            name, _, text = line.removeprefix("export ").partition("=")
-            found[name] = text.strip("\"'")
-    return found
+    words = [word for line in lines if line.startswith("export ") for word in shlex.split(line)[1:]]
+    return {name: text for name, _, text in (word.partition("=") for word in words)}
 
 
 def expanded(text: str, env: dict[str, str]) -> str:

@@ -141,6 +141,8 @@ class Story:
 
     def user(self, node: str, what: str, delay: float) -> None:
         """A user types a command."""
+        if delay > 0.0:
+            self.checks.commands.add(what)
         self.kernel.at(delay, lambda: self._type(node, what))
 
     def _type(self, node: str, what: str) -> None:
@@ -254,11 +256,12 @@ class Story:
             stack.enter_context(mock.patch.object(sbatch_hooks, "WAIT_S", 40.0))
             for path in ("/sim/runs", FOLDER):
                 self.files.mkdir(path)
+            Path(FOLDER, "config.yaml").write_text("{}\n")
             self.user("login1", "launch", 0.0)
             if rng.random() < 0.2:
                 self.user("login2", rng.choice(("launch", "launch local", "train")), rng.uniform(0.0, 4.0))
             for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-                self.fault(rng.choice(FAULTS), rng.uniform(0.0, rng.choice((60.0, FAULTS_END_S))))
+                self.fault(rng.choice(FAULTS), rng.uniform(0.0, rng.choice((40.0, 100.0, FAULTS_END_S))))
             for _ in range(rng.choice((0, 1, 1, 2, 3))):
                 node = rng.choice(("login1", "login2"))
                 self.user(node, rng.choice(COMMANDS), rng.uniform(0.0, rng.choice((80.0, FAULTS_END_S))))
