@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marc_dist.cluster import backends
 from marc_dist.config import MarcError
-from marc_dist.run.job import State, ended, read_job
-from tests.simulation.job_life_kernel import Process
+from marc_dist.run.attempt_id import NUMBER, TOKEN
+from marc_dist.run.job import OVER, Job, State, ended, read_job
 from tests.simulation.job_life_ranks import World, named
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
@@ -112,6 +113,7 @@ class Checks:
         self.after_event()
         kernel, files = self.story.kernel, self.story.files
         kernel.tell(f"training begins after step {step}")
+        self.story.training_began()
         if len(self._writers()) > 1:
             self.fail(1, f"two trainings at once: {' and '.join(one.who for one in self._writers())}")
         must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
@@ -160,6 +162,21 @@ class Checks:
             self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
         elif self._writers():
             self.fail(1, f"a job is handed in while {self._writers()[0].who} trains in the folder")
+
+    def living(self) -> set[str]:
+        """Jobs that are waiting or running, and do not end just now."""
+        return {job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None}
+
+    def called(self, job: Job, told: State, before: set[str]) -> None:
+        """Somebody was told how a job stands; ``before``: what lived when he asked."""
+        self.story.kernel.tell(f"sees {told}")
+        lived = job.id in before & self.living()
+        if lived and told.word in OVER:
+            self.fail(5, f"job {job.id} lives, and is called {told}")
+        gone = job.kind == "slurm" and job.id not in before | self.living() and job.id in self.story.slurm.jobs
+        ending = gone and self.story.slurm.jobs[str(job.id)].state in LIVE
+        if gone and not ending and told.word in ("pending", "running"):
+            self.fail(5, f"job {job.id} is over, and is called {told}")
 
     def answered(self, what: str, code: int) -> None:
         """A command has ended with a code."""
@@ -228,29 +245,42 @@ class Checks:
 
     def _culprits(self) -> None:
         """The rank that each attempt's line names, against the truth."""
-        tokens: dict[str, str] = {}
         for line in (self.story.files.bytes_of(f"{self._folder()}/attempts.jsonl") or b"").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             rank = named(record.get("error")) if record.get("event") == "end" else None
-            if rank is not None:
-                self._culprit(rank, float(record["time"]), tokens)
+            world = self._world_of(record)
+            if rank is not None and world is not None and not self._possible(world, rank):
+                self.fail(7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}")
+        for world in self.story.ranks.worlds.values():
+            for when, _, reason in world.box.get("late", []):
+                self._late(world, when, reason)
 
-    def _culprit(self, rank: int, when: float, tokens: dict[str, str]) -> None:
-        ended = [one for one in self.story.ranks.worlds.values() if one.failures and f"/{rank}/" in f"/{rank}/"]
-        worlds = [one for one in ended if any(failed == rank for _, failed, _ in one.failures)]
-        if not any(self._possible(world, rank) for world in worlds):
-            self.fail(7, f"rank {rank} is said to have failed first; truly: {[one.failures[:3] for one in ended]}")
+    def _world_of(self, record: dict[str, Any]) -> World | None:
+        """The training that a record is about."""
+        for world in self.story.ranks.worlds.values():
+            env = next(iter(world.ranks.values())).env
+            if env.get(TOKEN) == record.get("token") and env.get(NUMBER) == str(record.get("number")):
+                return world
+        return None
+
+    def _late(self, world: World, when: float, reason: str) -> None:
+        """Whom a rank that gives up names, against who was held up."""
+        held = {rank for since, rank in world.box.get("held", []) if since <= when}
+        gone = {rank for rank, process in world.ranks.items() if not process.alive or not process.node.up}
+        lost = {rank for failed, rank, _ in world.failures if failed <= when}
+        said = {int(rank) for rank in re.findall(r"rank (\d+)", reason.partition(": rank ")[2].partition(": ")[2])}
+        truly = held or (gone & lost)
+        if len(world.ranks) == world.size and truly and said and not said & (held | lost):
+            self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:
         first = min(world.failures)
-        mine = min(one for one in world.failures if one[1] == rank)
+        mine = min((one for one in world.failures if one[1] == rank), default=None)
+        if mine is None:
+            return False
         skew = world.ranks[first[1]].node.skew - world.ranks[rank].node.skew
         return mine[0] - first[0] <= SETTLE_S + max(0.0, skew)
 
-
-def describe(process: Process) -> str:
-    """A process in words."""
-    return f"{process.name} on {process.node.name}"

@@ -170,6 +170,7 @@ class Slurm:
                 bad = kernel.now
                 kernel.tell(f"srun ends the other tasks of {job.id}")
                 self._signal(tasks, signal.SIGKILL if self.hard_kill else signal.SIGTERM)
+                continue
             hard = min((bad or 1e9) + KILL_WAIT_S, (first_end or 1e9) + 60.0)
             if kernel.now >= hard:
                 self._signal(tasks, signal.SIGKILL)

@@ -25,7 +25,7 @@ from marc_dist.cli.jobs import run as jobs_command
 from marc_dist.cluster import backends, local, sbatch_hooks, slurm, srun_task
 from marc_dist.cluster.preset import LocalPreset, SlurmPreset
 from marc_dist.config import EXIT_USER, LaunchError, MarcError
-from marc_dist.run.job import new_job
+from marc_dist.run.job import new_job, read_job
 from tests.simulation.job_life_checks import Checks
 from tests.simulation.job_life_files import SharedFiles
 from tests.simulation.job_life_kernel import Kernel, Node, Process
@@ -34,9 +34,9 @@ from tests.simulation.job_life_ranks import Ranks, Training
 from tests.simulation.job_life_slurm import Slurm, SlurmJob
 
 FOLDER = "/sim/runs/a"
-FAULTS_END_S = 400.0
-"""Faults and users' commands come before; afterwards everything must come to an end by itself."""
+COMMANDS_END_S = 300.0
 PATIENCE_S = 20_000.0
+"""Longer than all faults, restarts and time limits together: what still lives then never ends."""
 FAULTS = (
     "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "lose node", "kill batch", "requeue",
     "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
@@ -104,6 +104,8 @@ class Story:
             preflight=False,
         )
         self.crashes: dict[str, int] = {}
+        self.waiting: list[tuple[int, float, str]] = []  # faults of the n-th training that begins, seconds later
+        self.trainings = 0
         self.patches = Patches(kernel, self.files, self._rank, self.slurm.programs())
         self.checks = Checks(self)
 
@@ -152,7 +154,7 @@ class Story:
             "train": lambda: self.ranks.rank(FOLDER),
             "cancel": lambda: jobs_command._cancel(Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)),
             "resume": self._resume,
-            "status": lambda: jobs_command._status(Namespace(run=FOLDER, json=False)),
+            "status": self._status,
         }
 
         def main() -> int:
@@ -187,10 +189,24 @@ class Story:
             Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None)
         )
 
+    def _status(self) -> int:
+        before = self.checks.living()
+        job = read_job(Path(FOLDER))
+        now = backends.state(job, Path(FOLDER))
+        self.checks.called(job, now, before)
+        return jobs_command._status(Namespace(run=FOLDER, json=False))
+
     # --- faults
 
     def fault(self, what: str, delay: float) -> None:
         self.kernel.at(delay, lambda: self._strike(what))
+
+    def training_began(self) -> None:
+        """Strike those faults that wait for a training."""
+        self.trainings += 1
+        for number, delay, what in self.waiting:
+            if number == self.trainings:
+                self.fault(what, delay)
 
     def _strike(self, what: str) -> None:
         role = what.removeprefix("crash ")
@@ -213,6 +229,8 @@ class Story:
     def _strike_somebody(self, what: str) -> None:
         rng, kernel = self.rng, self.kernel
         ranks = [p for node in kernel.nodes.values() for p in node.processes if "world" in p.facts]
+        if what in ("stuck rank", "freeze rank"):  # nobody looks after a single process but its user
+            ranks = [p for p in ranks if p.facts["world"].size > 1]
         jobs = [job for job in self.slurm.jobs.values() if job.state == "RUNNING" and job.finish is None]
         rank: Process | None = rng.choice(ranks) if ranks else None
         job: SlurmJob | None = rng.choice(jobs) if jobs else None
@@ -261,10 +279,14 @@ class Story:
             if rng.random() < 0.2:
                 self.user("login2", rng.choice(("launch", "launch local", "train")), rng.uniform(0.0, 4.0))
             for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-                self.fault(rng.choice(FAULTS), rng.uniform(0.0, rng.choice((40.0, 100.0, FAULTS_END_S))))
+                what = rng.choice(FAULTS)
+                if what.startswith("crash") or rng.random() < 0.3:
+                    self.fault(what, rng.uniform(0.0, rng.choice((5.0, 40.0, 100.0))))
+                else:
+                    self.waiting.append((rng.choice((1, 1, 2, 3)), rng.uniform(0.0, 50.0), what))
             for _ in range(rng.choice((0, 1, 1, 2, 3))):
                 node = rng.choice(("login1", "login2"))
-                self.user(node, rng.choice(COMMANDS), rng.uniform(0.0, rng.choice((80.0, FAULTS_END_S))))
+                self.user(node, rng.choice(COMMANDS), rng.uniform(0.0, rng.choice((80.0, COMMANDS_END_S))))
             self.kernel.after_event = self.checks.after_event
             quiet = self.kernel.run(PATIENCE_S)
             self.checks.at_end(quiet)
