@@ -2,7 +2,8 @@
 
 The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
 
-1. One writer: never do two trainings run in a folder at once. Where locks reach across machines, no job is handed in
+1. One writer: never do two trainings write in a folder at once; a rank 0 that was frozen for so long that another
+   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job is handed in
    while another one lives there.
 2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
    seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
@@ -31,6 +32,8 @@ from marc_dist.cluster import backends
 from marc_dist.config import MarcError
 from marc_dist.run.attempt_id import NUMBER, TOKEN
 from marc_dist.run.job import OVER, Job, State, ended, read_job
+from marc_dist.run.run_lock import REFRESH_S
+from tests.simulation.job_life_kernel import Process
 from tests.simulation.job_life_ranks import World, named
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
@@ -39,7 +42,9 @@ if TYPE_CHECKING:
 
 SETTLE_S = 1.3
 """Failures this close together may be taken for each other: a rank's end is seen a moment late."""
-WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
+THAW_S = 3 * REFRESH_S
+"""Longest that a rank 0 writes on that was frozen, while another training was let in."""
+WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
 
@@ -107,7 +112,12 @@ class Checks:
 
     def _writers(self) -> list[World]:
         worlds = self.story.ranks.worlds.values()
-        return [one for one in worlds if 0 in one.ranks and one.ranks[0].alive and "chosen" in one.box]
+        return [one for one in worlds if "chosen" in one.box and self._writes(one.ranks[0])]
+
+    def _writes(self, process: Process) -> bool:
+        """Whether rank 0 may write; one that was frozen has a moment to find that its folder was given away."""
+        thawed = process.facts.get("thawed", -THAW_S)
+        return process.alive and not process.frozen and self.story.kernel.now - thawed > THAW_S
 
     def _begins(self, world: World, step: int) -> None:
         self.after_event()
@@ -277,9 +287,9 @@ class Checks:
             self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:
-        first = min(world.failures)
+        first = min(world.failures, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
-        if mine is None:
+        if mine is None or first is None:
             return False
         skew = world.ranks[first[1]].node.skew - world.ranks[rank].node.skew
         return mine[0] - first[0] <= SETTLE_S + max(0.0, skew)

@@ -38,7 +38,7 @@ COMMANDS_END_S = 300.0
 PATIENCE_S = 20_000.0
 """Longer than all faults, restarts and time limits together: what still lives then never ends."""
 FAULTS = (
-    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "lose node", "kill batch", "requeue",
+    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch", "requeue",
     "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
     "deaf slurm", "kill task",
 )  # fmt: skip
@@ -241,6 +241,7 @@ class Story:
             "ask rank": lambda one: kernel.send(one, signal.SIGTERM),
             "stuck rank": lambda one: (one.facts.update(stuck=True), self._held(one)),
             "freeze rank": lambda one: (kernel.freeze(one), self._held(one)),
+            "pause rank": self._pause,
             "kill task": lambda one: kernel.end(one.parent or one, -9),
         }
         by_job: dict[str, Callable[[SlurmJob], Any]] = {
@@ -258,6 +259,17 @@ class Story:
             kernel.tell(f"fault: {what}: job {job.id}")
             kernel.faults_seen.append(what)
             by_job[what](job)
+
+    def _pause(self, process: Process) -> None:
+        """It stands still for a while, as when its storage does not answer, or somebody sends SIGSTOP."""
+        self._held(process)
+        self.kernel.freeze(process)
+
+        def thaw() -> None:
+            process.facts["thawed"] = self.kernel.now
+            self.kernel.thaw(process)
+
+        self.kernel.at(self.rng.uniform(3.0, 60.0), thaw)
 
     def _held(self, process: Process) -> None:
         process.facts["world"].box.setdefault("held", []).append((self.kernel.now, process.facts["rank"]))
