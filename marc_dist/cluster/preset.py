@@ -146,6 +146,7 @@ class SlurmPreset(RestartPreset):
     mail_type: OneLine | None = Field(None, pattern=NAME, description="when Slurm writes a mail, e.g. END,FAIL")
     mail_user: OneLine | None = Field(None, pattern=NAME, description="to whom; null = the submitting user")
     comment: OneLine | None = Field(None, description="Slurm keeps it with the job; some sites bill by it")
+    stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after a cancel, seconds")
     setup: list[OneLine] = Field(default_factory=list, description="shell lines before the run, e.g. module load cuda")
     sbatch: dict[OneLine, OneLine | int | bool] = Field(default_factory=dict, description="more sbatch options")
     srun_args: list[OneLine] = Field(default_factory=list, description="more options of srun")

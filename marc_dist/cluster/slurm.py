@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -23,10 +24,15 @@ from typing import Any
 
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
-from marc_dist.config import LaunchError
+from marc_dist.config import LaunchError, build
 from marc_dist.run.attempts import attempts
 from marc_dist.run.job import Job, State, Word, ended, note_cancel, read_job
 
+POLL_S = 0.5
+AGAIN_S = 5.0
+"""A job that is told to save is told again so often."""
+GONE = re.compile(r"Invalid job id|already complet|not running|pending execution", re.I)
+"""What scancel says of a job that has nobody to signal."""
 PLAIN = (
     "partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency", "mail_type", "mail_user",
     "comment",
@@ -217,6 +223,9 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     if word is None:
         return State("unknown", f"Slurm says {slurms}")
     told = f"{first}{f' ({detail})' if detail and detail not in ('None', '(null)') else ''}"
+    mine = ended(job, job_dir) if word in ("failed", "cancelled") and not job.run_dirs else None
+    if mine is not None and mine.word == "cancelled":
+        return State("cancelled", f"CANCELLED {mine.detail}")
     tries = attempts(job_dir, job.submitted_at)
     if word == "failed" and tries and tries[-1].error:
         told += f": {tries[-1].error}"
@@ -269,13 +278,39 @@ def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
 
 
 def cancel(job: Job, job_dir: Path) -> None:
-    """End a job for good: its ranks are told to save first (Slurm's KillWait is the time that they have).
+    """End a job for good: what waits is taken back; what runs is told to save, and ended when it has, or later.
+
+    A bare scancel would leave ranks Slurm's KillWait to save, which is often a few seconds. So they get the signal
+    that they also get ahead of the time limit, and the preset's ``stop_grace_s``. The batch script reads in
+    ``job.json`` that nothing starts again.
 
     Raises:
         LaunchError: Slurm does not answer, or refuses.
     """
     assert job.id is not None
-    done = ask("scancel", job.id)
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise LaunchError(f"scancel {job.id}: {reason(done.stderr)}")
-    note_cancel(job, job_dir)  # its batch script is ended with it, and cannot
+    grace_s = build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
+    _scancel(job.id, "--state=PENDING")
+    if grace_s and _runs(job.id):
+        _scancel(job.id, "--signal=USR2")
+    note_cancel(job, job_dir)
+    asked, deadline = time.monotonic(), time.monotonic() + grace_s
+    while time.monotonic() < deadline and _runs(job.id):
+        if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
+            asked = time.monotonic()
+            _scancel(job.id, "--signal=USR2")
+        time.sleep(POLL_S)
+    _scancel(job.id)
+
+
+def _scancel(job_id: str, *options: str) -> None:
+    done = ask("scancel", *options, job_id)
+    if done.returncode and not GONE.search(done.stderr):
+        raise LaunchError(f"scancel {job_id}: {reason(done.stderr)}")
+
+
+def _runs(job_id: str) -> bool:
+    """Whether ranks may still be there to save; of an array, those of any element."""
+    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
+    return not done.returncode and any(
+        WORDS.get(word) == "running" and word != "COMPLETING" for word in done.stdout.split()
+    )

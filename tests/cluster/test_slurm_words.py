@@ -148,8 +148,8 @@ def test_types_that_sinfo_does_not_show_are_for_sbatch_to_judge(site: Site) -> N
 
 @pytest.mark.parametrize(
     ("text", "gpus", "procs"),
-    [("gpu:4", 4, 4), ("gpu:a100:4", "a100:4", 4), ("a100:4", "a100:4", 4), ("gpu:1g.10gb:2", "1g.10gb:2", 2), ("3", 3, 3)],
-)  # fmt: skip
+    [("gpu:4", 4, 4), ("gpu:a100:4", "a100:4", 4), ("a100:4", "a100:4", 4), ("gpu:1g.10gb:2", "1g.10gb:2", 2)],
+)
 def test_gpus_as_people_write_them(text: str, gpus: Any, procs: int) -> None:
     preset = SlurmPreset(gpus_per_node=text)
     assert preset.gpus_per_node == gpus and preset.num_procs == procs
