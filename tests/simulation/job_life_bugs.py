@@ -36,14 +36,16 @@ def _no_run_lock() -> AbstractContextManager[Any]:
     return mock.patch.object(run_lock, "live_holder", lambda *words, **rest: None)
 
 
-def _lock_for_ever(real: Any = run_lock.live_holder) -> AbstractContextManager[Any]:
+@contextmanager
+def _lock_for_ever() -> Iterator[None]:
     """A lock file counts whether its holder lives or not."""
 
     def held(run_dir: Path, mine: Any, say: Any, **rest: Any) -> Any:
         found = run_lock.read_holder(run_dir)
         return None if found is None or found.attempt == mine else found
 
-    return mock.patch.multiple(run_lock, live_holder=held)
+    with mock.patch.object(run_lock, "live_holder", held), mock.patch.object(backends, "live_holder", held):
+        yield
 
 
 @contextmanager

@@ -15,7 +15,8 @@ What is assumed of it (Slurm 22.05 and later; ``reference`` of the assumptions: 
   stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns the
   largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
 - A job that is over is forgotten after ``MinJobAge``; with accounting, ``sacct`` still knows it.
-- slurmctld answers or, for a while, does not.
+- slurmctld answers or, for a while, does not: then every command fails, sbatch too, unless it comes back in between.
+- ``scancel --signal`` signals the tasks of the running step, not the batch script.
 """
 
 from __future__ import annotations
@@ -310,12 +311,13 @@ class Slurm:
     def programs(self) -> dict[str, Callable[[list[str]], tuple[int, str, str]]]:
         """Slurm's commands as our code calls them."""
 
+        silent = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+
         def answered(fn: Callable[[list[str]], tuple[int, str, str]]) -> Callable[[list[str]], tuple[int, str, str]]:
-            silent = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
             return lambda words: silent if self.deaf else fn(words)
 
         found = {"scontrol": self._scontrol, "squeue": self._squeue, "sacct": self._sacct, "scancel": self._scancel}
-        return {"sinfo": lambda words: (0, f"main*|{len(self.nodes)}|64|(null)\n", "")} | {
+        return {"sinfo": lambda words: silent if self.deaf else (0, f"main*|{len(self.nodes)}|64|(null)\n", "")} | {
             name: answered(fn) for name, fn in found.items()
         }
 
@@ -338,7 +340,7 @@ class Slurm:
         if job is None:
             return 1, "", "slurm_load_jobs error: Invalid job id specified"
         nodes = ",".join(node.name for node in job.nodes)
-        line = words[words.index("-o") + 1].replace("%T", self._told(job)).replace("%r", job.reason)
+        line = words[words.index("-o") + 1].replace("%i", job.id).replace("%T", self._told(job)).replace("%r", job.reason)
         return 0, line.replace("%N", nodes) + "\n", ""
 
     def _sacct(self, words: list[str]) -> tuple[int, str, str]:
@@ -348,10 +350,19 @@ class Slurm:
         return 0, f"{self._told(job)}|{job.reason}\n", ""
 
     def _scancel(self, words: list[str]) -> tuple[int, str, str]:
-        job = self._known(words[-1])
-        if job is None:
+        options = [word for word in words[1:] if word.startswith("--")]
+        job = self._known(words[-1].partition("_")[0])
+        if job is None or job.state not in LIVE:
             return 1, "", "scancel: error: Kill job error on job id: Invalid job id specified"
-        self.cancel(job)
+        if "--state=PENDING" in options:
+            if job.state == "PENDING":
+                self.cancel(job)
+        elif any(option.startswith("--signal=") for option in options):
+            if job.state != "RUNNING":
+                return 1, "", f"scancel: error: Signal job error on job id {job.id}: Job/step already completing or completed"
+            self.warn(job, signal.SIGUSR2)
+        else:
+            self.cancel(job)
         return 0, "", ""
 
 
