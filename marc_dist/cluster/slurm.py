@@ -209,17 +209,18 @@ def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
 def state(job: Job, job_dir: Path) -> State:
     """How the job stands: squeue, then sacct, then scontrol, then what the run folder says."""
     assert job.id is not None
+    missing, silent = "", False
     for look in (_from_squeue, _from_sacct, _from_scontrol):
         try:
             found = look(job.id)
         except LaunchError as error:
-            found, missing = None, str(error)
-        else:
-            missing = "Slurm has forgotten the job"
+            missing, silent = missing or str(error), shutil.which("squeue") is not None
+            continue
         if found is not None:
             word, detail = found
             return _state(word, detail, job, job_dir)
-    return _from_folder(job, job_dir, missing)
+    told = _from_folder(job, job_dir, missing or "Slurm has forgotten the job")
+    return told._replace(silent=silent) if told.word == "unknown" else told
 
 
 def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
@@ -243,11 +244,21 @@ def _together(found: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     return min(found, key=lambda one: order.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
 
 
+def _forgotten(program: str, said: str) -> None:
+    """Nothing, when Slurm says that it knows no such job.
+
+    Raises:
+        LaunchError: it says something else: it does not answer.
+    """
+    if "Invalid job id" not in said:
+        raise LaunchError(f"Slurm does not answer: {program}: {reason(said)}")
+
+
 def _from_squeue(job_id: str) -> tuple[str, str] | None:
     done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
     lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
     if done.returncode:
-        return None
+        return _forgotten("squeue", done.stderr)
     return _together(
         (word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason) for word, reason, nodes in lines
     )
@@ -263,6 +274,8 @@ def _from_sacct(job_id: str) -> tuple[str, str] | None:
 
 def _from_scontrol(job_id: str) -> tuple[str, str] | None:
     done = ask("scontrol", "-o", "show", "job", job_id)
+    if done.returncode:
+        return _forgotten("scontrol", done.stderr)
     found = [(re.search(r"\bJobState=(\S+)", line), line) for line in done.stdout.splitlines()]
     reasons = [(word[1], re.search(r"\bReason=(\S+)", line)) for word, line in found if word is not None]
     return _together((word, reason[1] if reason else "") for word, reason in reasons)

@@ -56,7 +56,7 @@ class _RankTask:
             cwd=self.job.cwd if Path(self.job.cwd).is_dir() else None,
         )
         if self.asked is not None:  # while it was being started
-            self.process.send(self.asked)
+            self._tell(self.asked)
         deadline: float | None = None
         while not self.process.poll():
             if self.asked is not None and deadline is None and self._somebody_failed():
@@ -70,8 +70,12 @@ class _RankTask:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """Slurm signals every process of a step, or only this one: pass it on, ranks take it twice as once."""
         self.asked = what_ranks_understand(number)
+        self._tell(self.asked)
+
+    def _tell(self, number: int) -> None:
+        """Tell the rank to save and go, and note that it was told: its end is not its own failure then."""
         if self.process is not None and self.process.ended is None:
-            self.process.ask(self.asked)
+            self.process.ask(number)
             note_end(end_path(self.log_dir, self.rank), None, time.time(), self.mine, asked=True)
 
     def _somebody_failed(self) -> bool:

@@ -57,14 +57,15 @@ class Checks:
         self.durable = 0
         self.dirty = False
         self.commands: set[str] = set()  # beside the first launch
-        self.cancelled: dict[str, float] = {}  # Slurm's id -> when scancel was taken
-        self.last_state: State | None = None
+        self.cancelled: dict[str, float] = {}  # Slurm's id -> when its end was asked for
+        self.asked: set[str] = set()  # told to save by a user's cancel, by Slurm's id
         self._whole: dict[int, bool] = {}
         self._stale: list[tuple[float, int]] = [(0.0, 0)]  # (since when, newest whole step)
         story.files.watch = self._touched
         story.ranks.chose = self._begins
         story.ranks.saved = self._saved
         story.slurm.on_requeue = self._asks_again
+        story.slurm.on_scancel = lambda job: self.asked.add(job.id)
         story.slurm.on_cancel = lambda job: self.cancelled.setdefault(job.id, story.kernel.now)
 
     def fail(self, promise: int, text: str) -> None:
@@ -231,7 +232,7 @@ class Checks:
             self.fail(5, f"called {told} when nothing runs")
         if told.word == "done" and not finished:
             self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
-        if told.word == "cancelled" and not self.cancelled and not self._asked_local():
+        if told.word == "cancelled" and not self.asked:
             self.fail(5, f"called {told}, but nobody cancelled it")
         if told.word == "unknown" and not excuses:
             self.fail(5, f"nobody knows how it ended: {told}")
@@ -249,9 +250,6 @@ class Checks:
             return True
         enough = story.preset.max_restarts >= 1 and story.preset.max_stalls >= 1
         return len(faults) == 1 and faults[0] in WAY_BACK and enough
-
-    def _asked_local(self) -> bool:
-        return any(who.startswith("cancel") for _, who, _ in self.story.kernel.story)
 
     def _culprits(self) -> None:
         """The rank that each attempt's line names, against the truth."""

@@ -84,6 +84,7 @@ class Slurm:
         self.signal_delay_s = 30.0
         self.on_requeue: Callable[[SlurmJob], None] = lambda job: None
         self.on_cancel: Callable[[SlurmJob], None] = lambda job: None
+        self.on_scancel: Callable[[SlurmJob], None] = lambda job: None
 
     # --- life of a job
 
@@ -354,6 +355,7 @@ class Slurm:
         job = self._known(words[-1].partition("_")[0])
         if job is None or job.state not in LIVE:
             return 1, "", "scancel: error: Kill job error on job id: Invalid job id specified"
+        self.on_scancel(job)
         if "--state=PENDING" in options:
             if job.state == "PENDING":
                 self.cancel(job)
