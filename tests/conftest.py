@@ -13,6 +13,8 @@ import torch
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+from marc_dist.run.attempt_id import NUMBER, TOKEN
+
 if TYPE_CHECKING:
     from marc_dist.data.dataset import Dataset
 
@@ -20,7 +22,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for weights; read when huggingface_hub is imported
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported; only implementation=triton runs them
-FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MARC_MASTER_FD")
+FOREIGN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "MARC_MASTER_FD",
+    TOKEN,
+    NUMBER,
+)
 
 # The same examples each time: a change is refused for what it broke, not for the luck of the draw. Others are drawn by
 # hand: MARC_FUZZ_EXAMPLES=50 pytest ...

@@ -105,10 +105,10 @@ def read_holder(run_dir: Path) -> Holder | None:
     return None
 
 
-def _write(run_dir: Path, holder: Holder) -> None:
+def _write(run_dir: Path, holder: Holder, *, make: bool = True) -> None:
     """Write over the file in its place: a rename would need more of a shared file system."""
     told = {**holder._asdict(), **holder.attempt.record()}
-    fd = os.open(run_dir / RUN_LOCK, os.O_WRONLY | os.O_CREAT, 0o666)
+    fd = os.open(run_dir / RUN_LOCK, os.O_WRONLY | (os.O_CREAT if make else 0), 0o666)
     try:
         os.write(fd, (json.dumps(told) + "\n").encode().ljust(ROOM))
     finally:
@@ -180,7 +180,7 @@ def launch_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"{folder}: cannot be made ({error.strerror}); choose another train.run_dir") from None
+        raise LaunchError(f"{folder}: cannot be written ({error.strerror}); choose another train.run_dir") from None
     with _locked_if_possible(folder / LAUNCH_LOCK, wait):
         yield
 
@@ -244,6 +244,7 @@ class RunLock:
         self.me = me(mine)
         self._written = False  # the run has written its settings: the folder is more than a name
         self._missed = 0
+        self._made: list[Path] = []  # folders that were not there before, the run folder first
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="run-lock", daemon=True)
 
@@ -265,6 +266,7 @@ class RunLock:
 
     def take(self, say: Callable[[str], None]) -> None:
         """See ``held``."""
+        self._made = [folder for folder in (self.run_dir, *self.run_dir.parents) if not folder.exists()]
         with launch_lock(self.run_dir):
             other = live_holder(self.run_dir, self.me.attempt, say, watch_s=self.watch_s)
             if other is not None:
@@ -287,6 +289,14 @@ class RunLock:
         if held is not None and held.nonce == self.me.nonce:
             with suppress(OSError):
                 (self.run_dir / RUN_LOCK).unlink()
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Take folders away again that were made for a run which has written nothing."""
+        if self._made and [path.name for path in self.run_dir.iterdir()] == [LAUNCH_LOCK]:
+            (self.run_dir / LAUNCH_LOCK).unlink()
+            for folder in self._made:
+                folder.rmdir()
 
     def _refresh(self) -> None:
         while not self._stop.wait(self.refresh_s):
@@ -300,26 +310,21 @@ class RunLock:
 
     def _look(self) -> str | None:
         """Write again; why that must not be, if so. A full or silent disk is the main thread's to tell."""
-        there = (self.run_dir / "config.yaml").exists()
-        held = read_holder(self.run_dir)
-        if held is None and self._gone(there):
-            self._missed += 1  # looked at twice: a mount may blink
-            gone = f"{self.run_dir}: the run folder was removed while the run was in it; start again in a new folder"
-            return gone if self._missed > 1 else None
-        self._missed = 0
+        there, held = not was_removed(self.run_dir), read_holder(self.run_dir)
+        unlocked = held is None and not (self.run_dir / RUN_LOCK).exists()
+        gone = not self.run_dir.exists() or (self._written and not there)
+        self._missed = self._missed + 1 if unlocked or gone else 0
+        if self._missed == 1:  # a mount may blink; or the folder is being removed, and must get empty
+            return None
+        if gone:
+            return removal(self.run_dir)
         if held is not None and held.nonce != self.me.nonce and not self._is_earlier(held):
             return f"{self.run_dir}: taken over by {held}; this run ends, it would write into the same files"
         self._written |= there
         self.me = self.me._replace(writes=self.me.writes + 1)
         with suppress(OSError):
-            _write(self.run_dir, self.me)
+            _write(self.run_dir, self.me, make=unlocked)
         return None
-
-    def _gone(self, there: bool) -> bool:
-        """Whether the folder has gone, or is another one now; a lock file alone may be removed, and comes back."""
-        if (self.run_dir / RUN_LOCK).exists():  # damaged, or not readable just now
-            return False
-        return not self.run_dir.exists() or (self._written and not there)
 
     def _is_earlier(self, held: Holder) -> bool:
         """Whether an attempt before this one, which does not know yet that it is over, has written the file."""
@@ -333,3 +338,13 @@ def refusal(run_dir: Path, other: Holder) -> str:
         f"{run_dir}: a run is live there, {other}; wait for its end, stop it (kill {other.pid} there, or marc-jobs "
         f"cancel {run_dir}), or choose another train.run_dir"
     )
+
+
+def removal(run_dir: Path) -> str:
+    """Why a run ends whose folder has gone, in one line."""
+    return f"{run_dir}: the run folder was removed while the run was in it; start again in a new folder"
+
+
+def was_removed(run_dir: Path) -> bool:
+    """Whether the folder of a run that has begun has gone, or is another one now: its settings lie in it."""
+    return not (run_dir / "config.yaml").exists()

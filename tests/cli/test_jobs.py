@@ -31,7 +31,7 @@ from pathlib import Path
 from marc_dist.run.job import new_job
 from marc_dist.cluster.backends import run_local
 run, world, what, *arguments = sys.argv[1:]
-preset = {"procs_per_node": int(world), "peer_grace_s": 1.0, "stop_grace_s": 5.0}
+preset = {"procs_per_node": int(world), "peer_grace_s": 1.0, "stop_grace_s": 60.0 if what == "train" else 5.0}
 job = new_job("local", arguments, what=what, procs_per_node=int(world), preset=preset)
 sys.exit(run_local(job, Path(run), sys.stdout.buffer))
 """

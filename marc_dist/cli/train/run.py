@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from marc_dist.preflight.checks import check_rank, show
 from marc_dist.report.lr_chart import lr_picture
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
 from marc_dist.run.rank_ends import note_failure
+from marc_dist.run.run_lock import removal, was_removed
 from marc_dist.training.measure.lr_find import LOWEST, LrFind, lr_find_rank
 from marc_dist.training.measure.profile import Profile, profile_rank
 from marc_dist.training.signals import StopFlag
@@ -29,9 +31,13 @@ def train(config: Config, stop: StopFlag) -> int:
         config: the run's settings.
         stop: set when this process is asked to save and stop.
     """
+    run_dir = Path(config.train.run_dir)
     try:
         result = run_rank(config, stop=stop, give_up=_give_up)
     except OSError as error:
+        ours = str(error.filename).startswith(f"{run_dir}{os.sep}")
+        if error.errno == errno.ENOENT and ours and was_removed(run_dir):
+            raise LaunchError(removal(run_dir)) from None
         if error.errno == errno.ENOSPC:
             raise LaunchError(
                 f"{config.train.run_dir}: cannot be written ({error.strerror}); free space and start again"
