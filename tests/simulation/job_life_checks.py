@@ -13,8 +13,8 @@ The story's own eyes see everything: processes, the server's files, Slurm's tabl
 5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is over
    is never called pending or running.
 6. A cancelled submission never trains again.
-7. The rank named first did fail first; where two machines' clocks differ by more than lies between their failures, one of
-   those that this makes possible.
+7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
+   that failed by themselves within ``SETTLE_S`` seconds, any.
 8. A command ends with an answer, never with a traceback.
 9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
    is a way back (``WAY_BACK``), where restarts and stalls allow one.
@@ -34,7 +34,7 @@ from marc_dist.run.attempt_id import NUMBER, TOKEN
 from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
-from tests.simulation.job_life_ranks import World, named
+from tests.simulation.job_life_ranks import OF_A_PEER, World, named
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
 if TYPE_CHECKING:
@@ -289,6 +289,6 @@ class Checks:
         mine = min((one for one in world.failures if one[1] == rank), default=None)
         if mine is None or first is None:
             return False
-        skew = world.ranks[first[1]].node.skew - world.ranks[rank].node.skew
-        return mine[0] - first[0] <= SETTLE_S + max(0.0, skew)
-
+        if OF_A_PEER in mine[2] and OF_A_PEER not in first[2]:
+            return False
+        return mine[0] - first[0] <= SETTLE_S

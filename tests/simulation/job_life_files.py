@@ -204,6 +204,12 @@ class SharedFiles:
             raise _error(errno.ENOENT, path)
         self._set(path, None)
 
+    def rmdir(self, path: str) -> None:
+        self.step("remove", path, change=True)
+        if any(self.true(f"{path}/{name}") is not None for name in self.children.get(path, ())):
+            raise _error(errno.ENOTEMPTY, path)
+        self._set(path, None)
+
     def replace(self, source: str, target: str) -> None:
         self.step("rename", f"{source} to {target}", change=True)
         inode = self._fresh(source)

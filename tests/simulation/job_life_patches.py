@@ -307,6 +307,7 @@ class Patches:
             "unlink": one(os.unlink, files.unlink),
             "remove": one(os.remove, files.unlink),
             "mkdir": one(os.mkdir, files.mkdir),
+            "rmdir": one(os.rmdir, files.rmdir),
             "stat": one(os.stat, files.stat),
             "lstat": one(os.lstat, files.stat),
             "fstat": one(os.fstat, files.stat),

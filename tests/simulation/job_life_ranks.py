@@ -113,7 +113,7 @@ class Ranks:
         """The truth of how a rank ended; its peers hear of it, or not."""
         if process.code not in (0, EXIT_REQUEUE):
             asked = process.facts.get("asked")
-            how = f"code {process.code}" + (" when asked" if asked else "")
+            how = f"code {process.code}" + (" when asked" if asked else "") + process.facts.get("why", "")
             world.failures.append((process.facts.get("failed", self.kernel.now), rank, how))
             world.broken = True
             self.kernel.tell(f"rank {rank} of {world.who} ends: {how}")
@@ -201,6 +201,7 @@ class _Rank:
             self.kernel.wait(world.changed)
             if len(world.at[what]) < world.size and world.broken and world.loud and self._heard():
                 self.process.facts.setdefault("failed", self.kernel.now)
+                self.process.facts["why"] = OF_A_PEER
                 raise RuntimeError("connection closed by peer")
 
     def _heard(self) -> bool:
@@ -223,6 +224,7 @@ class _Rank:
         raise Exit(EXIT_HUNG)
 
 
+OF_A_PEER = ", because a peer had gone"
 NAMED = re.compile(r"rank (\d+) of \d+ failed first")
 
 
