@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from marc_dist.cluster.preset import SlurmPreset
-from marc_dist.cluster.rank_process import FORWARDED, RankProcess, num_cores, what_ranks_understand
+from marc_dist.cluster.rank_process import FORWARDED, SETTLE_S, RankProcess, num_cores, what_ranks_understand
 from marc_dist.config import EXIT_USER, LaunchError, build
 from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.exit_codes import EXIT_REQUEUE
@@ -65,6 +65,8 @@ class _RankTask:
                 self.process.kill()
             time.sleep(POLL_S)
         code = self.process.code or 0
+        if self.asked is None and code not in (0, EXIT_REQUEUE):  # srun ends the others: they note first how they ended
+            time.sleep(SETTLE_S)
         return 0 if code == EXIT_REQUEUE else 128 - code if code < 0 else code
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ What is assumed of it:
   that the earlier one added after it was opened.
 - ``flock`` holds among all machines (NFS 4), or there is none (``nolock``), or it holds among the processes of one
   machine only (``local_lock``): a setting of the story. It ends with its process.
+- Most operations take milliseconds, one in fifty a second or several.
 - On a full disk, files do not grow; what is overwritten in place still is.
 - A machine that loses its power loses what was not flushed. (What a server loses that crashes: the tests of crash
   states, not these.)
@@ -73,6 +74,8 @@ class SharedFiles:
         self.children: dict[str, set[str]] = {ROOT: set()}
         self.views: dict[tuple[str, str], _View] = {}
         self.watch: Callable[[str, str], None] = lambda action, path: None
+        self.opened: dict[int, SimFile] = {}
+        self.num_opened = 0
         self._number = 1
         self._set(ROOT, self._inode(True))
 
@@ -143,7 +146,10 @@ class SharedFiles:
         if kernel.current is None:
             return
         slow = kernel.rng.random() < 0.02
-        kernel.pause(kernel.rng.expovariate(0.8) if slow else self.latency)
+        took = kernel.rng.expovariate(0.8) if slow else self.latency
+        if took > 0.2:
+            kernel.current.process.facts["slow"] = kernel.now + took
+        kernel.pause(took)
         process = kernel.live().process
         if change and process.crash_after is not None:
             process.crash_after -= 1
@@ -264,7 +270,9 @@ class SimFile(io.BytesIO):
     def __init__(self, files: SharedFiles, inode: Inode, path: str, mode: str) -> None:
         super().__init__(b"" if "a" in mode else bytes(inode.data))
         self.files, self.inode, self.path, self.mode = files, inode, path, mode
-        self.number = _FIRST_FD  # only fsync wants it
+        files.num_opened += 1
+        self.number = _FIRST_FD + (files.num_opened << 20)
+        files.opened[self.number] = self
         self._dirty, self._lost, self._known = False, False, len(inode.data)
         current = files.kernel.current
         self.process = None if current is None else current.process
@@ -311,6 +319,7 @@ class SimFile(io.BytesIO):
                 self.flush()
             finally:
                 super().close()
+                self.files.opened.pop(self.number, None)
                 if self.process is not None and self in self.process.files:
                     self.process.files.remove(self)
 

@@ -348,6 +348,7 @@ class Kernel:
             self._turn(tasklet)
             self.live()
         looks = int((self.now - began) / delay) + 1
+        process.facts["looked"] = EPOCH + began + (looks - 1) * delay + process.node.skew
         tasklet.ticket += 1
         tasklet.quiet = False
         self.pause(began + looks * delay - self.now)

@@ -21,6 +21,7 @@ from unittest import mock
 from filelock import Timeout
 
 import marc_dist.files as marc_files
+from marc_dist.cluster.rank_process import RankProcess
 from marc_dist.run import run_lock
 from marc_dist.training import signals, watchdog
 from tests.simulation.job_life_files import _FIRST_FD, ROOT, SharedFiles, SimFile, _Descriptor, _Entry, _error, _facts, _Listing
@@ -211,6 +212,13 @@ class Patches:
             kernel.pause(0.01)
             return _Popen(kernel, self.rank, dict(env))
 
+        poll = RankProcess.poll
+
+        def polled(rank: RankProcess) -> bool:
+            """A look, after those that a quiet process was spared."""
+            rank.alive_at = max(rank.alive_at, kernel.live().process.facts.pop("looked", 0.0))
+            return poll(rank)
+
         threads = SimpleNamespace(
             Event=lambda: _Event(kernel),
             Thread=lambda target, **rest: _Thread(kernel, target),
@@ -230,6 +238,7 @@ class Patches:
             mock.patch.object(socket, "create_server", listener),
             mock.patch.object(signal, "signal", self._handle),
             mock.patch.object(signal, "pthread_sigmask", lambda *words: set()),
+            mock.patch.object(RankProcess, "poll", polled),
             mock.patch.object(run_lock, "threading", threads),
             mock.patch.object(watchdog, "threading", threads),
             mock.patch.object(signals, "threading", threads),
@@ -290,8 +299,8 @@ class Patches:
 
         def one(real: Callable[..., Any], ours: Callable[[str], Any]) -> Callable[..., Any]:
             def call(path: Any, *words: Any, **rest: Any) -> Any:
-                if isinstance(path, int) and path in self.descriptors:
-                    return _facts(self.descriptors[path].inode)
+                if isinstance(path, int) and path >= _FIRST_FD:
+                    return _facts((self.descriptors.get(path) or files.opened[path]).inode)
                 found = _inside(path)
                 return real(path, *words, **rest) if found is None else ours(found)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from marc_dist.cli.train import _right_to as right_to
+from marc_dist.cli.train import as_rank
 from marc_dist.config import EXIT_USER, DataError, MarcError
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
-from marc_dist.run.rank_ends import failures_noted, note_failure
+from marc_dist.run.rank_ends import note_failure
 from marc_dist.training.checkpoint import newest_checkpoint, save_checkpoint
 from marc_dist.training.signals import StopFlag
 from marc_dist.training.watchdog import Watchdog
@@ -103,8 +103,12 @@ class Ranks:
         config: Any = SimpleNamespace(train=SimpleNamespace(run_dir=folder))
         with stop.installed():
             try:
-                with failures_noted(), right_to(config):
-                    return _Rank(self, world, rank, process, stop).go()
+                with as_rank(config):
+                    try:
+                        return _Rank(self, world, rank, process, stop).go()
+                    finally:
+                        if rank == 0:
+                            world.box["left"] = True  # it writes nothing any more but why it ended
             except MarcError as error:
                 self.kernel.tell(f"ends with 2: {error}")
                 return EXIT_USER
