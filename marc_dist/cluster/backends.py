@@ -107,6 +107,11 @@ def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder 
             f"{job_dir}: {before.kind} job {before.id} of this run is {now.word}; wait for it, end it with marc-jobs "
             f"cancel {job_dir}, or choose another train.run_dir"
         )
+    if before is not None and now is not None and now.silent:
+        return (
+            f"{job_dir}: {before.kind} job {before.id} of this run may wait or run: {now.detail}; try again when Slurm "
+            "answers, or choose another train.run_dir"
+        )
     return None if other is None else run_lock.refusal(job_dir, other)
 
 
@@ -184,8 +189,24 @@ def submit(job: Job, job_dir: Path, prepare: Callable[[], None] = _nothing) -> J
             from marc_dist.cluster import ray
 
             job = ray.submit(job, preset, job_dir)
-        _write(job, job_dir)
+        _name(job, job_dir)
     return job
+
+
+def _name(job: Job, job_dir: Path) -> None:
+    """Write the id of a job that was handed in into ``job.json``.
+
+    Raises:
+        LaunchError: another launch has taken the folder meanwhile, where locks do not reach it; the job is ended.
+    """
+    before = read_job(job_dir)
+    if before.token != job.token:
+        _backend(job).cancel(job, job_dir)
+        raise LaunchError(
+            f"{job_dir}: {before.user} on {before.host} has started another job here at the same moment; this one, "
+            f"{job.kind} {job.id}, was ended; wait for the other, or choose another train.run_dir"
+        )
+    _write(job, job_dir)
 
 
 def _write(job: Job, job_dir: Path) -> None:

@@ -288,7 +288,7 @@ def cancel(job: Job, run_dir: Path) -> None:
     Raises:
         LaunchError: it runs on another machine, or belongs to another user.
     """
-    word, _ = state(job, run_dir)
+    word = state(job, run_dir).word
     if word not in ("pending", "running", "unknown"):
         return
     host, pid, _ = _parse_id(job, run_dir)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from marc_dist.cluster.sbatch_options import check_options, gpu_request, long_name
 from marc_dist.config import ConfigError, build, find_preset, load_yaml, parse_words
 from marc_dist.config.section import Section
 from marc_dist.config.suggest import suggestion
@@ -84,13 +86,23 @@ class RestartPreset(Preset):
     @field_validator("gpus_per_node")
     @classmethod
     def _gpus(cls, value: int | str | None) -> int | str | None:
+        """Also as ``--gres`` has it: ``gpu:4``, ``gpu:h100:4``."""
+        told = f"expected a number or TYPE:NUMBER such as h100:4, got {value!r}"
         if isinstance(value, str):
-            kind, _, number = value.rpartition(":")
-            if not kind or not number.isdigit() or not 1 <= int(number) <= 1024:
-                raise ValueError(f"gpus_per_node: expected a number or TYPE:NUMBER such as h100:4, got {value!r}")
-        elif value is not None and not 0 <= value <= 1024:
-            raise ValueError(f"gpus_per_node: expected 0 to 1024, got {value}")
+            kind, _, number = gpu_request(value).rpartition(":")
+            if not re.fullmatch(r"[^\s,:()]*", kind) or not number.isdigit() or len(number) > 4:
+                raise ValueError(told)
+            value = f"{kind}:{int(number)}" if kind else int(number)
+            if kind and not int(number):
+                raise ValueError(told)
+        if isinstance(value, int) and not 0 <= value <= 1024:
+            raise ValueError(f"expected 0 to 1024, got {value}")
         return value
+
+    @property
+    def gpu_type(self) -> str:
+        """The kind of GPU that is asked for; empty for any."""
+        return str(self.gpus_per_node).rpartition(":")[0] if isinstance(self.gpus_per_node, str) else ""
 
     @property
     def num_gpus(self) -> int:
@@ -125,15 +137,28 @@ class SlurmPreset(RestartPreset):
     constraint: OneLine | None = Field(None, description="features that nodes must have")
     exclude: OneLine | None = Field(None, pattern=NAME, description="nodes to keep away from, e.g. n[3,7]")
     nodelist: OneLine | None = Field(None, pattern=NAME, description="nodes to use")
+    job_name: OneLine | None = Field(None, pattern=NAME, description="null = marc- and the name of the run folder")
     time_min: int = Field(60, ge=1, le=525_600, description="time limit of one start, minutes")
     mem: OneLine | None = Field(None, pattern=r"^[0-9]+[KMGT]?B?$", description="memory a node, e.g. 64G")
     exclusive: bool = Field(False, description="whole nodes")
     signal_delay_s: int = Field(120, ge=1, le=65_535, description="told to save so long before the limit, seconds")
+    dependency: OneLine | None = Field(None, pattern=NAME, description="e.g. afterok:123: starts when job 123 is done")
+    mail_type: OneLine | None = Field(None, pattern=NAME, description="when Slurm writes a mail, e.g. END,FAIL")
+    mail_user: OneLine | None = Field(None, pattern=NAME, description="to whom; null = the submitting user")
+    comment: OneLine | None = Field(None, description="Slurm keeps it with the job; some sites bill by it")
+    stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after a cancel, seconds")
     setup: list[OneLine] = Field(default_factory=list, description="shell lines before the run, e.g. module load cuda")
     sbatch: dict[OneLine, OneLine | int | bool] = Field(default_factory=dict, description="more sbatch options")
     srun_args: list[OneLine] = Field(default_factory=list, description="more options of srun")
     container: ContainerPreset = ContainerPreset()
     array: ArrayPreset = ArrayPreset()
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options(cls, value: dict[str, str | int | bool], info: ValidationInfo) -> dict[str, str | int | bool]:
+        """Stands below the keys that it may repeat: those are checked before it."""
+        check_options(value, [key for key, given in info.data.items() if given is not None])
+        return {long_name(key): one for key, one in value.items()}
 
 
 class RayPreset(RestartPreset):

@@ -39,6 +39,8 @@ class RankProcess:
 
     Attributes:
         ended: when it was seen to have ended, in seconds since 1970.
+        alive_at: when it was last seen alive. A rank that has no time to say so is taken to have failed then: before
+            its peers, which hear of it at once.
         asked: it was told to end by us.
     """
 
@@ -56,6 +58,7 @@ class RankProcess:
         self.rank, self.log_dir = rank, log_dir
         self.log, self.end_file = log_dir / f"rank-{rank}.log", end_path(log_dir, rank)
         self.ended: float | None = None
+        self.alive_at = time.time()
         self.asked = False
         log_dir.mkdir(parents=True, exist_ok=True)
         self.mine = attempt_from_env(env)
@@ -83,11 +86,14 @@ class RankProcess:
 
     def poll(self) -> bool:
         """Whether it has ended; then what it had started ends too, and its end is noted."""
-        if self.ended is None and _has_ended(self.process):
+        now = time.time()  # before the look
+        if self.ended is None and not _has_ended(self.process):
+            self.alive_at = now
+        elif self.ended is None:
             self.ended = time.time()
             self.send(signal.SIGKILL, group=True)  # loader workers that would outlive it
             self.process.wait()
-            note_end(self.end_file, self.process.returncode, self.ended, self.mine, asked=self.asked)
+            note_end(self.end_file, self.process.returncode, self.alive_at, self.mine, asked=self.asked)
         return self.ended is not None
 
     def send(self, number: int, *, group: bool = False) -> None:
@@ -107,12 +113,9 @@ class RankProcess:
             self.process.wait()
 
     def end(self) -> RankEnd:
-        """When and with what it ended; one that had no time to say so failed a little before it was seen dead."""
+        """When and with what it ended; one that had no time to say so failed when it was last seen alive."""
         told = read_end(self.log_dir, self.rank, self.mine)
-        if told is not None and told.error is not None:
-            return told
-        seen = (self.ended or time.time()) - SETTLE_S / 2
-        return RankEnd(self.rank, seen, self.code, None, node_name(), self.asked)
+        return RankEnd(self.rank, self.alive_at, self.code, None, node_name(), self.asked) if told is None else told
 
 
 def num_cores() -> int:

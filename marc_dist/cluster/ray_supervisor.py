@@ -67,7 +67,7 @@ class Supervisor:
 
     def state(self) -> tuple[str, str, str]:
         """The token of the job, and how it stands."""
-        return self.job.token, *self.now
+        return self.job.token, self.now.word, self.now.detail
 
     def cancel(self, token: str) -> None:
         """End the job with this token."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from marc_dist.cluster.preset import SlurmPreset
@@ -18,9 +19,10 @@ from marc_dist.cluster.rank_process import tail
 from marc_dist.config import EXIT_USER, LaunchError, MarcError, build
 from marc_dist.run.attempt_id import TOKEN, AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt, newest_step
-from marc_dist.run.job import Job, attempts_of_job, element_dir, read_job
+from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.job import CANCELLED, Job, attempts_of_job, element_dir, read_job
 from marc_dist.run.job import start_again as rule
-from marc_dist.run.rank_ends import clear_ends, job_end, read_end
+from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read_end
 
 EXIT_LIMIT = 1
 WAIT_S = 120.0
@@ -39,9 +41,12 @@ def _say(text: str) -> None:
 
 
 def _hosts(env: Mapping[str, str]) -> list[str]:
+    """Names of the job's nodes; as Slurm writes them, n[1-4], where scontrol is missing."""
     nodes = env.get("SLURM_JOB_NODELIST", "")
-    done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    return done.stdout.split() or [nodes]
+    with suppress(OSError):
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+        return done.stdout.split() or [nodes]
+    return [nodes]
 
 
 def begin(job_dir: Path) -> int:
@@ -50,6 +55,10 @@ def begin(job_dir: Path) -> int:
     mine = _attempt(job, os.environ)
     clear_ends(job_dir / "logs")
     begin_attempt(job_dir, mine, _hosts(os.environ))
+    if job.cancelled_at is not None:
+        end_attempt(job_dir, mine, EXIT_REQUEUE, None, False, CANCELLED)
+        _say(f"cancelled; marc-jobs resume {job_dir} starts it anew")
+        return _until_cancelled(EXIT_LIMIT)
     begun = len(attempts_of_job(job, job_dir))
     if begun - 1 > preset.max_restarts:
         why = f"cluster.max_restarts={preset.max_restarts} used up"
@@ -76,6 +85,8 @@ def end(job_dir: Path, code: int) -> int:
     first_steps = [attempt.first_step for attempt in attempts_of_job(job, job_dir)]
     step = newest_step(job_dir)
     again, why = rule(found.code, found.lost, first_steps, step, preset.max_restarts, preset.max_stalls)
+    if job.cancelled_at is not None and found.code != 0:
+        again, why = False, CANCELLED
     end_attempt(job_dir, mine, found.code, found.error, again, why)
     if found.error is not None:
         if found.rank is not None and found.code != EXIT_USER:
@@ -84,25 +95,48 @@ def end(job_dir: Path, code: int) -> int:
         _say(f"error: {found.error}")
     if not again:
         _say(f"ended after step {step} with code {found.code}: {why}")
-        return found.code
+        return _until_cancelled(found.code) if why == CANCELLED else found.code
     _say(f"starting again after step {step}: {why}")
-    return _requeue(found.code)
+    return _requeue(job_dir, mine, found)
 
 
-def _requeue(code: int) -> int:
-    name = slurm_id(os.environ)
-    asked = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True, check=False)
-    if asked.returncode and not _already_over(name):
-        _say(f"error: scontrol requeue {name}: {' '.join(asked.stderr.split())}; marc-jobs resume starts it again")
+def _requeue(job_dir: Path, mine: AttemptId, found: JobEnd) -> int:
+    name, code = slurm_id(os.environ), found.code or 1
+    error = _slurm("scontrol", "requeue", name)
+    if error is None or _already_over(name):
+        time.sleep(WAIT_S)  # Slurm ends us here: an exit now could be noted as the job's end
+        return code
+    why = f"it cannot be requeued (scontrol requeue {name}: {error}); marc-jobs resume {job_dir} starts it again"
+    end_attempt(job_dir, mine, code, found.error, False, why)
+    _say(f"error: {why}")
+    return code
+
+
+def _until_cancelled(code: int) -> int:
+    """Have Slurm end this job as cancelled: whoever asked for it may be gone by now."""
+    error = _slurm("scancel", slurm_id(os.environ))
+    if error is not None:
+        _say(f"scancel: {error}; Slurm may show the job as failed")
         return code or 1
-    time.sleep(WAIT_S)  # Slurm ends us here: an exit now could be noted as the job's end
+    time.sleep(WAIT_S)
     return code or 1
+
+
+def _slurm(*command: str) -> str | None:
+    """None, or why one of Slurm's commands has failed; a compute node may lack it."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror} on {node_name()}"
+    return (" ".join(done.stderr.split()) or f"exit code {done.returncode}") if done.returncode else None
 
 
 def _already_over(name: str) -> bool:
     """Whether Slurm itself is ending this start, which is what we asked for."""
-    seen = subprocess.run(["squeue", "-h", "-j", name, "-o", "%T"], capture_output=True, text=True, check=False)
-    return seen.stdout.strip() in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
+    with suppress(OSError):
+        seen = subprocess.run(["squeue", "-h", "-j", name, "-o", "%T"], capture_output=True, text=True, check=False)
+        return seen.stdout.strip() in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
+    return False
 
 
 def _attempt(job: Job, env: Mapping[str, str]) -> AttemptId:

@@ -14,24 +14,30 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from marc_dist.cluster.preset import SlurmPreset
-from marc_dist.cluster.rank_process import RANK_VARIABLES
-from marc_dist.config import LaunchError
-from marc_dist.config.suggest import suggestion
+from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
+from marc_dist.config import LaunchError, build
 from marc_dist.run.attempt_id import NUMBER, TOKEN
 from marc_dist.run.job import Job, State, Word, attempts_of_job, ended, note_cancel, read_job
 
-FOREIGN = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_|PMI)")
-KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
-ASK_S = 30.0
+POLL_S = 0.5
+AGAIN_S = 5.0
+"""A job that is told to save is told again so often."""
+GONE = re.compile(r"Invalid job id|already complet|not running|pending execution", re.I)
+"""What scancel says of a job that has nobody to signal."""
+PLAIN = (
+    "partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency", "mail_type", "mail_user",
+    "comment",
+)  # fmt: skip
+"""Keys of the preset that sbatch knows by the same name."""
 WORDS: dict[str, Word] = {
     "PENDING": "pending", "CONFIGURING": "pending", "REQUEUED": "pending", "REQUEUE_FED": "pending",
     "REQUEUE_HOLD": "pending", "RESV_DEL_HOLD": "pending", "SPECIAL_EXIT": "pending",
@@ -41,15 +47,6 @@ WORDS: dict[str, Word] = {
     "FAILED": "failed", "TIMEOUT": "failed", "NODE_FAIL": "failed", "PREEMPTED": "failed", "BOOT_FAIL": "failed",
     "DEADLINE": "failed", "OUT_OF_MEMORY": "failed", "REVOKED": "failed",
 }  # fmt: skip
-
-
-def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment to submit from: what an outer job left would reshape the new one."""
-    return {
-        key: value
-        for key, value in env.items()
-        if (key in KEPT or not FOREIGN.match(key)) and key not in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
-    }
 
 
 def _module(preset: SlurmPreset, module: str, *words: str) -> list[str]:
@@ -89,7 +86,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
     folder = shlex.quote(str(job_dir))
     setup = ["set -eo pipefail", *preset.setup, "set +eo pipefail"] if preset.setup else []
     params: dict[str, Any] = {
-        "job_name": re.sub(r"[^A-Za-z0-9._-]", "-", f"marc-{job_dir.name}"),
+        "job_name": preset.job_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"marc-{job_dir.name}"),
         "nodes": job.nodes,
         "ntasks_per_node": job.procs_per_node,
         "time": preset.time_min,
@@ -103,11 +100,11 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
             "chdir": job.cwd,
             "requeue": True,
             **({"array": f"{spans(job.numbers)}%{_parallel(job, preset)}"} if job.run_dirs else {}),
-            **{key.replace("_", "-"): value for key, value in preset.sbatch.items() if value is not False},
+            **{key: value for key, value in preset.sbatch.items() if value is not False},
         },
     }
     optional = {
-        **{key: getattr(preset, key) for key in ("partition", "account", "qos", "constraint", "exclude", "nodelist")},
+        **{key: getattr(preset, key) for key in PLAIN},
         **{"mem": preset.mem, "cpus_per_task": preset.cpus_per_proc, "exclusive": preset.exclusive or None},
         "gpus_per_node": preset.gpus_per_node or None,
     }
@@ -159,90 +156,11 @@ def spans(numbers: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-class Partition(NamedTuple):
-    """What one line of sinfo says of a kind of nodes in a partition."""
-
-    name: str
-    nodes: int
-    cpus: int
-    gpus: int
-
-
-def _ask(*command: str, limit_s: float = ASK_S) -> subprocess.CompletedProcess[str]:
-    """One of Slurm's commands, with the environment of a login node.
-
-    Raises:
-        LaunchError: it is missing, or does not answer in time.
-    """
-    if shutil.which(command[0]) is None:
-        raise LaunchError(
-            f"{command[0]}: not found on PATH; expected Slurm's commands, as on a login node; --dry-run shows the "
-            "script without them, and the preset local runs here"
-        )
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=limit_s, env=clean_environment(os.environ)
-        )
-    except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command[0]}: no answer from Slurm within {limit_s:.0f} s; try again later") from None
-
-
-def partitions() -> list[Partition]:
-    """All partitions, a line for each kind of node in it; the default partition first.
-
-    Raises:
-        LaunchError: Slurm does not answer.
-    """
-    done = _ask("sinfo", "-h", "-o", "%P|%D|%c|%G")
-    if done.returncode:
-        raise LaunchError(f"sinfo: {_reason(done.stderr)}; expected a Slurm cluster that answers")
-    found: list[Partition] = []
-    for line in done.stdout.splitlines():
-        name, nodes, cpus, gres = line.strip().split("|", 3)
-        gpus = sum(int(number) for number in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", gres))
-        found.append(Partition(name, int(nodes), int(cpus.rstrip("+")), gpus))
-    found.sort(key=lambda part: not part.name.endswith("*"))
-    return [part._replace(name=part.name.rstrip("*")) for part in found]
-
-
-def check_size(job: Job, preset: SlurmPreset) -> None:
-    """Refuse what this cluster could never start, before it waits in the queue for ever.
-
-    Raises:
-        LaunchError: no such partition, or more nodes, CPUs or GPUs than it has.
-    """
-    known = partitions()
-    names = list(dict.fromkeys(part.name for part in known))
-    name = preset.partition or (names[0] if names else "")
-    wanted = name.split(",")
-    for one in wanted:
-        if one not in names:
-            hint = suggestion(one, names)
-            raise LaunchError(f"cluster.partition: no partition {one!r} here, there are {', '.join(names)}{hint}")
-    mine = [part for part in known if part.name in wanted]
-    if job.nodes > sum(part.nodes for part in mine):
-        has = sum(part.nodes for part in mine)
-        raise LaunchError(f"--nodes: partition {name} has {has} nodes, got {job.nodes}; ask for at most {has}")
-    cpus = job.procs_per_node * (preset.cpus_per_proc or 1)
-    most = max(part.cpus for part in mine)
-    if cpus > most:
-        raise LaunchError(
-            f"cluster.cpus_per_proc: {job.procs_per_node} processes a node with {preset.cpus_per_proc or 1} CPUs each "
-            f"need {cpus}, but a node of partition {name} has {most}; ask for less"
-        )
-    most = max(part.gpus for part in mine)
-    if preset.num_gpus > most:
-        raise LaunchError(
-            f"cluster.gpus_per_node: a node of partition {name} has {most} GPUs, got {preset.gpus_per_node}; "
-            "ask for less, or another partition"
-        )
-
-
 @contextmanager
-def _submitting() -> Iterator[None]:
+def _submitting(env: Mapping[str, str]) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update(clean_environment(before))
+    os.environ.update(env)
     try:
         yield
     finally:
@@ -268,45 +186,41 @@ def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
 
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
-            _ask(program)
-    check_size(job, preset)
+            ask(program)
+    env, left = submit_environment(os.environ, preset)
+    note_left_out(left, os.environ)
+    check_size(job, preset, preset.partition or env.get("SBATCH_PARTITION"))
     command, params = script_parts(job, preset, job_dir)
     try:
         (job_dir / "slurm").mkdir(parents=True, exist_ok=True)
-        with _submitting():
+        with _submitting(env):
             executor = submitit.SlurmExecutor(folder=job_dir / "slurm")
             executor.update_parameters(**params)
             executor.parameters |= _logs(job)
             with redirect_stderr(StringIO()):  # submitit passes sbatch's complaint on; ours is one line
                 submitted = executor._submit_command(command)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise LaunchError(f"sbatch: {_reason(str(error))}; see launchers/ and cluster.KEY=value words") from None
+        raise LaunchError(f"sbatch: {reason(str(error))}; see launchers/ and cluster.KEY=value words") from None
     except OSError as error:
         raise LaunchError(f"{job_dir}: cannot be written ({error.strerror}); choose another train.run_dir") from None
     return job.model_copy(update={"id": str(submitted.job_id)})
 
 
-def _reason(text: str) -> str:
-    """What a command of Slurm's complains of, without its prefixes."""
-    lines = [line.strip() for line in text.splitlines() if "error:" in line]
-    kept = [re.sub(r"^.*?error:\s*", "", line) for line in lines] or [" ".join(text.split()[-30:])]
-    return "; ".join(dict.fromkeys(kept)) or "no reason given"
-
-
 def state(job: Job, job_dir: Path) -> State:
     """How the job stands: squeue, then sacct, then scontrol, then what the run folder says."""
     assert job.id is not None
+    missing, silent = "", False
     for look in (_from_squeue, _from_sacct, _from_scontrol):
         try:
             found = look(job.id)
         except LaunchError as error:
-            found, missing = None, str(error)
-        else:
-            missing = "Slurm has forgotten the job"
+            missing, silent = missing or str(error), shutil.which("squeue") is not None
+            continue
         if found is not None:
             word, detail = found
             return _state(word, detail, job, job_dir)
-    return _from_folder(job, job_dir, missing)
+    told = _from_folder(job, job_dir, missing or "Slurm has forgotten the job")
+    return told._replace(silent=silent) if told.word == "unknown" else told
 
 
 def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
@@ -315,6 +229,9 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     if word is None:
         return State("unknown", f"Slurm says {slurms}")
     told = f"{first}{f' ({detail})' if detail and detail not in ('None', '(null)') else ''}"
+    mine = ended(job, job_dir) if word in ("failed", "cancelled") and not job.run_dirs else None
+    if mine is not None and mine.word == "cancelled":
+        return State("cancelled", f"CANCELLED {mine.detail}")
     tries = attempts_of_job(job, job_dir)
     if word == "failed" and tries and tries[-1].error:
         told += f": {tries[-1].error}"
@@ -327,11 +244,21 @@ def _together(found: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     return min(found, key=lambda one: order.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
 
 
+def _forgotten(program: str, said: str) -> None:
+    """Nothing, when Slurm says that it knows no such job.
+
+    Raises:
+        LaunchError: it says something else: it does not answer.
+    """
+    if "Invalid job id" not in said:
+        raise LaunchError(f"Slurm does not answer: {program}: {reason(said)}")
+
+
 def _from_squeue(job_id: str) -> tuple[str, str] | None:
-    done = _ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
+    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
     lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
     if done.returncode:
-        return None
+        return _forgotten("squeue", done.stderr)
     return _together(
         (word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason) for word, reason, nodes in lines
     )
@@ -340,13 +267,15 @@ def _from_squeue(job_id: str) -> tuple[str, str] | None:
 def _from_sacct(job_id: str) -> tuple[str, str] | None:
     if shutil.which("sacct") is None:
         return None
-    done = _ask("sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,Reason")
+    done = ask("sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,Reason")
     lines = [line.partition("|") for line in done.stdout.splitlines()]
     return None if done.returncode else _together((word, reason) for word, _, reason in lines if word.strip())
 
 
 def _from_scontrol(job_id: str) -> tuple[str, str] | None:
-    done = _ask("scontrol", "-o", "show", "job", job_id)
+    done = ask("scontrol", "-o", "show", "job", job_id)
+    if done.returncode:
+        return _forgotten("scontrol", done.stderr)
     found = [(re.search(r"\bJobState=(\S+)", line), line) for line in done.stdout.splitlines()]
     reasons = [(word[1], re.search(r"\bReason=(\S+)", line)) for word, line in found if word is not None]
     return _together((word, reason[1] if reason else "") for word, reason in reasons)
@@ -367,13 +296,39 @@ def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
 
 
 def cancel(job: Job, job_dir: Path) -> None:
-    """End a job for good: its ranks are told to save first (Slurm's KillWait is the time that they have).
+    """End a job for good: what waits is taken back; what runs is told to save, and ended when it has, or later.
+
+    A bare scancel would leave ranks Slurm's KillWait to save, which is often a few seconds. So they get the signal
+    that they also get ahead of the time limit, and the preset's ``stop_grace_s``. The batch script reads in
+    ``job.json`` that nothing starts again.
 
     Raises:
         LaunchError: Slurm does not answer, or refuses.
     """
     assert job.id is not None
-    done = _ask("scancel", job.id)
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise LaunchError(f"scancel {job.id}: {_reason(done.stderr)}")
-    note_cancel(job, job_dir)  # its batch script is ended with it, and cannot
+    grace_s = build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
+    _scancel(job.id, "--state=PENDING")
+    if grace_s and _runs(job.id):
+        _scancel(job.id, "--signal=USR2")
+    note_cancel(job, job_dir)
+    asked, deadline = time.monotonic(), time.monotonic() + grace_s
+    while time.monotonic() < deadline and _runs(job.id):
+        if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
+            asked = time.monotonic()
+            _scancel(job.id, "--signal=USR2")
+        time.sleep(POLL_S)
+    _scancel(job.id)
+
+
+def _scancel(job_id: str, *options: str) -> None:
+    done = ask("scancel", *options, job_id)
+    if done.returncode and not GONE.search(done.stderr):
+        raise LaunchError(f"scancel {job_id}: {reason(done.stderr)}")
+
+
+def _runs(job_id: str) -> bool:
+    """Whether ranks may still be there to save; of an array, those of any element."""
+    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
+    return not done.returncode and any(
+        WORDS.get(word) == "running" and word != "COMPLETING" for word in done.stdout.split()
+    )

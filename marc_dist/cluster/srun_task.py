@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from marc_dist.cluster.preset import SlurmPreset
-from marc_dist.cluster.rank_process import FORWARDED, RankProcess, num_cores, what_ranks_understand
+from marc_dist.cluster.rank_process import FORWARDED, SETTLE_S, RankProcess, num_cores, what_ranks_understand
 from marc_dist.config import EXIT_USER, LaunchError, build
 from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.exit_codes import EXIT_REQUEUE
@@ -56,7 +56,7 @@ class _RankTask:
             cwd=self.job.cwd if Path(self.job.cwd).is_dir() else None,
         )
         if self.asked is not None:  # while it was being started
-            self.process.send(self.asked)
+            self._tell(self.asked)
         deadline: float | None = None
         while not self.process.poll():
             if self.asked is not None and deadline is None and self._somebody_failed():
@@ -65,13 +65,19 @@ class _RankTask:
                 self.process.kill()
             time.sleep(POLL_S)
         code = self.process.code or 0
+        if self.asked is None and code not in (0, EXIT_REQUEUE):  # srun ends the others: they note first how they ended
+            time.sleep(SETTLE_S)
         return 0 if code == EXIT_REQUEUE else 128 - code if code < 0 else code
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """Slurm signals every process of a step, or only this one: pass it on, ranks take it twice as once."""
         self.asked = what_ranks_understand(number)
+        self._tell(self.asked)
+
+    def _tell(self, number: int) -> None:
+        """Tell the rank to save and go, and note that it was told: its end is not its own failure then."""
         if self.process is not None and self.process.ended is None:
-            self.process.ask(self.asked)
+            self.process.ask(number)
             note_end(end_path(self.log_dir, self.rank), None, time.time(), self.mine, asked=True)
 
     def _somebody_failed(self) -> bool:

@@ -72,10 +72,12 @@ class State(NamedTuple):
     Attributes:
         word: in one word.
         detail: the batch system's own word and reason, or what the run folder says.
+        silent: the batch system is there and does not answer just now: the job may live.
     """
 
     word: Word
     detail: str = ""
+    silent: bool = False
 
     def __str__(self) -> str:
         """``pending (Resources)``; the batch system's word is left out where it is the same as ours."""

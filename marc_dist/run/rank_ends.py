@@ -3,6 +3,9 @@
 ``RUN/logs/.end-K.json`` is made by whoever starts rank K, ``ROOM`` bytes that are overwritten: the reason may be a full
 disk. The rank itself notes its error there, whoever started it adds exit code and host. A note says which attempt it is
 of: a rank of an earlier attempt that still writes replaces no note of a later one, and its own counts for nobody.
+
+Which rank was first is told by the clock that dates the files, which all of them share: those of two machines may
+differ by minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class RankEnd(NamedTuple):
 
     Attributes:
         rank: its number.
-        time: when it failed, or ended, in seconds since 1970.
+        time: when it failed, or ended, in seconds since 1970, by the clock that dates its file.
         code: exit code; negative for a signal; None while nobody has seen it end.
         error: its own words, if it had the time to say any.
         host: where it ran.
@@ -68,14 +71,34 @@ def _note(path: Path, told: Mapping[str, object]) -> None:
         file.write(data)
 
 
+def file_time(path: Path) -> float:
+    """What time it is by the clock that dates a rank's file, in seconds since 1970; ours where it cannot be written.
+
+    Works on a full disk: a byte is written over itself.
+    """
+    with suppress(OSError), path.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(first)
+        file.flush()
+        os.fsync(file.fileno())
+        if first:
+            return os.fstat(file.fileno()).st_mtime
+    return time.time()
+
+
 def note_failure(error: str) -> None:
-    """Note why this rank ends, in the launcher's file, when there is a launcher; never fails itself."""
-    path = os.environ.get(FAILURE_FILE)
-    if path:
-        mine = attempt_from_env(os.environ)
-        told = {"time": time.time(), "error": error[:1000], "host": node_name(), **mine.record()}
-        if not _is_later(_read(Path(path)), mine):
-            _note(Path(path), told)
+    """Note why this rank ends, in the launcher's file, when there is a launcher; never fails itself.
+
+    Its first words stay: what comes later, while it tidies up, is no cause.
+    """
+    name = os.environ.get(FAILURE_FILE)
+    if not name:
+        return
+    path, mine = Path(name), attempt_from_env(os.environ)
+    before = _read(path)
+    if not _is_later(before, mine) and before.get("error") is None:
+        _note(path, {"time": file_time(path), "error": error[:1000], "host": node_name(), **mine.record()})
 
 
 def _is_later(told: Mapping[str, object], mine: AttemptId) -> bool:
@@ -109,7 +132,8 @@ def note_end(path: Path, code: int | None, ended: float, mine: AttemptId, *, ask
     Args:
         path: see ``end_path``.
         code: exit code, negative for a signal; None when it was only asked to end, so far.
-        ended: when, in seconds since 1970; the rank's own time of failure is kept when it told one.
+        ended: when, in seconds since 1970 by this machine's clock; the rank's own time of failure is kept when it told
+            one.
         mine: the attempt that the rank is of.
         asked: it was told to end.
     """
@@ -117,7 +141,8 @@ def note_end(path: Path, code: int | None, ended: float, mine: AttemptId, *, ask
     if _is_later(told, mine):
         return
     told = told if mine.wrote(told) else {}
-    seen = {"time": ended, "error": None, "host": node_name(), **told, "code": code, "asked": asked}
+    when = ended if "time" in told else ended + file_time(path) - time.time()
+    seen = {"time": when, "error": None, "host": node_name(), **told, "code": code, "asked": asked}
     _note(path, seen | mine.record())
 
 

@@ -267,6 +267,7 @@ def test_elements_of_an_array_survive_and_are_resumed_alone(
 def test_detach_then_cancel_leaves_no_process_behind(slurm: SlurmCluster, sample_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--nodes", "2", "slurm", f"data.dir={sample_dir}", *TINY, f"train.run_dir={run}"]
+    words.append("train.checkpoint_every=1000")  # what is saved is saved because it was told to
     follower = subprocess.Popen(
         [sys.executable, "-m", "marc_dist.cli.launch", "--follow", *words],
         env=slurm.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -284,14 +285,15 @@ def test_detach_then_cancel_leaves_no_process_behind(slurm: SlurmCluster, sample
     assert slurm.state(job) == "RUNNING"
     again = launch(slurm, *words)
     assert again.code == 2 and f"slurm job {job} of this run is running" in again.err
-    jobs(slurm, "cancel", run)
+    said = jobs(slurm, "cancel", run)
+    assert f"{run}: cancelled (after step {newest_step(run)})" in said and newest_step(run) == last_step(run) > 1
     assert slurm.wait_for(job, "CANCELLED", 30)
     until(lambda: not slurm.job_processes(), 90, run)
     for path in (None, "/nowhere"):  # today, and on a day when Slurm has forgotten the job
         told = json.loads(jobs(slurm, "status", run, "--json", path=path))
-        assert told["state"] == "cancelled" and told["attempts"][0]["code"] is None, told
+        assert told["state"] == "cancelled" and told["attempts"][0]["code"] == 85, told
     assert f"state         cancelled (after step {newest_step(run)})" in jobs(slurm, "status", run, path="/nowhere")
-    assert "; cancelled 20" in jobs(slurm, "status", run)
+    assert ": stopped and saved; cancelled" in jobs(slurm, "status", run)
     jobs(slurm, "resume", run, "--nodes", "3")
     assert read_job(run).cancelled_at is None
     step = last_step(run)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cluster.preset import SlurmPreset, load_preset
-from marc_dist.cluster.slurm import clean_environment, render
+from marc_dist.cluster.slurm import render
+from marc_dist.cluster.slurm_commands import clean_environment
 from marc_dist.cluster.srun_task import task_environment
 from marc_dist.config import ConfigError, list_presets
 from marc_dist.run.job import Job, new_job

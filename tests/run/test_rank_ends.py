@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from marc_dist.config import DataError
-from marc_dist.run.rank_ends import FAILURE_FILE, ROOM, failures_noted
+from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.rank_ends import (
+    FAILURE_FILE,
+    ROOM,
+    end_path,
+    failures_noted,
+    make_room,
+    note_end,
+    note_failure,
+    read_end,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +62,38 @@ def test_a_full_disk_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "gone" / "failure.json"))
     with pytest.raises(ValueError, match="the cause"), failures_noted():
         raise ValueError("the cause")
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of rank 0 of some attempt, as its launcher has made it; this process is the rank."""
+    path, mine = end_path(tmp_path, 0), AttemptId("abc", 1)
+    make_room(path, mine)
+    monkeypatch.setenv(FAILURE_FILE, str(path))
+    for name, value in mine.variables().items():
+        monkeypatch.setenv(name, value)
+    return path
+
+
+@pytest.mark.parametrize("skew_s", [-300.0, 300.0])
+def test_which_rank_was_first_does_not_depend_on_the_clocks_of_their_machines(
+    skew_s: float, launched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulator: a rank on a machine whose clock is behind was named in place of the cause."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + skew_s)
+    with pytest.raises(ValueError, match="x"), failures_noted():
+        raise ValueError("x")
+    told = read_end(launched.parent, 0, AttemptId("abc", 1))
+    assert told is not None and abs(told.time - right()) < 60
+    make_room(launched, AttemptId("abc", 1))
+    note_end(launched, -9, time.time() - 2.0, AttemptId("abc", 1))
+    killed = read_end(launched.parent, 0, AttemptId("abc", 1))
+    assert killed is not None and abs(killed.time + 2.0 - right()) < 60
+
+
+def test_the_first_words_of_a_rank_stay(launched: Path) -> None:
+    note_failure("the cause")
+    note_failure("what came of it")
+    told = read_end(launched.parent, 0)
+    assert told is not None and told.error == "the cause"

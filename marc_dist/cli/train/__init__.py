@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,8 @@ def _train(options: argparse.Namespace) -> int:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch comes: its tracer's talk is not for people
     stop = StopFlag()
     trains = not options.check and options.profile is None and options.lr_find is None
-    installed = stop.installed() if trains else nullcontext()
-    with installed, failures_noted(), _right_to(config) if trains else nullcontext():  # before torch: no signal is lost
+    installed, ours = stop.installed() if trains else nullcontext(), as_rank(config) if trains else failures_noted()
+    with installed, ours:  # before torch: no signal is lost
         from marc_dist.cli.train import run
 
         if options.check:
@@ -48,6 +48,13 @@ def _train(options: argparse.Namespace) -> int:
         if options.lr_find is not None:
             return run.lr_find(config, int(options.lr_find))
         return run.train(config, stop)
+
+
+@contextmanager
+def as_rank(config: Config) -> Iterator[None]:
+    """The run folder is this run's inside the block, and the launcher learns why the rank fails, before it tidies up."""
+    with failures_noted(), _right_to(config), failures_noted():
+        yield
 
 
 def _right_to(config: Config) -> AbstractContextManager[None]:

@@ -1,0 +1,98 @@
+"""``marc-jobs cancel`` on a real cluster: ranks save for longer than Slurm's KillWait, and nothing starts again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from marc_dist.cluster import backends, slurm
+from marc_dist.cluster.preset import SlurmPreset
+from marc_dist.run.attempts import attempts
+from marc_dist.run.job import Job, new_job, read_job
+from tests.cluster.slurm_cluster import SlurmCluster
+
+pytestmark = pytest.mark.slow
+SAVE_S = 5.0  # KillWait of the cluster is 3 s
+RANK = f"""
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def save(number, frame):
+    time.sleep({SAVE_S})
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints/step-00000007.pt").touch()
+    sys.exit(85)
+signal.signal(signal.SIGUSR2, save)
+(folder / "up").touch()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def here(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    """The cluster, with this process as a user of it."""
+    monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
+    monkeypatch.setenv("PATH", slurm.env["PATH"])
+    return slurm
+
+
+def submitted(run: Path, *folders: Path, script: str = RANK, **values: object) -> Job:
+    preset = SlurmPreset(preflight=False, **values)  # type: ignore[arg-type]
+    for folder in (run, *folders):
+        folder.mkdir()
+    job = new_job(
+        "slurm", ["-c", script, str(run)], run_dirs=list(map(str, folders)), preset=preset.model_dump(mode="json")
+    )
+    return backends.submit(job, run)
+
+
+def until(condition: Callable[[], object], limit_s: float = 60) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def what_it_said(run: Path) -> str:
+    return "\n".join(path.read_text() for path in run.glob("slurm/*.out")) + (run / "attempts.jsonl").read_text()
+
+
+def test_running_elements_save_and_waiting_ones_are_taken_back(here: SlurmCluster, tmp_path: Path) -> None:
+    run = tmp_path / "seeds"
+    folders = [run / str(number) for number in range(3)]
+    job = submitted(run, *folders, array={"parallel": 2})
+    until(lambda: sum((folder / "up").exists() for folder in folders) == 2)
+    begun = time.monotonic()
+    backends.cancel(job, run)
+    assert SAVE_S < time.monotonic() - begun < 60
+    until(lambda: not here.job_processes(), 20)
+    for number, folder in enumerate(folders):
+        mine = read_job(folder)
+        assert here.wait_for(f"{job.id}_{number}", limit_s=20) == "CANCELLED", what_it_said(run)
+        word, detail = backends.state(mine, folder)
+        if (folder / "up").exists():
+            (only,) = attempts(folder)
+            assert (only.code, only.again, only.why, only.last_step) == (85, False, "cancelled", 7), only
+            assert (word, detail) == ("cancelled", "CANCELLED after step 7")
+        else:
+            assert word == "cancelled" and not attempts(folder) and mine.cancelled_at is not None
+    assert not here.sh("squeue", "-h")
+
+
+def test_one_that_does_not_save_is_ended_in_time(here: SlurmCluster, tmp_path: Path) -> None:
+    """And one element of an array is ended alone."""
+    run = tmp_path / "seeds"
+    folders = [run / "0", run / "1"]
+    deaf = RANK.replace(f"time.sleep({SAVE_S})", "return")
+    job = submitted(run, *folders, script=deaf, stop_grace_s=2)
+    until(lambda: all((folder / "up").exists() for folder in folders))
+    backends.cancel(read_job(folders[1]), folders[1])
+    assert here.wait_for(f"{job.id}_1", limit_s=30) == "CANCELLED"
+    assert backends.state(read_job(folders[1]), folders[1]) == ("cancelled", "CANCELLED after step 0")
+    assert here.state(f"{job.id}_0") == "RUNNING"
+    backends.cancel(job, run)
+    assert here.wait_for(f"{job.id}_0", limit_s=30) == "CANCELLED"
+    assert json.loads((run / "job.json").read_text())["cancelled_at"] is not None

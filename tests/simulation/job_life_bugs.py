@@ -1,0 +1,169 @@
+"""Mistakes that one could make in the protocols, planted on purpose: stories must find every one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import marc_dist.files as files
+from marc_dist.cluster import backends, sbatch_hooks, slurm
+from marc_dist.config import LaunchError
+from marc_dist.run import heartbeats, job, rank_ends, run_lock
+from marc_dist.training import checkpoint
+
+Plant = Callable[[], AbstractContextManager[Any]]
+
+
+def _by_clock() -> AbstractContextManager[Any]:
+    """A submission's attempts are those that began later, by the clocks of whoever wrote them."""
+    return mock.patch.object(
+        job, "attempts_of", lambda found, token, since: [one for one in found if one.started_at >= since]
+    )
+
+
+def _count_forgotten() -> AbstractContextManager[Any]:
+    """The batch script looks at its last attempt only."""
+    real = sbatch_hooks.attempts_of_job
+    return mock.patch.object(sbatch_hooks, "attempts_of_job", lambda *words: real(*words)[-1:])
+
+
+def _no_run_lock() -> AbstractContextManager[Any]:
+    """Nobody looks whether somebody trains in the folder."""
+    return mock.patch.object(run_lock, "live_holder", lambda *words, **rest: None)
+
+
+@contextmanager
+def _lock_for_ever() -> Iterator[None]:
+    """A lock file counts whether its holder lives or not."""
+
+    def held(run_dir: Path, mine: Any, say: Any, **rest: Any) -> Any:
+        found = run_lock.read_holder(run_dir)
+        return None if found is None or found.attempt == mine else found
+
+    with mock.patch.object(run_lock, "live_holder", held), mock.patch.object(backends, "live_holder", held):
+        yield
+
+
+@contextmanager
+def _no_launch_lock() -> Iterator[None]:
+    """Two launches look and submit at the same time."""
+
+    @contextmanager
+    def nothing(folder: Path) -> Iterator[None]:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+
+    with mock.patch.object(backends, "launch_lock", nothing), mock.patch.object(run_lock, "launch_lock", nothing):
+        yield
+
+
+def _old_first() -> AbstractContextManager[Any]:
+    """Old checkpoints go before the new one is there."""
+    real = checkpoint.save_checkpoint
+
+    def save(run_dir: Path, step: int, payload: dict[str, Any], keep: int) -> Path:
+        for old in checkpoint.checkpoints(run_dir)[: max(0, len(checkpoint.checkpoints(run_dir)) - keep + 1)]:
+            old.unlink(missing_ok=True)
+        return real(run_dir, step, payload, keep)
+
+    return mock.patch("tests.simulation.job_life_ranks.save_checkpoint", save)
+
+
+def _in_place() -> AbstractContextManager[Any]:
+    """Files are written over, not replaced."""
+
+    def write(path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise LaunchError(f"{path}: {error}") from None
+
+    return mock.patch.multiple(job, write_atomic=write)
+
+
+def _sum_last() -> AbstractContextManager[Any]:
+    """The newest checkpoint is taken whether it is whole or not, and its sum is written after it."""
+    real = files.write_atomic
+
+    def write(path: Path, data: bytes) -> None:
+        if path.suffix != ".sha256":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        real(path, data)
+
+    return mock.patch.object(checkpoint, "write_atomic", write)
+
+
+def _cancel_untold() -> AbstractContextManager[Any]:
+    """A cancel is not written down."""
+    return mock.patch.object(slurm, "note_cancel", lambda *words: None)
+
+
+@contextmanager
+def _any_end() -> Iterator[None]:
+    """Ends of earlier attempts are neither cleared nor told apart."""
+    with (
+        mock.patch.object(sbatch_hooks, "clear_ends", lambda *words: None),
+        mock.patch.object(rank_ends, "end_in", _end_of_anybody(rank_ends.end_in)),
+        mock.patch("marc_dist.cluster.rank_process.make_room", lambda *words: None),
+    ):
+        yield
+
+
+def _end_of_anybody(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda told, rank, mine: real(told, rank, None)
+
+
+def _lowest_rank() -> AbstractContextManager[Any]:
+    """Of many failed ranks the lowest is named."""
+
+    def first(ends: Any) -> Any:
+        return next((end for end in ends if end is not None and rank_ends.failed(end)), None)
+
+    return mock.patch.object(rank_ends, "first_failed", first)
+
+
+def _mistakes_again() -> AbstractContextManager[Any]:
+    """A stop that saved is no reason to start again."""
+    real = sbatch_hooks.rule
+    return mock.patch.object(
+        sbatch_hooks, "rule", lambda code, *words: (False, "it ended") if code == 85 else real(code, *words)
+    )
+
+
+def _stalls_uncounted() -> AbstractContextManager[Any]:
+    """Starts without progress are not counted."""
+    real = sbatch_hooks.rule
+    return mock.patch.object(
+        sbatch_hooks, "rule", lambda code, lost, first, step, most, stalls: real(code, lost, first, step, most, 10**6)
+    )
+
+
+def _age_by_clock() -> AbstractContextManager[Any]:
+    """The age of a heartbeat is told by the clock of whoever looks."""
+    return mock.patch.object(heartbeats, "folder_time", lambda folder: time.time())
+
+
+
+
+BUGS: dict[str, Plant] = {
+    "attempts matched by clocks": _by_clock,
+    "restart count forgotten": _count_forgotten,
+    "stalls not counted": _stalls_uncounted,
+    "no run lock": _no_run_lock,
+    "run lock that outlives its holder": _lock_for_ever,
+    "no launch lock": _no_launch_lock,
+    "old checkpoints removed first": _old_first,
+    "checkpoint written in place": _sum_last,
+    "job.json written in place": _in_place,
+    "cancel not written down": _cancel_untold,
+    "ends of earlier attempts count": _any_end,
+    "lowest rank named": _lowest_rank,
+    "stopped and saved is not started again": _mistakes_again,
+    "age of a heartbeat by the own clock": _age_by_clock,
+}

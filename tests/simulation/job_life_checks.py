@@ -1,0 +1,298 @@
+"""What is promised of a job's life, checked after every event of a story and at its end.
+
+The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
+
+1. One writer: never do two trainings write in a folder at once; a rank 0 that was frozen for so long that another
+   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job is handed in
+   while another one lives there.
+2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
+   seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
+3. Bounded: a submission trains at most ``1 + max_restarts`` times; the code asks for no further start after more than
+   ``max_stalls`` starts without progress; whatever the clocks say.
+4. It ends: when faults have stopped, everything comes to an end, and no job is left that nobody goes on with.
+5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is over
+   is never called pending or running.
+6. A cancelled submission never trains again.
+7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
+   that failed by themselves within ``SETTLE_S`` seconds, any. Not promised where storage takes a fifth of a second or
+   more to write a killed rank's end down: srun may end its task before.
+8. A command ends with an answer, never with a traceback.
+9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
+   is a way back (``WAY_BACK``), where restarts and stalls allow one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marc_dist.cluster import backends
+from marc_dist.config import MarcError
+from marc_dist.run.attempt_id import NUMBER, TOKEN
+from marc_dist.run.job import OVER, Job, State, ended, read_job
+from marc_dist.run.run_lock import REFRESH_S
+from tests.simulation.job_life_kernel import Process
+from tests.simulation.job_life_ranks import OF_A_PEER, World, named
+from tests.simulation.job_life_slurm import LIVE, SlurmJob
+
+if TYPE_CHECKING:
+    from tests.simulation.job_life_story import Story
+
+SETTLE_S = 1.3
+"""Failures this close together may be taken for each other: a rank's end is seen a moment late."""
+THAW_S = 3 * REFRESH_S
+"""Longest that a rank 0 writes on that was frozen, while another training was let in."""
+WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
+EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
+
+
+class Checks:
+    """All promises of one story."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.broken: list[str] = []
+        self.durable = 0
+        self.dirty = False
+        self.commands: set[str] = set()  # beside the first launch
+        self.cancelled: dict[str, float] = {}  # Slurm's id -> when its end was asked for
+        self.asked: set[str] = set()  # told to save by a user's cancel, by Slurm's id
+        self._whole: dict[int, bool] = {}
+        self._stale: list[tuple[float, int]] = [(0.0, 0)]  # (since when, newest whole step)
+        story.files.watch = self._touched
+        story.ranks.chose = self._begins
+        story.ranks.saved = self._saved
+        story.slurm.on_requeue = self._asks_again
+        story.slurm.on_scancel = lambda job: self.asked.add(job.id)
+        story.slurm.on_cancel = lambda job: self.cancelled.setdefault(job.id, story.kernel.now)
+
+    def fail(self, promise: int, text: str) -> None:
+        line = f"promise {promise}: {text}"
+        if line not in self.broken:
+            self.broken.append(line)
+            self.story.kernel.story.append((self.story.kernel.now, "BROKEN", line))
+
+    # --- checkpoints
+
+    def _touched(self, action: str, path: str) -> None:
+        if "/checkpoints" in path:
+            self.dirty = True
+
+    def newest(self) -> int:
+        """The newest whole checkpoint on the server."""
+        files, folder = self.story.files, f"{self._folder()}/checkpoints"
+        steps = [0]
+        for name in files.children.get(folder, ()):
+            if not (name.startswith("step-") and name.endswith(".pt")):
+                continue
+            inode, sums = files.true(f"{folder}/{name}"), files.bytes_of(f"{folder}/{name}.sha256")
+            if inode is None or not sums:
+                continue
+            if inode.number not in self._whole:
+                self._whole[inode.number] = hashlib.sha256(bytes(inode.data)).hexdigest() == sums.decode().split()[0]
+            if self._whole[inode.number]:
+                steps.append(int(name.removeprefix("step-").removesuffix(".pt")))
+        return max(steps)
+
+    def _folder(self) -> str:
+        return "/sim/runs/a"
+
+    def after_event(self) -> None:
+        if self.dirty:
+            self.dirty = False
+            now = self.newest()
+            if now < self.durable:
+                self.fail(2, f"the newest whole checkpoint was step {self.durable}, now it is {now}")
+            if now != self._stale[-1][1]:
+                self._stale.append((self.story.kernel.now, now))
+            self.durable = max(self.durable, now)
+
+    # --- starts
+
+    def _writers(self) -> list[World]:
+        worlds = self.story.ranks.worlds.values()
+        return [one for one in worlds if "chosen" in one.box and "left" not in one.box and self._writes(one.ranks[0])]
+
+    def _writes(self, process: Process) -> bool:
+        """Whether rank 0 may write; one that was frozen has a moment to find that its folder was given away."""
+        thawed = process.facts.get("thawed", -THAW_S)
+        return process.alive and not process.frozen and self.story.kernel.now - thawed > THAW_S
+
+    def _begins(self, world: World, step: int) -> None:
+        self.after_event()
+        kernel, files = self.story.kernel, self.story.files
+        kernel.tell(f"training begins after step {step}")
+        self.story.training_began()
+        if len(self._writers()) > 1:
+            self.fail(1, f"two trainings at once: {' and '.join(one.who for one in self._writers())}")
+        must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
+        if step < must:
+            self.fail(2, f"{world.who} begins after step {step}, step {must} was whole {files.bound:.0f} s ago")
+        job = self._job_of(world)
+        if job is None:
+            return
+        mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
+        if len(mine) > 1 + self.story.preset.max_restarts:
+            self.fail(3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}")
+        if job.id in self.cancelled and kernel.now > self.cancelled[job.id] + 31.0:
+            self.fail(6, f"job {job.id} trains after its cancel")
+
+    def _job_of(self, world: World) -> SlurmJob | None:
+        found = next(iter(world.ranks.values())).parent if world.ranks else None
+        key = found.facts.get("start") if found is not None else None
+        return None if key is None else self.story.slurm.jobs[key[0]]
+
+    def _saved(self, world: World, step: int) -> None:
+        if len(self._writers()) > 1:
+            self.fail(1, f"{world.who} saves while {len(self._writers())} trainings run")
+        if self.newest() < step:
+            self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {self.newest()}")
+
+    def _asks_again(self, job: SlurmJob) -> None:
+        """The batch script asks for a further start."""
+        if job.id in self.cancelled:
+            self.fail(6, f"job {job.id} asks for another start after its cancel")
+        mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
+        steps = [*(one.first_step for one in mine), self.newest()]
+        stalls = 0
+        while stalls < len(mine) and steps[-2 - stalls] == steps[-1]:
+            stalls += 1
+        if stalls > self.story.preset.max_stalls:
+            self.fail(3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}")
+
+    # --- commands
+
+    def submitting(self) -> None:
+        """Somebody hands a job in."""
+        if self.story.files.locks != "all":
+            return  # two may be taken at the same moment; one of them trains
+        live = [job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        if live:
+            self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
+        elif self._writers():
+            self.fail(1, f"a job is handed in while {self._writers()[0].who} trains in the folder")
+
+    def living(self) -> set[str]:
+        """Jobs that are waiting or running, and do not end just now."""
+        return {job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None}
+
+    def called(self, job: Job, told: State, before: set[str]) -> None:
+        """Somebody was told how a job stands; ``before``: what lived when he asked."""
+        self.story.kernel.tell(f"sees {told}")
+        lived = job.id in before & self.living()
+        if lived and told.word in OVER:
+            self.fail(5, f"job {job.id} lives, and is called {told}")
+        gone = job.kind == "slurm" and job.id not in before | self.living() and job.id in self.story.slurm.jobs
+        ending = gone and self.story.slurm.jobs[str(job.id)].state in LIVE
+        if gone and not ending and told.word in ("pending", "running"):
+            self.fail(5, f"job {job.id} is over, and is called {told}")
+
+    def answered(self, what: str, code: int) -> None:
+        """A command has ended with a code."""
+        self.story.kernel.tell(f"{what} ends with {code}")
+
+    # --- the end
+
+    def at_end(self, quiet: bool) -> None:
+        """When nothing happens any more."""
+        story, kernel = self.story, self.story.kernel
+        self.after_event()
+        alive = [p for node in kernel.nodes.values() for p in node.processes if not p.frozen]
+        living = [job for job in story.slurm.jobs.values() if job.state in LIVE]
+        if not quiet or alive or living:
+            who = ", ".join(p.name for p in alive) + ", ".join(f"job {job.id} {job.state}" for job in living)
+            self.fail(4, f"it does not end: {who or 'events go on'}")
+            return
+        for _, who, text in kernel.story:
+            if text.startswith("traceback") and "/rank " not in who and "/train" not in who:
+                self.fail(8, f"{who}: {text}")
+        states: list[State] = []
+        kernel.spawn("judge", kernel.nodes["login2"], lambda: self._judge(states), {}, delay=100.0)
+        kernel.run(kernel.now + 400.0)
+        if states:
+            self._truth(states[0])
+        self._culprits()
+
+    def _judge(self, states: list[State]) -> None:
+        folder = Path(self._folder())
+        try:
+            job = read_job(folder)
+            states += [backends.state(job, folder), ended(job, folder) or State("unknown")]
+        except MarcError as error:
+            self.story.kernel.tell(f"no state: {error}")
+
+    def _truth(self, told: State) -> None:
+        story = self.story
+        story.kernel.story.append((story.kernel.now, "the end", f"state: {told}; saved: step {self.durable}"))
+        finished = self.durable >= story.training.last_step
+        excuses = EXCUSES & set(story.kernel.faults_seen)
+        if told.word in ("pending", "running"):
+            self.fail(5, f"called {told} when nothing runs")
+        if told.word == "done" and not finished:
+            self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
+        if told.word == "cancelled" and not self.asked:
+            self.fail(5, f"called {told}, but nobody cancelled it")
+        if told.word == "unknown" and not excuses:
+            self.fail(5, f"nobody knows how it ended: {told}")
+
+        if told.word != "done" and self._must_be_done():
+            self.fail(9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}")
+
+    def _must_be_done(self) -> bool:
+        story = self.story
+        faults = story.kernel.faults_seen
+        meddled = self.commands & {"cancel", "launch", "launch local", "train", "resume"}
+        if meddled or story.training.poison is not None or story.limit_s < 1000.0:
+            return False
+        if not faults:
+            return True
+        enough = story.preset.max_restarts >= 1 and story.preset.max_stalls >= 1
+        return len(faults) == 1 and faults[0] in WAY_BACK and enough
+
+    def _culprits(self) -> None:
+        """The rank that each attempt's line names, against the truth."""
+        for line in (self.story.files.bytes_of(f"{self._folder()}/attempts.jsonl") or b"").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            rank = named(record.get("error")) if record.get("event") == "end" else None
+            world = self._world_of(record)
+            if rank is not None and world is not None and not self._possible(world, rank):
+                self.fail(7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}")
+        for world in self.story.ranks.worlds.values():
+            for when, _, reason in world.box.get("late", []):
+                self._late(world, when, reason)
+
+    def _world_of(self, record: dict[str, Any]) -> World | None:
+        """The training that a record is about."""
+        for world in self.story.ranks.worlds.values():
+            env = next(iter(world.ranks.values())).env
+            if env.get(TOKEN) == record.get("token") and env.get(NUMBER) == str(record.get("number")):
+                return world
+        return None
+
+    def _late(self, world: World, when: float, reason: str) -> None:
+        """Whom a rank that gives up names, against who was held up."""
+        held = {rank for since, rank in world.box.get("held", []) if since <= when}
+        gone = {rank for rank, process in world.ranks.items() if not process.alive or not process.node.up}
+        lost = {rank for failed, rank, _ in world.failures if failed <= when}
+        said = {int(rank) for rank in re.findall(r"rank (\d+)", reason.partition(": rank ")[2].partition(": ")[2])}
+        truly = held or (gone & lost)
+        if len(world.ranks) == world.size and truly and said and not said & (held | lost):
+            self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
+
+    def _possible(self, world: World, rank: int) -> bool:
+        first = min(world.failures, default=None)
+        mine = min((one for one in world.failures if one[1] == rank), default=None)
+        if mine is None or first is None:
+            return False
+        task = world.ranks[first[1]].parent
+        if task is not None and task.facts.get("slow", -1.0) >= first[0]:
+            return True  # its end was not yet noted when srun ended its task
+        if OF_A_PEER in mine[2] and OF_A_PEER not in first[2]:
+            return False
+        return mine[0] - first[0] <= SETTLE_S
