@@ -289,12 +289,15 @@ def cancel(job: Job, job_dir: Path) -> None:
     """
     assert job.id is not None
     grace_s = build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
-    _scancel(job.id, "--state=PENDING")
-    if grace_s and _runs(job.id):
+    now = _elements(job.id)
+    waiting = [int(name.rpartition("_")[2]) for name, word in now.items() if job.run_dirs and word == "pending"]
+    if waiting:  # by number: with --state=PENDING scancel takes the whole array for one that waits
+        _scancel(f"{job.id}_[{spans(sorted(waiting))}]")
+    if grace_s and "running" in now.values():
         _scancel(job.id, "--signal=USR2")
     note_cancel(job, job_dir)
     asked, deadline = time.monotonic(), time.monotonic() + grace_s
-    while time.monotonic() < deadline and _runs(job.id):
+    while time.monotonic() < deadline and "running" in _elements(job.id).values():
         if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
             asked = time.monotonic()
             _scancel(job.id, "--signal=USR2")
@@ -308,9 +311,8 @@ def _scancel(job_id: str, *options: str) -> None:
         raise LaunchError(f"scancel {job_id}: {reason(done.stderr)}")
 
 
-def _runs(job_id: str) -> bool:
-    """Whether ranks may still be there to save; of an array, those of any element."""
-    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
-    return not done.returncode and any(
-        WORDS.get(word) == "running" and word != "COMPLETING" for word in done.stdout.split()
-    )
+def _elements(job_id: str) -> dict[str, Word]:
+    """How a job stands, or each element of an array, by Slurm's name for it; what is on its way out is not running."""
+    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%i|%T")
+    lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 1]
+    return {name: WORDS.get(word, "failed") for name, word in lines if word != "COMPLETING" and not done.returncode}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster import backends, slurm
+from marc_dist.cluster import backends
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.run.attempts import attempts
 from marc_dist.run.job import Job, new_job, read_job
@@ -96,3 +96,15 @@ def test_one_that_does_not_save_is_ended_in_time(here: SlurmCluster, tmp_path: P
     backends.cancel(job, run)
     assert here.wait_for(f"{job.id}_0", limit_s=30) == "CANCELLED"
     assert json.loads((run / "job.json").read_text())["cancelled_at"] is not None
+
+
+def test_a_waiting_element_is_taken_back_alone(here: SlurmCluster, tmp_path: Path) -> None:
+    here.sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+    run = tmp_path / "seeds"
+    folders = [run / str(number) for number in range(4)]
+    job = submitted(run, *folders)
+    backends.cancel(read_job(folders[1]), folders[1])
+    states = here.sh("squeue", "-h", "-r", "-t", "all", "-j", str(job.id), "-o", "%K %T").splitlines()
+    assert sorted(states) == ["0 PENDING", "1 CANCELLED", "2 PENDING", "3 PENDING"]
+    backends.cancel(job, run)
+    assert set(here.sh("squeue", "-h", "-r", "-t", "all", "-j", str(job.id), "-o", "%T").split()) == {"CANCELLED"}
