@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from marc_dist.cluster.preset import SlurmPreset
+from marc_dist.cluster.sbatch_hooks import LAUNCH_FAILURE
 from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
 from marc_dist.config import LaunchError, build
 from marc_dist.run.attempts import attempts
@@ -226,6 +227,10 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     mine = ended(job, job_dir) if word in ("failed", "cancelled") and not job.run_dirs else None
     if mine is not None and mine.word == "cancelled":
         return State("cancelled", f"CANCELLED {mine.detail}")
+    if word == "failed" and LAUNCH_FAILURE in detail and not job.run_dirs:
+        told += f": the batch script was killed or could not be started; marc-jobs resume {job_dir} goes on"
+    if word == "pending" and "held" in detail.lower():
+        told += f": it waits until somebody types scontrol release {job.id}"
     tries = attempts(job_dir, job.submitted_at)
     if word == "failed" and tries and tries[-1].error:
         told += f": {tries[-1].error}"
