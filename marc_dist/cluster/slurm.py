@@ -22,6 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from marc_dist.cluster.code_snapshot import copy_code, import_path
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.sbatch_hooks import LAUNCH_FAILURE
 from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
@@ -95,7 +96,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
         "stderr_to_stdout": True,
         "wckey": None,
         "srun_args": srun,
-        "setup": [*setup, *_exports(preset), f"{batch} begin {folder} || exit $?"],
+        "setup": [*setup, *_exports(preset), *_snapshot(job, preset, job_dir), f"{batch} begin {folder} || exit $?"],
         "teardown": ["code=$?", f"{batch} end {folder} $code", "exit $?"],
         "additional_parameters": {
             "chdir": job.cwd,
@@ -116,6 +117,14 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
 def _exports(preset: SlurmPreset) -> list[str]:
     """The preset's own variables; ranks get them, too, and people can see them in the script."""
     return [f"export {name}={shlex.quote(value)}" for name, value in preset.env.items()]
+
+
+def _snapshot(job: Job, preset: SlurmPreset, job_dir: Path) -> list[str]:
+    """Lines that have hooks and ranks import the copy of the code."""
+    if not preset.snapshot:
+        return []
+    path = shlex.quote(import_path(job_dir, job.cwd))
+    return [f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
@@ -189,6 +198,8 @@ def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
     command, params = script_parts(job, preset, job_dir)
     try:
         (job_dir / "slurm").mkdir(parents=True, exist_ok=True)
+        if preset.snapshot:
+            copy_code(job_dir)
         with _submitting(env):
             executor = submitit.SlurmExecutor(folder=job_dir / "slurm")
             executor.update_parameters(**params)
