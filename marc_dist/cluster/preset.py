@@ -19,6 +19,11 @@ PREFIX = "cluster."
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OneLine = Annotated[str, Field(pattern=r"^[^\n\r\x00]*$")]
 NAME = r"^[^\s\x00]+$"
+RUNTIME_ENV = (
+    "working_dir", "py_modules", "excludes", "env_vars", "pip", "uv", "conda", "py_executable", "container",
+    "image_uri", "nsight", "mpi", "config", "worker_process_setup_hook",
+)  # fmt: skip
+"""Keys of a Ray runtime environment; Ray itself only warns of others."""
 
 
 class Preset(Section):
@@ -79,6 +84,7 @@ class RestartPreset(Preset):
     interface: OneLine | None = Field(None, pattern=NAME, description="network interface between nodes, e.g. ib0")
     preflight: bool = Field(True, description="look for sick nodes before training starts")
     min_gbps: float | None = Field(None, gt=0, description="slowest allowed node pair, GB/s; null = only shown")
+    snapshot: bool = Field(False, description="copy marc-dist's code into the run folder; every start runs the copy")
     max_restarts: int = Field(100, ge=0, le=100_000, description="starts after the first, for whatever reason")
     max_stalls: int = Field(2, ge=0, le=1000, description="starts in a row that may bring no newer checkpoint")
     peer_grace_s: float = Field(10.0, ge=0.0, le=25.0, description="time to end for the others when one fails, seconds")
@@ -165,10 +171,22 @@ class RayPreset(RestartPreset):
     """An existing Ray cluster: rank actors in one placement group."""
 
     kind: Literal["ray"] = Field("ray", description="what starts the processes")
-    address: OneLine = Field("auto", description="of the cluster: auto, or HOST:PORT of its head")
+    address: OneLine = Field("auto", description="HOST:PORT of its head; auto = RAY_ADDRESS, or this machine's cluster")
+    autoscale: bool = Field(False, description="the cluster adds nodes when they are asked for: do not refuse, wait")
+    runtime_env: dict[OneLine, Any] = Field(
+        default_factory=dict, description="Ray's own, for all ranks: working_dir, env_vars, pip, ..."
+    )
     connect_timeout_s: float = Field(30.0, gt=0, le=3600, description="longest wait for the cluster, seconds")
     place_timeout_s: float = Field(300.0, gt=0, le=604_800, description="longest wait for free nodes, seconds")
     stop_grace_s: float = Field(120.0, ge=0.0, le=3600.0, description="time to save after a cancel, seconds")
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key not in RUNTIME_ENV:
+                raise ValueError(f"{key}: not a key of Ray's{suggestion(key, RUNTIME_ENV)}")
+        return value
 
 
 KINDS: dict[str, type[LocalPreset] | type[SlurmPreset] | type[RayPreset]] = {

@@ -5,9 +5,10 @@ it. The supervisor asks for the placement group, starts the rank actors, ends th
 from the newest checkpoint when that helps. A rank is a child process of its actor and dies with it, however it goes.
 When the supervisor's own node is lost, Ray starts it on another one, and it goes on from what the run folder says.
 
-Nothing is uploaded: every node has marc-dist installed and sees the run folder and the shards under the same paths.
-Variables of the submitting shell do not come along; ``cluster.env`` does. A cluster with token authentication lets in
-whoever has its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), on the submitting machine too.
+Nothing is uploaded unless ``cluster.runtime_env`` says so: every node has marc-dist installed and sees the run folder
+and the shards under the same paths. Variables of the submitting shell do not come along; ``cluster.env`` does. A
+cluster with token authentication lets in whoever has its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH), on the submitting
+machine too.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from marc_dist.cluster.code_snapshot import copy_code
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.ray_ranks import ANSWER_S, LOST_S, POLL_S, node_label, one_line
 from marc_dist.cluster.ray_supervisor import NAMESPACE, Supervisor, needs_of, ray_preset
@@ -50,14 +52,16 @@ def submit(job: Job, preset: RayPreset, run_dir: Path) -> Job:
             lack marc-dist or do not see the folder.
     """
     name = str(run_dir.resolve())
-    with connected(preset.address, preset.connect_timeout_s) as ray:
+    with connected(preset.address, preset.connect_timeout_s, preset.runtime_env) as ray:
         _check_size(job, preset, [node for node in ray.nodes() if node["Alive"]])
-        address = preset.address
+        address = cluster_address(preset.address)
         if not address.startswith("ray://"):
             address = ray.get_runtime_context().gcs_address  # what "auto" means here and today
         job = job.model_copy(
             update={"id": name, "preset": {**preset.model_dump(mode="json"), "address": address}},
         )
+        if preset.snapshot:
+            copy_code(run_dir)
         _start_supervisor(ray, job, preset, run_dir)
     return job
 
@@ -107,9 +111,29 @@ def cancel(job: Job, run_dir: Path) -> None:
     raise LaunchError(f"{run_dir}: the job {job.id} was told to end and has not; look at logs/ there and at ray status")
 
 
+def cluster_address(given: str) -> str:
+    """What ``auto`` means: RAY_ADDRESS, as for Ray's own commands, else the cluster that this machine belongs to.
+
+    Raises:
+        LaunchError: RAY_ADDRESS is that of the Jobs API, which only ``ray job submit`` speaks.
+    """
+    found = os.environ.get("RAY_ADDRESS", "") if given == "auto" else given
+    if given == "auto" and found.startswith(("http://", "https://")):
+        raise LaunchError(
+            f"RAY_ADDRESS={found}: expected HOST:PORT of the head or ray://HEAD:10001, got the address of Ray's Jobs "
+            "API; use cluster.address=HOST:PORT, or ray job submit -- marc-launch ray ..."
+        )
+    return found or "auto"
+
+
 @contextmanager
-def connected(address: str, timeout_s: float) -> Iterator[Any]:
+def connected(address: str, timeout_s: float, runtime_env: Mapping[str, Any] | None = None) -> Iterator[Any]:
     """The module ``ray``, connected; left as it was found.
+
+    Args:
+        address: of the cluster; see ``cluster_address`` for ``auto``.
+        timeout_s: longest wait for it to answer, in seconds.
+        runtime_env: what Ray prepares for the actors that are started from here, and for those that they start.
 
     Raises:
         LaunchError: Ray is not installed, or the cluster is out of reach.
@@ -126,10 +150,12 @@ def connected(address: str, timeout_s: float) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    address = cluster_address(address)
     _reach(address, timeout_s)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        env = {"runtime_env": dict(runtime_env)} if runtime_env else {}
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **env)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
         raise LaunchError(
             f"Ray cluster {address}: out of reach ({one_line(error)}); expected this machine to be one of its "
@@ -171,6 +197,8 @@ def _check_size(job: Job, preset: RayPreset, nodes: Sequence[dict[str, Any]]) ->
             f"cluster.gpus_per_node={preset.gpus_per_node}: expected as many for every process, got {procs} processes "
             "a node; NCCL wants a GPU for each"
         )
+    if preset.autoscale:
+        return
     needs = needs_of(preset, procs)
     fits = [node for node in nodes if all(node["Resources"].get(key, 0) >= much for key, much in needs.items())]
     if len(fits) < job.nodes:
@@ -181,14 +209,22 @@ def _check_size(job: Job, preset: RayPreset, nodes: Sequence[dict[str, Any]]) ->
         )
         raise LaunchError(
             f"cluster.nodes={job.nodes}: expected as many nodes with {asked} each, the Ray cluster {preset.address} "
-            f"has {len(fits)} ({there}); ask for less, or add nodes"
+            f"has {len(fits)} ({there}); ask for less, add nodes, or cluster.autoscale=true where it adds them itself"
         )
 
 
 def _start_supervisor(ray: Any, job: Job, preset: RayPreset, run_dir: Path) -> None:
     """Start the supervisor. Ray gives a name once: of two submissions at a time one is refused."""
     deadline = time.monotonic() + LEAVE_S
-    settings = {"name": job.id, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0, "max_restarts": -1}
+    settings: dict[str, Any] = {
+        "name": job.id,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+    }
+    if preset.runtime_env and not ray.get_runtime_context().runtime_env:  # somebody else has connected this process
+        settings["runtime_env"] = preset.runtime_env
     while True:
         with suppress(ValueError):  # the name is taken, says .remote() or, of a ray:// address, the first call
             actor = ray.remote(Supervisor).options(**settings).remote(job.model_dump(mode="json"), job.id)

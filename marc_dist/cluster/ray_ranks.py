@@ -72,12 +72,12 @@ class Rank:
 
         Args:
             arguments: of the Python interpreter.
-            cwd: the folder that the rank starts in.
+            cwd: the folder that the rank starts in; empty for this actor's own, Ray's ``working_dir``.
             address: of this node, as Ray knows it; gloo gets the interface that has it.
             variables: of the rank's environment: torchrun's, and MARC_NODE with the node's name.
         """
         os.environ["MARC_NODE"] = variables["MARC_NODE"]
-        for folder in (self.run_dir, Path(cwd)):
+        for folder in (self.run_dir, *([Path(cwd)] if cwd else [])):
             if not folder.is_dir():
                 text = f"{folder}: not seen on node {variables['MARC_NODE']}; expected a folder that all nodes share"
                 self.trouble = RankEnd(self.rank, time.time(), EXIT_USER, text, variables["MARC_NODE"], False)
@@ -86,6 +86,8 @@ class Rank:
         found = interface_of(address) if sys.platform == "linux" else None
         if found is not None:  # else gloo takes what the host's name means, on many machines loopback
             env["GLOO_SOCKET_IFNAME"] = found
+        if "PYTHONPATH" in variables and "PYTHONPATH" in env:  # Ray's own, of a working_dir
+            variables = {**variables, "PYTHONPATH": os.pathsep.join([variables["PYTHONPATH"], env["PYTHONPATH"]])}
         listen_fd = None if self.listener is None else self.listener.fileno()
         self.process = RankProcess(
             self.rank,
@@ -93,7 +95,7 @@ class Rank:
             self.run_dir / "logs",
             env | variables,
             listen_fd=listen_fd,
-            cwd=cwd,
+            cwd=cwd or None,
         )
         if self.listener is not None:
             self.listener.close()
@@ -124,14 +126,15 @@ class _Seen:
     node: dict[str, Any] = field(default_factory=dict)
     host: str = "?"
     end: RankEnd | None = None
-    asked: bool = False
+    asked: float | None = None
     answered: float = field(default_factory=time.time)
     ref: Any = None
 
     def lose(self, why: str) -> None:
-        """Its actor or its node has gone."""
+        """Its actor or its node has gone; by itself, if it was silent ever since it was told to end."""
         error = f"its node or its actor is gone ({why})"
-        self.end = RankEnd(self.rank, self.answered, None, error, self.host, self.asked)
+        asked = self.asked is not None and self.answered > self.asked
+        self.end = RankEnd(self.rank, self.answered, None, error, self.host, asked)
 
 
 class Ranks:
@@ -158,8 +161,19 @@ class Ranks:
 
     @property
     def ends(self) -> list[RankEnd | None]:
-        """How each rank ended; None while it runs."""
-        return [rank.end for rank in self.all]
+        """How each rank ended; None while it runs.
+
+        A rank that was silent before anybody was seen to fail went first, with its node: what the others told then is
+        the connection that broke, and their clocks are not ours.
+        """
+        found = [rank.end for rank in self.all]
+        told = [end.time for end in found if end is not None and end.code is not None]
+        if self.failure is not None and told:
+            for number, rank in enumerate(self.all):
+                end = found[number]
+                if end is not None and end.code is None and rank.answered < self.failure - WATCH_S:
+                    found[number] = end._replace(time=min(end.time, min(told) - 1.0))
+        return found
 
     @property
     def hosts(self) -> list[str]:
@@ -246,8 +260,8 @@ class Ranks:
     def ask(self, number: signal.Signals) -> None:
         """Tell those that run to end; once, unless with SIGKILL."""
         for rank in self.all:
-            if rank.end is None and (number == signal.SIGKILL or not rank.asked):
-                rank.asked = True
+            if rank.end is None and (number == signal.SIGKILL or rank.asked is None):
+                rank.asked = rank.asked or time.time()
                 rank.actor.ask.remote(int(number))
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from marc_dist.cluster.code_snapshot import import_path
 from marc_dist.cluster.preset import RayPreset
 from marc_dist.cluster.ray_ranks import POLL_S, Ranks, one_line
 from marc_dist.config import build
@@ -165,11 +166,13 @@ class Supervisor:
         preset, mine, begun = self.preset, self.job.attempt(number), False
         variables = {**preset.rank_variables(), "OMP_NUM_THREADS": str(preset.cpus_per_proc or 1), **preset.env}
         variables |= mine.variables()
+        if preset.snapshot:
+            variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": import_path(self.run_dir, self.job.cwd)}
         try:
             ranks.find()
             begin_attempt(self.run_dir, mine, ranks.hosts)
             begun = True
-            ranks.start(self.job.arguments, self.job.cwd, variables)
+            ranks.start(self.job.arguments, "" if "working_dir" in preset.runtime_env else self.job.cwd, variables)
             where, step = " ".join(ranks.hosts), newest_step(self.run_dir)
             self.now = State("running", f"start {number + 1} on {where}, after step {step}")
         except (ray.exceptions.RayError, TimeoutError, KeyError) as error:

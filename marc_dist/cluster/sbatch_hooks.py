@@ -25,6 +25,8 @@ from marc_dist.run.job import start_again as rule
 from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read_end
 
 EXIT_LIMIT = 1
+LAUNCH_FAILURE = "JobLaunchFailure"
+"""Slurm's reason when the batch script could not be started, or was killed."""
 WAIT_S = 120.0
 """After a requeue Slurm ends this script; longer than its longest usual delay."""
 
@@ -129,6 +131,14 @@ def _slurm(*command: str) -> str | None:
     except OSError as error:
         return f"{command[0]}: {error.strerror} on {node_name()}"
     return (" ".join(done.stderr.split()) or f"exit code {done.returncode}") if done.returncode else None
+
+
+def batch_script_gone() -> bool:
+    """Whether Slurm ends this job because its batch script was killed; where squeue is missing, nobody knows."""
+    with suppress(OSError):
+        words = ["squeue", "-h", "-j", slurm_id(os.environ), "-o", "%r"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == LAUNCH_FAILURE
+    return False
 
 
 def _already_over(name: str) -> bool:

@@ -22,7 +22,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from marc_dist.cluster.code_snapshot import copy_code, import_path
 from marc_dist.cluster.preset import SlurmPreset
+from marc_dist.cluster.sbatch_hooks import LAUNCH_FAILURE
 from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
 from marc_dist.config import LaunchError, build
 from marc_dist.run.attempt_id import NUMBER, TOKEN
@@ -94,7 +96,13 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
         "stderr_to_stdout": True,
         "wckey": None,
         "srun_args": srun,
-        "setup": [*setup, *_exports(preset), *_identity(job), f"{batch} begin {folder} || exit $?"],
+        "setup": [
+            *setup,
+            *_exports(preset),
+            *_identity(job),
+            *_snapshot(job, preset, job_dir),
+            f"{batch} begin {folder} || exit $?",
+        ],
         "teardown": ["code=$?", f"{batch} end {folder} $code", "exit $?"],
         "additional_parameters": {
             "chdir": job.cwd,
@@ -120,6 +128,14 @@ def _exports(preset: SlurmPreset) -> list[str]:
 def _identity(job: Job) -> list[str]:
     """Which attempt of which submission the hooks and ranks belong to."""
     return [f"export {TOKEN}={job.token} {NUMBER}=${{SLURM_RESTART_COUNT:-0}}"] if job.token else []
+
+
+def _snapshot(job: Job, preset: SlurmPreset, job_dir: Path) -> list[str]:
+    """Lines that have hooks and ranks import the copy of the code."""
+    if not preset.snapshot:
+        return []
+    path = shlex.quote(import_path(job_dir, job.cwd))
+    return [f"export PYTHONSAFEPATH=1 PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 def render(job: Job, preset: SlurmPreset, job_dir: Path) -> str:
@@ -193,6 +209,8 @@ def submit(job: Job, preset: SlurmPreset, job_dir: Path) -> Job:
     command, params = script_parts(job, preset, job_dir)
     try:
         (job_dir / "slurm").mkdir(parents=True, exist_ok=True)
+        if preset.snapshot:
+            copy_code(job_dir)
         with _submitting(env):
             executor = submitit.SlurmExecutor(folder=job_dir / "slurm")
             executor.update_parameters(**params)
@@ -232,6 +250,10 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
     mine = ended(job, job_dir) if word in ("failed", "cancelled") and not job.run_dirs else None
     if mine is not None and mine.word == "cancelled":
         return State("cancelled", f"CANCELLED {mine.detail}")
+    if word == "failed" and LAUNCH_FAILURE in detail and not job.run_dirs:
+        told += f": the batch script was killed or could not be started; marc-jobs resume {job_dir} goes on"
+    if word == "pending" and "held" in detail.lower():
+        told += f": it waits until somebody types scontrol release {job.id}"
     tries = attempts_of_job(job, job_dir)
     if word == "failed" and tries and tries[-1].error:
         told += f": {tries[-1].error}"
@@ -307,12 +329,15 @@ def cancel(job: Job, job_dir: Path) -> None:
     """
     assert job.id is not None
     grace_s = build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
-    _scancel(job.id, "--state=PENDING")
-    if grace_s and _runs(job.id):
+    now = _elements(job.id)
+    waiting = [int(name.rpartition("_")[2]) for name, word in now.items() if job.run_dirs and word == "pending"]
+    if waiting:  # by number: with --state=PENDING scancel takes the whole array for one that waits
+        _scancel(f"{job.id}_[{spans(sorted(waiting))}]")
+    if grace_s and "running" in now.values():
         _scancel(job.id, "--signal=USR2")
     note_cancel(job, job_dir)
     asked, deadline = time.monotonic(), time.monotonic() + grace_s
-    while time.monotonic() < deadline and _runs(job.id):
+    while time.monotonic() < deadline and "running" in _elements(job.id).values():
         if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
             asked = time.monotonic()
             _scancel(job.id, "--signal=USR2")
@@ -326,9 +351,8 @@ def _scancel(job_id: str, *options: str) -> None:
         raise LaunchError(f"scancel {job_id}: {reason(done.stderr)}")
 
 
-def _runs(job_id: str) -> bool:
-    """Whether ranks may still be there to save; of an array, those of any element."""
-    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
-    return not done.returncode and any(
-        WORDS.get(word) == "running" and word != "COMPLETING" for word in done.stdout.split()
-    )
+def _elements(job_id: str) -> dict[str, Word]:
+    """How a job stands, or each element of an array, by Slurm's name for it; what is on its way out is not running."""
+    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%i|%T")
+    lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 1]
+    return {name: WORDS.get(word, "failed") for name, word in lines if word != "COMPLETING" and not done.returncode}

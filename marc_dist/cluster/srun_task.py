@@ -2,7 +2,8 @@
 
 A process of its own between srun and the rank, because somebody has to write down how a rank ended that could not do so
 itself, to end loader workers with it, and to keep exit code 85 ("stopped and saved") from looking like a failure to
-``srun --kill-on-bad-exit``, which would kill ranks that are a moment later.
+``srun --kill-on-bad-exit``, which would kill ranks that are a moment later. When the batch script itself was killed,
+Slurm ends the ranks and starts nothing again; rank 0's task then says its last words for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import FrameType
 
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import FORWARDED, SETTLE_S, RankProcess, num_cores, what_ranks_understand
+from marc_dist.cluster.sbatch_hooks import batch_script_gone, end
 from marc_dist.config import EXIT_USER, LaunchError, build
 from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.exit_codes import EXIT_REQUEUE
@@ -67,6 +69,8 @@ class _RankTask:
         code = self.process.code or 0
         if self.asked is None and code not in (0, EXIT_REQUEUE):  # srun ends the others: they note first how they ended
             time.sleep(SETTLE_S)
+        if self.rank == 0 and self.asked == signal.SIGTERM and batch_script_gone():
+            return end(self.log_dir.parent, code)  # in its place, as long as Slurm lets this task live
         return 0 if code == EXIT_REQUEUE else 128 - code if code < 0 else code
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from marc_dist.cli import tune
 from marc_dist.cli.tune.plan import planned_search, split_places
-from marc_dist.cli.tune.words import parser, where_words
+from marc_dist.cli.tune.words import parser, place_of_trials, where_words
 from marc_dist.config import load_config
 from marc_dist.training.trackers import mirrors
 from marc_dist.tuning.driver import open_search
@@ -150,6 +150,24 @@ def test_going_on_means_the_same_place(given: list[str], expected: list[str]) ->
     assert where_words(again) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "env", "expected"),
+    [
+        ([], {}, ("local", None)),
+        ([], {"RAY_ADDRESS": "10.0.0.1:6379"}, ("ray", "10.0.0.1:6379")),
+        (["--address", "auto"], {}, ("ray", "auto")),
+        (["--address", "a:1"], {"RAY_ADDRESS": "b:1"}, ("ray", "a:1")),
+        (["--executor", "ray"], {}, ("ray", None)),
+        (["--executor", "ray"], {"RAY_ADDRESS": "b:1"}, ("ray", "b:1")),
+        (["--executor", "local"], {"RAY_ADDRESS": "b:1"}, ("local", None)),
+    ],
+)
+def test_ray_runs_trials_where_a_cluster_is_named(
+    given: list[str], env: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    assert place_of_trials(parser().parse_intermixed_args(given), env) == expected
+
+
 def test_what_another_search_lends_is_recorded(run: Path, tmp_path: Path) -> None:
     """A job that Slurm starts again gives the same words; the other search may have gone on, or be gone."""
     other = tmp_path / "other"
@@ -183,8 +201,6 @@ def test_alone_it_tunes_the_sample(
     words = [
         "--trials",
         "2",
-        "--executor",
-        "local",
         "data.image_size=32",
         "train.epochs=1",
         "model.backbone=test_resnet",
@@ -193,6 +209,7 @@ def test_alone_it_tunes_the_sample(
     assert tune.main(words) == 0
     told = capsys.readouterr().out
     folder = tmp_path / "runs/tune-macl"
+    assert "at a time on processes of this machine" in " ".join(told.split())
     assert "packing the built-in sample" in told and f"marc-train {folder}/best.yaml" in " ".join(told.split())
     assert sum(event["event"] == "end" for event in events(folder)) == 2
     before = (folder / "report.html").read_bytes()

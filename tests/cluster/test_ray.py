@@ -18,7 +18,7 @@ import torch
 from marc_dist.cluster import ray as ray_jobs
 from marc_dist.cluster.preset import RayPreset, load_preset
 from marc_dist.cluster.ray_ranks import Rank
-from marc_dist.config import Config, LaunchError, build
+from marc_dist.config import Config, ConfigError, LaunchError, build
 from marc_dist.run.attempts import attempts
 from marc_dist.run.folder import checkpoints, prepare
 from marc_dist.run.job import Job, attempts_of_job, new_job, read_job, write_job
@@ -173,7 +173,9 @@ def test_the_commands_with_a_preflight_first(cluster: RayCluster, sample_dir: Pa
     words = [f"{key}={value}" for key, value in WORDS.items() if key != "train.max_steps"]
     words += ["train.max_steps=4", f"data.dir={sample_dir}", f"train.run_dir={run}"]
     launch = [sys.executable, "-m", "marc_dist.cli.launch", "--nodes", "2", "--wait", "ray"]
-    done = subprocess.run([*launch, f"cluster.address={cluster.address}", *words], capture_output=True, text=True)
+    job = {"metadata": {"job_name": "mine"}, "runtime_env": {"env_vars": {"MINE": "1"}}}  # what ray job submit sets
+    env = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + _show(run)
     assert "ray job" in done.stdout and f"{run}: done" in done.stdout
     assert "preflight: 2 nodes, 2 ranks" in (run / "logs/rank-0.log").read_text()
@@ -208,6 +210,33 @@ def test_a_cluster_out_of_reach_is_told_in_time(cluster: RayCluster, tmp_path: P
     with pytest.raises(LaunchError, match="out of reach"):
         ray_jobs.cancel(job, tmp_path)
     assert time.monotonic() - start < 12
+
+
+def test_a_runtime_environment_reaches_every_rank(cluster: RayCluster, tmp_path: Path) -> None:
+    run, work = tmp_path / "run", tmp_path / "work"
+    for folder in (run, work):
+        folder.mkdir()
+    (work / "mine.py").write_text("word = 'from the working directory'\n")
+    code = "import mine, os, sys; from pathlib import Path\n"
+    code += "Path(sys.argv[1], 'seen-' + os.environ['RANK']).write_text(mine.word + os.environ['A'])"
+    env = {"working_dir": str(work), "env_vars": {"A": " and B"}}
+    job = _submit(cluster, run, runtime_env=env, arguments=["-c", code, str(run)])
+    assert _soon(lambda: _over(run, job)), _show(run)
+    assert ray_jobs.state(job, run).word == "done", _show(run)
+    assert [(run / f"seen-{rank}").read_text() for rank in (0, 1)] == ["from the working directory and B"] * 2
+    with pytest.raises(ConfigError, match="cluster.runtime_env: working_dri: not a key of Ray's; did you mean working"):
+        load_preset("ray", ["cluster.runtime_env={working_dri: .}"])
+
+
+def test_the_address_is_that_of_rays_own_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_jobs.cluster_address("auto") == "auto"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert ray_jobs.cluster_address("auto") == "ray://head:10001"
+    assert ray_jobs.cluster_address("10.0.0.1:6379") == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    with pytest.raises(LaunchError, match="RAY_ADDRESS=http://head:8265: expected HOST:PORT .* ray job submit"):
+        ray_jobs.cluster_address("auto")
 
 
 def test_a_folder_that_a_node_does_not_see_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +292,10 @@ def test_a_lost_node_is_waited_for(
     finally:
         attached.add_node()
     _ended_as(run, job, undisturbed)
+    lost_rank = attempts(run)[0].hosts.index("two")  # not its neighbour, whose connection broke
+    assert f"rank {lost_rank} of 2 failed first (lost) on two: its node or its actor is gone" in str(
+        attempts(run)[0].error
+    )
     assert len(attempts(run)) == 2
     assert attempts(run)[1].first_step > 0
 
@@ -304,6 +337,13 @@ def test_a_cluster_without_room_is_told_in_time(attached: RayCluster, sample_dir
     ray_jobs.cancel(first, holder)
     assert ray_jobs.state(first, holder).word == "cancelled"
     assert not _ranks(holder)
+
+
+def test_a_cluster_that_grows_is_waited_for(attached: RayCluster, tmp_path: Path) -> None:
+    job = _submit(attached, tmp_path, nodes=3, cpus_per_proc=2, autoscale=True, arguments=["-c", "", str(tmp_path)])
+    assert _soon(lambda: "waiting for 3 free nodes with 2 CPU each" in ray_jobs.state(job, tmp_path).detail, 20)
+    ray_jobs.cancel(job, tmp_path)
+    assert ray_jobs.state(job, tmp_path).word == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
-"""``marc-jobs cancel`` on a real cluster: ranks save for longer than Slurm's KillWait, and nothing starts again."""
+"""How jobs end on a real cluster: cancelled, with longer to save than Slurm's KillWait; held; without their script."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster import backends, slurm
+from marc_dist.cluster import backends
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.run.attempts import attempts
 from marc_dist.run.job import Job, new_job, read_job
@@ -96,3 +99,55 @@ def test_one_that_does_not_save_is_ended_in_time(here: SlurmCluster, tmp_path: P
     backends.cancel(job, run)
     assert here.wait_for(f"{job.id}_0", limit_s=30) == "CANCELLED"
     assert json.loads((run / "job.json").read_text())["cancelled_at"] is not None
+
+
+def test_a_waiting_element_is_taken_back_alone(here: SlurmCluster, tmp_path: Path) -> None:
+    here.sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+    run = tmp_path / "seeds"
+    folders = [run / str(number) for number in range(4)]
+    job = submitted(run, *folders)
+    backends.cancel(read_job(folders[1]), folders[1])
+    pending = here.sh("squeue", "-h", "-r", "-t", "PENDING", "-j", str(job.id), "-o", "%K").split()
+    assert sorted(pending) == ["0", "2", "3"]
+    backends.cancel(job, run)
+    assert not here.sh("squeue", "-h")
+    assert all(read_job(folder).cancelled_at is not None for folder in folders)
+
+
+def test_a_killed_batch_script_is_told_and_the_job_starts_again(here: SlurmCluster, tmp_path: Path) -> None:
+    """Slurm itself would end it as JobLaunchFailure, --requeue or not."""
+    run = tmp_path / "run"
+    quick = RANK.replace(f"time.sleep({SAVE_S})", "pass").replace("SIGUSR2", "SIGTERM")
+    job = submitted(run, script=quick)
+    until((run / "up").exists)
+    here.wait_for(str(job.id), "RUNNING")
+    kill_batch_scripts(here, str(job.id))
+    until(lambda: len(attempts(run)) == 2)
+    assert attempts(run)[0].code == 85 and attempts(run)[0].again and attempts(run)[1].first_step == 7
+    backends.cancel(job, run)
+
+    deaf = tmp_path / "deaf"
+    job = submitted(deaf, script="import signal, time; signal.signal(signal.SIGTERM, lambda *_: 0); time.sleep(600)")
+    until(lambda: attempts(deaf))
+    here.wait_for(str(job.id), "RUNNING")
+    kill_batch_scripts(here, str(job.id))
+    assert here.wait_for(str(job.id), limit_s=30) == "FAILED"
+    word, detail = backends.state(job, deaf)
+    assert word == "failed" and "the batch script was killed" in detail and f"marc-jobs resume {deaf} goes on" in detail
+
+
+def kill_batch_scripts(here: SlurmCluster, job_id: str) -> None:
+    for pid in here.job_processes():
+        with suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+            if f"job{job_id}/slurm_script" in command:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_held_job_says_how_to_release_it(here: SlurmCluster, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = submitted(run, sbatch={"hold": True})
+    told = str(backends.state(job, run))
+    assert told.startswith("pending (") and told.endswith(f"scontrol release {job.id})")
+    backends.cancel(job, run)
+    assert backends.state(job, run).word == "cancelled"

@@ -45,7 +45,7 @@ def folder_and_words(words: Sequence[str]) -> tuple[Path, list[str]]:
         ConfigError: a fault in the words, or options that a cluster job decides.
     """
     options = parser().parse_intermixed_args(words)
-    if options.address or options.executor != "ray" or options.report or options.show:
+    if options.address or options.executor or options.report or options.show:
         raise ConfigError("tune: --address, --executor, --report and --print are marc-tune's own; leave them away here")
     check_words(options)
     if options.resume and not options.arguments:

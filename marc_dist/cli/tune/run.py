@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from marc_dist.cli.tune.plan import planned_search
-from marc_dist.cli.tune.words import where_words
+from marc_dist.cli.tune.words import place_of_trials, where_words
 from marc_dist.cluster.local import visible_gpus
 from marc_dist.config import Config, ConfigError, build, user_path
 from marc_dist.data.dataset import open_dataset
@@ -102,11 +102,12 @@ def _check_data(plan: SearchPlan) -> None:
 @contextmanager
 def _executor(options: argparse.Namespace, device: str) -> Iterator[tuple[Any, Size, int]]:
     """The module ``ray`` connected (None for the local executor), a trial's size, and trials at a time."""
-    if options.executor == "local":
+    executor, address = place_of_trials(options, os.environ)
+    if executor == "local":
         size = _size(options, device, visible_gpus(os.environ))
         yield None, size, local_size(size)
         return
-    with ray_cluster(options.address, options.connect_timeout) as ray:
+    with ray_cluster(address, options.connect_timeout) as ray:
         size = _size(options, device, ray.cluster_resources().get("GPU", 0))
         yield ray, size, ray_size(ray, size)
 
@@ -134,9 +135,8 @@ def _execute(ray: Any, search: Any, folder: Path, size: Size, concurrent: int, r
 
 def _greet(console: Any, search: Search, folder: Path, concurrent: int, options: argparse.Namespace) -> None:
     plan = search.plan
-    where = (
-        "processes of this machine" if options.executor == "local" else f"Ray at {options.address or 'this machine'}"
-    )
+    executor, address = place_of_trials(options, os.environ)
+    where = "processes of this machine" if executor == "local" else f"Ray at {address or 'this machine'}"
     early = f"early stopping from epoch {plan.grace} on" if plan.grace else "no early stopping"
     console.print(
         f"{folder}: {plan.space}, {plan.how}, {search.num_settings} settings x {plan.seeds} seed(s) x "

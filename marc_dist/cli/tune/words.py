@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from marc_dist.cli.command import command_parser
 from marc_dist.config import ConfigError
@@ -22,7 +23,7 @@ examples:
   marc-tune macl run.yaml --trials 64 --address auto loss.aggregate=anchor_mean
   marc-tune my_space.yaml run.yaml --epochs 9 --seeds 3 \\
             --objectives mAP,rare_mAP
-  marc-tune surface run.yaml --executor local --concurrent 4
+  marc-tune surface run.yaml --concurrent 4
   marc-tune --resume runs/tune-macl
                                  go on where it was stopped, or killed
   marc-tune --resume runs/tune-macl --trials 128
@@ -82,11 +83,11 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--executor",
         choices=["ray", "local"],
-        default="ray",
-        help="Ray Tune, or processes without Ray (default: ray)",
+        help="Ray Tune, or processes of this machine (default: processes, and Ray where --address or RAY_ADDRESS names "
+        "a cluster)",
     )
     where.add_argument(
-        "--address", metavar="ADDR", help="a Ray cluster: auto, or HOST:PORT (default: Ray on this machine)"
+        "--address", metavar="ADDR", help="a Ray cluster: auto, or HOST:PORT (default: RAY_ADDRESS, or none)"
     )
     where.add_argument(
         "--connect-timeout",
@@ -141,6 +142,25 @@ def check_words(options: argparse.Namespace) -> None:
         raise ConfigError(f"--grace {options.grace}: is for early stopping, which --no-early-stop leaves out; keep one")
     if options.executor == "local" and options.address:
         raise ConfigError("--address: names a Ray cluster, but --executor local runs without Ray; leave one out")
+
+
+def place_of_trials(options: argparse.Namespace, env: Mapping[str, str]) -> tuple[str, str | None]:
+    """What runs the trials, and the Ray cluster that they run on.
+
+    This machine's own processes do the same as Ray on this machine, and start sooner; so Ray runs them where a cluster
+    is named, or where somebody asks for it.
+
+    Args:
+        options: of the command line.
+        env: of this process; ``RAY_ADDRESS`` names a cluster, as for Ray's own commands.
+
+    Returns:
+        ``local`` or ``ray``; and the address, None for a Ray of this machine alone.
+    """
+    if options.executor == "local":
+        return "local", None
+    address = options.address or env.get("RAY_ADDRESS") or None
+    return ("ray", address) if address or options.executor == "ray" else ("local", None)
 
 
 def where_words(options: argparse.Namespace) -> list[str]:
