@@ -21,8 +21,8 @@ PHASES = (
     "backpropagating",
     "agreeing",
     "updating",
-    "validating",
     "saving",
+    "validating",
     "done",
 )
 """What a rank does in a step, in order. A rank that is behind in (step, phase) keeps the others waiting."""

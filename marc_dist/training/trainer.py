@@ -110,7 +110,7 @@ def train(
         stop: looked at once a step; when set on any rank, all ranks save the same step and return.
         watchdog: told where the run is.
         validate: scores the samples of ``data.validation_share`` every ``train.validate_every`` epochs and at the end,
-            each time before the checkpoint of that step; the figures go into ``validation.jsonl``.
+            each time after the checkpoint of that step; the figures go into ``validation.jsonl``.
 
     Raises:
         ConfigError: settings that do not fit the machine, or the run so far.
@@ -217,12 +217,12 @@ class _Run:
                 self._report(result, batch, step, epoch, lr)
                 interrupted = result.stop and step < self.last_step
                 due = self.validator.due(step)
+                if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
+                    self._save(step)  # first: scores may take long, and ``catch_up`` makes those that are missing
                 if due and not interrupted:
                     self.validator.score(step)
                     self.window.started += self.validator.seconds  # not part of the speed of training
                     ended = self.validator.ends_early(step)
-                if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
-                    self._save(step)
                 if interrupted or ended or step == self.last_step:
                     break
                 self.window.wait_from = time.monotonic()
