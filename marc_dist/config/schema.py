@@ -225,7 +225,10 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept")
     log_every: int = Field(10, ge=1, description="global steps between log lines")
     timeout_s: float = Field(
-        600.0, ge=2.0, le=86400.0, description="longest wait for another rank, seconds; then the late one is named"
+        600.0,
+        ge=2.0,
+        le=86400.0,
+        description="longest time without progress, seconds; then the late rank is named, and the run ends",
     )
     validate_every: int = Field(
         1, ge=1, description="epochs between scores of the validation samples, if there are any"

@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import active_children, forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -38,6 +40,9 @@ class Tasks(TorchDataset[Any]):
     def build(self, *task: int) -> Any:
         """The result of one task."""
         raise AssertionError("overridden")
+
+
+_POOLS: WeakSet[Pool[Any]] = WeakSet()
 
 
 class _Schedule(Sampler[tuple[int, ...]]):
@@ -85,6 +90,14 @@ def _kill(workers: list[Any]) -> None:
     for worker in workers:
         worker.join(1.0)
         worker.kill()
+
+
+def kill_workers() -> None:
+    """Kill the workers of all pools of this process, frozen ones as well: for a process that ends on the spot."""
+    for pool in list(_POOLS):
+        for worker in pool._workers:
+            with suppress(OSError):
+                os.kill(worker.pid, signal.SIGKILL)
 
 
 def _as_is(result: Any) -> Any:
@@ -138,6 +151,7 @@ class Pool(Generic[T]):
         )
 
         self._workers: list[Any] = []
+        _POOLS.add(self)
         Finalize(self, _kill, (self._workers,), exitpriority=10)  # before multiprocessing waits for its children
 
     def run(self, tasks: Sequence[tuple[int, ...]]) -> Iterator[T]:

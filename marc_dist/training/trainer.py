@@ -70,7 +70,7 @@ def run_rank(
         resume: see ``train``.
         stop: see ``train``.
         give_up: must end the process; called from another thread, with the reason, when ``train.timeout_s`` have
-            passed without progress. Nobody looks on when None.
+            passed without progress, in a world of one, too. Nobody looks on when None.
         validate: see ``train``.
     """
     require_trackers(config)
@@ -80,14 +80,19 @@ def run_rank(
         config.train.timeout_s,
     )
     watchdog = None
-    if give_up is not None and here.world > 1:  # before the ranks meet: one may be late for that, too
+    if give_up is not None:  # before the ranks meet: one may be late for that, too
         watchdog = Watchdog(Path(config.train.run_dir), here.rank, here.world, timeout_s, give_up)
         watchdog.start()
-    # the process group's own limit is longer: it knows no names, so the watchdog speaks first
-    comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
-    if os.environ.get(PREFLIGHT) == "1":
-        preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
-    result = train(config, resume=resume, stop=stop, watchdog=watchdog, validate=validate)
+    try:
+        # the process group's own limit is longer: it knows no names, so the watchdog speaks first
+        comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
+        if os.environ.get(PREFLIGHT) == "1":
+            preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
+        result = train(config, resume=resume, stop=stop, watchdog=watchdog, validate=validate)
+    except BaseException:
+        if watchdog is not None and here.world == 1:  # of several ranks, it sees to it that a failed one ends
+            watchdog.stop()
+        raise
     if watchdog is not None:
         watchdog.stop()
     comm.leave()  # not after an error: a rank that fails must not wait for others

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from marc_dist.data.dataset import open_dataset
 from marc_dist.run.folder import checkpoints
 from marc_dist.training import trainer
 from marc_dist.training.checkpoint import load_checkpoint
+from marc_dist.training.signals import StopFlag
 from tests.cli.test_launch import _Job
 from tests.cli.test_train import SMALL
 from tests.training.test_trainer import VARYING, _difference, _ids, _metrics, _state, _train, _words
@@ -118,3 +122,42 @@ def test_a_rank_that_never_comes_is_named(sample_dir: Path, tmp_path: Path) -> N
     done = subprocess.run(command, env=os.environ | world, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 75, done.stderr
     assert "rank 0 waited" in done.stderr and "rank 1 never started" in done.stderr
+
+
+class _Freezing(StopFlag):
+    """Stops this process's loader workers in the third step, as a hanging disk does."""
+
+    def __init__(self, stopped: Path) -> None:
+        super().__init__()
+        self.asked, self.stopped = 0, stopped
+
+    def __bool__(self) -> bool:
+        self.asked += 1
+        for worker in active_children() if self.asked == 3 else []:
+            os.kill(worker.pid or 0, signal.SIGSTOP)
+            self.stopped.write_text(str(worker.pid))
+        return False
+
+
+def _freeze(words: dict[str, Any], told: str) -> None:
+    def give_up(reason: str) -> None:
+        Path(told).write_text(reason)
+        os._exit(75)
+
+    trainer.run_rank(build(Config, words), stop=_Freezing(Path(f"{told}-worker")), give_up=give_up)
+
+
+def test_a_frozen_loader_of_a_run_without_others_is_told_and_ends(small_dir: Path, tmp_path: Path) -> None:
+    words = _words(small_dir, tmp_path / "run", data__num_workers=1, train__max_steps=None, train__timeout_s=5.0)
+    with pytest.raises(WorldError, match="died without a word"):
+        run_in_world(_freeze, 1, words, str(tmp_path / "told"))
+    told = (tmp_path / "told").read_text()
+    assert re.match(
+        rf"{tmp_path}/run: no progress for \d+ s, loading in step \d+ \(process \d+ on .*\): no batch", told
+    )
+    assert "a loader process is frozen" in told and "or raise train.timeout_s" in told
+    worker = int((tmp_path / "told-worker").read_text())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists():  # nothing is left behind
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
