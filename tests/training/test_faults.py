@@ -27,7 +27,7 @@ from marc_dist.training.signals import StopFlag
 from tests.cli.test_launch import _Job
 from tests.cli.test_train import SMALL
 from tests.training.test_trainer import VARYING, _difference, _ids, _metrics, _state, _train, _words
-from tests.worlds import WorldError, run_in_world
+from tests.worlds import WorldError, fork_server, run_in_world
 
 BAD = (3, 17, 40)  # ids, whatever their place in the epoch
 
@@ -144,6 +144,9 @@ def _freeze(words: dict[str, Any], told: str) -> None:
         Path(told).write_text(reason)
         os._exit(75)
 
+    warm = fork_server().Process(target=int)  # its server imports torch, which may take longer than the limit below
+    warm.start()
+    warm.join()
     trainer.run_rank(build(Config, words), stop=_Freezing(Path(f"{told}-worker")), give_up=give_up)
 
 
