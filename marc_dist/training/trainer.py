@@ -19,6 +19,7 @@ from marc_dist.retrieval.store import backbone_fingerprint
 from marc_dist.run.folder import BAD, SKIPPED, plain_settings, write_config
 from marc_dist.training.checkpoint import save_checkpoint
 from marc_dist.training.config_hints import hints
+from marc_dist.training.digest import Common, Comparison
 from marc_dist.training.log import RunLog, console
 from marc_dist.training.schedule import learning_rate
 from marc_dist.training.setup import Setup, agree
@@ -147,6 +148,7 @@ class _Run:
         mirrors = Mirrors(self.config, console(self.main).print) if self.main else None
         self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main, mirrors)
         self.validator = Validator(setup, self.log, self.last_step, validate, lambda step: self.at(step, "validating"))
+        self.comparison, self.equal_after = Comparison(self._common, setup.device), -1
         self.window = Window(time.monotonic())
         self.loss: float | None = None
 
@@ -214,10 +216,8 @@ class _Run:
             for batch in self.loader.epoch(epoch, start):
                 self.window.waited += time.monotonic() - self.window.wait_from
                 lr = learning_rate(self.config.optim, step, self.total_steps, self.setup.thaw_step)
-                result = self.stepper.take(batch, step, lr, bool(self.stop))
+                result = self._compared(batch, step, lr)
                 step += 1
-                if self.setup.ema is not None and result.applied:
-                    self.setup.ema.update(self.setup.learner.encoder, step - self.setup.averages_from)
                 self._account(result, batch, step, epoch)
                 self._report(result, batch, step, epoch, lr)
                 interrupted = result.stop and step < self.last_step
@@ -237,6 +237,47 @@ class _Run:
                 f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
             )
         return step, interrupted
+
+    def _take(self, batch: Batch, step: int, lr: float) -> StepResult:
+        result = self.stepper.take(batch, step, lr, bool(self.stop))
+        if self.setup.ema is not None and result.applied:
+            self.setup.ema.update(self.setup.learner.encoder, step + 1 - self.setup.averages_from)
+        return result
+
+    def _compared(self, batch: Batch, step: int, lr: float) -> StepResult:
+        """A step; one that is compared, and ends differently on some rank, is repeated once. See ``digest``."""
+        every = self.config.train.digest_every
+        if comm.world() == 1 or not every or (step + 1) % every:
+            return self._take(batch, step, lr)
+        self._refuse_difference(step)
+        self.comparison.keep()
+        result = self._take(batch, step, lr)
+        told = self.comparison.difference()
+        if told is not None:
+            self.log.say(f"step {step + 1}: {told}; repeated, from the state before it")
+            self.comparison.go_back()
+            result = self._take(batch, step, lr)
+            self._refuse_difference(step + 1, "; the step was repeated")
+        self.comparison.drop()
+        self.equal_after = step + 1
+        return result
+
+    def _refuse_difference(self, step: int, more: str = "") -> None:
+        """Stop where the ranks hold different numbers after ``step``, unless they were equal there already."""
+        if comm.world() == 1 or not self.config.train.digest_every or self.equal_after == step:
+            return
+        told = self.comparison.difference()
+        if told is not None:
+            raise LaunchError(
+                f"{self.run_dir}: after step {step} {told}{more}: a fault of memory, processor, GPU or network there; "
+                "nothing of it is saved; start again without that node, to go on from the newest checkpoint"
+            )
+        self.equal_after = step
+
+    def _common(self) -> Common:
+        setup, buffers = self.setup, self.config.model.norm != "plain"
+        averaged = None if setup.ema is None else setup.ema.module
+        return Common(setup.learner, setup.optimiser, averaged, setup.memory, buffers)
 
     def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
         """Write down bad samples and a skipped step; give up after too many."""
@@ -296,6 +337,7 @@ class _Run:
         self.window = Window(now)
 
     def _save(self, step: int) -> None:
+        self._refuse_difference(step)
         self.at(step, "saving")
         if not self.main:
             return
