@@ -34,6 +34,7 @@ from marc_dist.data.decode import decoders
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
 from marc_dist.files import locked
+from marc_dist.memory_limits import free_memory
 
 FORMAT = 2
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
@@ -222,7 +223,7 @@ def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
         root: folder of caches; need not exist.
     """
     need = len(ids) * int(dataset.height[ids].max()) * int(dataset.width[ids].max()) * 3
-    rooms = {"memory": _free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
+    rooms = {"memory": free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
     for name, free in rooms.items():
         if free is not None and need > SHARE * free:
             return f"they take {need / 1e9:.1f} GB, and {SHARE:.0%} of the free {name} is {SHARE * free / 1e9:.1f} GB"
@@ -231,15 +232,6 @@ def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
 
 def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-def _free_memory() -> int | None:
-    """Bytes that programs may still take; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def open_cache(

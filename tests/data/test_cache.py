@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_decoded_each_time_and_said(
 ) -> None:
     ids = dataset.rows("train")
     assert why_not(dataset, ids, tmp_path / "not yet there") is None
-    monkeypatch.setattr(cache, "_free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(cache, "free_memory", lambda: 1_000_000)
     words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.num_workers": 0}
     loader = TrainLoader(dataset, build(Config, words), 0, 1, IMAGENET)
     assert "decoded pictures are not kept, they take 0.0 GB, and 50% of the free memory is 0.0 GB" in loader.notes[0]
