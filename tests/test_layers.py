@@ -22,6 +22,7 @@ LEVELS = {
     "augment": 1,
     "place": 1,
     "files": 1,
+    "memory_limits": 1,
     "comm": 2,
     "data": 2,
     "packing": 3,
@@ -56,7 +57,7 @@ OWNERS = {
     "wandb": ("training/trackers/process.py",),
     "mlflow": ("training/trackers/process.py",),
 }
-TORCH_FREE = ("cli", "config", "cluster", "place", "run", "training/trackers", "tuning")
+TORCH_FREE = ("cli", "config", "cluster", "memory_limits", "place", "run", "training/trackers", "tuning")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -14,6 +14,7 @@ from typing import TextIO
 from marc_dist import __version__
 from marc_dist.cli import COMMANDS
 from marc_dist.config import EXIT_USER, MarcError, printable
+from marc_dist.memory_limits import memory_refused
 from marc_dist.run.exit_codes import EXIT_INTERRUPTED
 
 HELP_WIDTH = 80
@@ -70,8 +71,11 @@ def run_command(name: str, body: Callable[[], int]) -> int:
         if not _reader_has_left():
             raise
         return 0
-    except OSError as error:
-        if error.filename is None:  # not about a path that somebody gave
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        told = memory_refused(error)
+        if told is not None:
+            return _user_error(name, told)
+        if not isinstance(error, OSError) or error.filename is None:  # not about a path that somebody gave
             raise
         return _user_error(name, f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:

@@ -11,8 +11,10 @@ port can be taken between choosing and using it.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +29,8 @@ from marc_dist.config import LaunchError, first_line
 from marc_dist.place import Meeting, World, interface_of, meet, place_from_env
 
 TIMEOUT_S = 600.0
+HOST_BLOCK = 1 << 24
+"""Bytes of a rank's rows that ``gather_to_host`` exchanges at a time."""
 # torch 2.14 renamed both and warns about the old names; 2.11 to 2.13 know no others
 _gather_equal: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_equal: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -316,6 +320,29 @@ def gather_rows_plain(x: Tensor, counts: list[int] | None = None) -> Tensor:
         return x
     with torch.no_grad():
         return _gather(x, row_counts(x) if counts is None else counts)
+
+
+def gather_to_host(x: Tensor, device: torch.device, tick: Callable[[], None] = lambda: None) -> Tensor:
+    """All ranks' rows in rank order, in host memory: ``device`` never holds more than a block of every rank's rows.
+
+    Args:
+        x: (rows of this rank, ...) on the CPU; equal trailing shape and dtype on all ranks.
+        device: where collectives want their tensors.
+        tick: called after every block.
+    """
+    if not _active():
+        return x
+    counts = row_counts(torch.empty((len(x), 0), device=device))
+    starts = [sum(counts[:number]) for number in range(len(counts))]
+    out = x.new_empty((sum(counts), *x.shape[1:]))
+    rows = max(1, HOST_BLOCK // max(1, math.prod(x.shape[1:]) * x.element_size()))
+    for at in range(0, max(counts), rows):
+        here = [min(rows, max(0, count - at)) for count in counts]
+        parts = torch.split(gather_rows_plain(x[at : at + rows].to(device), here).cpu(), here)
+        for start, part in zip(starts, parts, strict=True):
+            out[start + at : start + at + len(part)] = part
+        tick()
+    return out
 
 
 def gather_vectors(x: Tensor) -> Tensor:

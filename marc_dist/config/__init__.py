@@ -7,11 +7,11 @@ from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchErr
 from marc_dist.config.paths import user_path
 
 if TYPE_CHECKING:
+    from marc_dist.config.augment import AugmentConfig
     from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
     from marc_dist.config.loss import LossConfig
     from marc_dist.config.presets import find_preset, list_presets
     from marc_dist.config.schema import (
-        AugmentConfig,
         Config,
         DataConfig,
         EvalConfig,
@@ -50,6 +50,7 @@ __all__ = [
 # Imported when asked for: helper processes of a packing need the errors only, and building the schema takes them longer
 # than a hundred pictures.
 _HOMES = {
+    "augment": ("AugmentConfig",),
     "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words"),
     "loss": ("LossConfig",),
     "presets": ("find_preset", "list_presets"),

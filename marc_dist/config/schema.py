@@ -1,4 +1,4 @@
-"""Every setting of a run: type, unit, range, default and one line of help; the section ``loss`` is in ``loss.py``.
+"""Every setting of a run: type, unit, range, default, one line of help; ``loss`` and ``augment`` have their own files.
 
 The dotted path (``loss.tau``) is the spelling in YAML, on the command line, in search spaces, results and plots.
 Defaults are ours, not the paper's: its settings were never published (see ``docs/objective.md``).
@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from marc_dist.config.augment import DROPOUT, AugmentConfig
 from marc_dist.config.loss import LossConfig
 from marc_dist.config.section import Section
 
-DROPOUT = "feature_dropout"
 Triple = tuple[float, float, float]
 Interpolation = Literal["bilinear", "bicubic"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 ValidationMetric = Literal["mAP", "label_mAP", "rare_mAP", "medium_mAP", "common_mAP", "nDCG@10", "P@10"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -85,40 +84,6 @@ class DataConfig(Section):
         0.05, gt=0.0, le=1.0, description="share of samples below which a label's carriers are visited more often"
     )
     repeat_max: float = Field(4.0, ge=1.0, le=1000.0, description="largest repeat factor, visits of a sample an epoch")
-
-
-class AugmentConfig(Section):
-    """Random changes of a training view; every draw depends on (seed, epoch, sample, view) alone."""
-
-    crop_min: float = Field(0.3, gt=0.0, le=1.0, description="smallest area of a random crop, share of the image")
-    crop_max: float = Field(1.0, gt=0.0, le=1.0, description="largest area of a random crop, share of the image")
-    crop_ratio: float = Field(1.33, ge=1.0, le=4.0, description="largest aspect ratio of a crop (and its inverse)")
-    hflip: Probability = Field(0.5, description="probability of a left-right flip")
-    vflip: Probability = Field(0.5, description="probability of a top-bottom flip")
-    quarter_turns: bool = Field(True, description="rotate by 0, 90, 180 or 270 degrees with equal chance")
-    jitter: Probability = Field(0.8, description="probability of a change of colour")
-    brightness: float = Field(0.3, ge=0.0, le=1.0, description="largest relative change of brightness")
-    contrast: float = Field(0.3, ge=0.0, le=1.0, description="largest relative change of contrast")
-    saturation: float = Field(0.3, ge=0.0, le=1.0, description="largest relative change of saturation")
-    hue: float = Field(0.05, ge=0.0, le=0.5, description="largest turn of hue, share of the colour circle")
-    gray: Probability = Field(0.1, description="probability of turning a view grey")
-    blur: Probability = Field(0.0, description="probability of a Gaussian blur")
-    feature_dropout: float = Field(
-        0.1,
-        ge=0.0,
-        lt=1.0,
-        description="model.freeze=backbone: share of the kept features that a view sets to zero, the others grow",
-    )
-    cutout: Probability = Field(0.0, description="probability of filling a box with the mean colour")
-    cutout_size: float = Field(
-        0.3, gt=0.0, le=1.0, description="largest side of that box, share of the image; the smallest is half of it"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AugmentConfig:
-        if self.crop_min > self.crop_max:
-            raise ValueError(f"crop_min must not exceed crop_max, got {self.crop_min} and {self.crop_max}")
-        return self
 
 
 class ModelConfig(Section):
@@ -225,7 +190,10 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept")
     log_every: int = Field(10, ge=1, description="global steps between log lines")
     timeout_s: float = Field(
-        600.0, ge=2.0, le=86400.0, description="longest wait for another rank, seconds; then the late one is named"
+        600.0,
+        ge=2.0,
+        le=86400.0,
+        description="longest time without progress, seconds; then the late rank is named, and the run ends",
     )
     validate_every: int = Field(
         1, ge=1, description="epochs between scores of the validation samples, if there are any"
@@ -241,6 +209,12 @@ class TrainConfig(Section):
         gt=0.0,
         lt=1.0,
         description="decay of a moving average of the weights, which is validated and exported in their place",
+    )
+    digest_every: int = Field(
+        0,
+        ge=0,
+        description="global steps between comparisons of weights and optimiser state over all ranks, to find faulty "
+        "hardware; 0 = never",
     )
     compile: bool = Field(False, description="compile the backbone with torch.compile: slower start, faster steps")
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(

@@ -105,11 +105,17 @@ class Stopwatch:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
 
-def stack(pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
-    """Pictures of any sizes as one (N, H, W, 3) tensor, and their (N, 2) sizes."""
+def stack(pictures: Sequence[Picture], *, shared: bool = True) -> tuple[Tensor, Tensor]:
+    """Pictures of any sizes as one (N, H, W, 3) tensor, and their (N, 2) sizes.
+
+    Args:
+        pictures: (H, W, 3) each.
+        shared: a loader process puts them where the main process will see them.
+    """
     sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32).reshape(-1, 2)
     height, width = sizes.amax(0).tolist() if len(pictures) else (1, 1)
-    pixels = _shared((len(pictures), height, width, 3), torch.uint8)
+    shape = (len(pictures), height, width, 3)
+    pixels = _shared(shape, torch.uint8) if shared else torch.empty(shape, dtype=torch.uint8)
     rows = pixels.numpy()
     for row, picture in zip(rows, pictures, strict=True):
         row[: picture.shape[0], : picture.shape[1]] = picture

@@ -1,38 +1,65 @@
-"""Decoded pictures of a split in one memory-mapped file, made once a node and shared by its processes.
+"""Decoded pictures of a split in one file, made once a node and shared by its processes.
 
 Decoding is most of a loader's work, and these benchmarks fit into memory: the file's pages are in the page cache of the
-node, once, however many ranks and workers look at them. It is named after the data set's fingerprint, so that other
-data can never be taken for these, and appears under its name by one rename when it is complete.
+node, once, however many ranks and workers look at them. It is named after the data set's fingerprint and the decoders'
+versions, so that other pixels can never be taken for these, and appears under its name by one rename when it is whole.
+
+Each picture has a CRC-32 and is checked every time it is read: damage ends a run in one line, and the next start makes
+the file anew. It is read, not mapped: a mapped file that another program cuts short kills its readers without a word.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import threading
 import time
+import weakref
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from marc_dist.config import DataError, user_path
+from marc_dist.config import DataError, LaunchError, user_path
 from marc_dist.data.dataset import Dataset
+from marc_dist.data.decode import decoders
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
 from marc_dist.files import locked
+from marc_dist.memory_limits import free_memory
 
-FORMAT = 1
+FORMAT = 2
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
 POLL_S = 0.2
 AHEAD = 64  # pictures that the disk may fetch before their turn
+
+
+class _Opened(NamedTuple):
+    """Files of a cache, open for reading.
+
+    Attributes:
+        file: descriptor of the pixels.
+        start: byte of the first one.
+        shape: (N, H, W, 3).
+        sizes: (N, 2) height and width.
+        sums: (N,) CRC-32 of each picture's first ``height`` rows of W pixels.
+        errors: sample id -> why it could not be decoded.
+    """
+
+    file: int
+    start: int
+    shape: tuple[int, int, int, int]
+    sizes: NDArray[np.int32]
+    sums: NDArray[np.uint32]
+    errors: dict[str, str]
 
 
 class DecodedCache:
@@ -46,41 +73,127 @@ class DecodedCache:
 
     def __init__(self, folder: Path, ids: Ids, dataset: Dataset) -> None:
         self.folder, self.ids, self.dataset = folder, ids, dataset
-        self._open: tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, str]] | None = None
+        self._open: _Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def _opened(self) -> tuple[NDArray[np.uint8], NDArray[np.int32], dict[str, str]]:
+    def _opened(self) -> _Opened:
         if self._open is None:
-            pixels = np.load(self.folder / "pixels.npy", mmap_mode="c")
-            meta = json.loads((self.folder / "cache.json").read_text())
-            self._open = pixels, np.load(self.folder / "sizes.npy"), meta["errors"]
+            try:
+                self._open = _open(self.folder)
+            except (OSError, ValueError, RecursionError) as error:
+                raise self._damage(f"{self.folder}: cannot be read any more ({error})") from None
+            weakref.finalize(self, os.close, self._open.file)
         return self._open
 
-    def picture(self, sample: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8, not copied; what is written to it stays in this process.
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, 3) of all pictures, each as large as the largest."""
+        return self._opened().shape
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """(N, 2) height and width of each."""
+        return self._opened().sizes
+
+    def refuse(self, sample: int) -> None:
+        """See ``picture``; nothing is read.
 
         Raises:
             DataError: the sample could not be decoded when the cache was made.
         """
-        pixels, sizes, errors = self._opened()
-        if str(sample) in errors:
-            raise DataError(errors[str(sample)])
+        told = self._opened().errors.get(str(sample))
+        if told is not None:
+            raise DataError(told)
+
+    def picture(self, sample: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, the caller's own.
+
+        Raises:
+            DataError: the sample could not be decoded when the cache was made.
+            LaunchError: the cache is damaged; the next start makes it anew.
+        """
+        self.refuse(sample)
         (row,) = self.rows(np.array([sample]))
-        height, width = sizes[row]
-        found: NDArray[np.uint8] = pixels[row, :height, :width]
-        return found
+        return self._read(row)
+
+    def block(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """(stop - start, H, W, 3) pictures by their place, see ``rows``; smaller ones at the top left.
+
+        Raises:
+            LaunchError: see ``picture``.
+        """
+        out = np.zeros((stop - start, *self.shape[1:]), dtype=np.uint8)
+        for place in range(start, stop):
+            picture = self._read(place)
+            out[place - start, : picture.shape[0], : picture.shape[1]] = picture
+        return out
 
     def rows(self, ids: Ids) -> list[int]:
-        """Where samples lie in ``tensors``."""
+        """Where samples lie among all pictures."""
         found: list[int] = np.searchsorted(self.ids, ids).tolist()
         return found
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pictures, (N, H, W, 3) uint8, and their (N, 2) heights and widths; not copied."""
-        pixels, sizes, _ = self._opened()
-        return torch.from_numpy(pixels), torch.from_numpy(sizes)
+    def _read(self, row: int) -> NDArray[np.uint8]:
+        """A picture, once its checksum was found right."""
+        cache = self._opened()
+        height, width = cache.sizes[row].tolist()
+        found = np.empty((height, *cache.shape[2:]), dtype=np.uint8)
+        left, at = memoryview(found).cast("B") if height else memoryview(b""), cache.start + row * _row_bytes(cache)
+        try:
+            while left:
+                num = os.preadv(cache.file, [left], at)
+                if not num:
+                    raise OSError("it was cut short")
+                left, at = left[num:], at + num
+        except OSError as error:
+            raise self._damage(self._place(row, str(error))) from None
+        if zlib.crc32(found) != cache.sums[row]:
+            raise self._damage(self._place(row, "another checksum than when it was made"))
+        return found[:, :width]
+
+    def _place(self, row: int, why: str) -> str:
+        sample = int(self.ids[row])
+        return f"{self.folder / 'pixels.npy'}: the decoded picture of {self.dataset.keys[sample]} is damaged ({why})"
+
+    def _damage(self, what: str) -> LaunchError:
+        """An error for people; the next start will find no cache here."""
+        try:
+            (self.folder / "cache.json").unlink(missing_ok=True)
+            remedy = "start the same command again, which makes this folder anew"
+        except OSError:
+            remedy = "delete this folder and start the same command again"
+        return LaunchError(f"{what}; {remedy}; if it comes back, test the disk, or set data.cache=none")
+
+
+def _row_bytes(cache: _Opened) -> int:
+    _, height, width, channels = cache.shape
+    return height * width * channels
+
+
+def _open(folder: Path) -> _Opened:
+    """The files of a cache.
+
+    Raises:
+        OSError, ValueError: missing, or not as they were written.
+    """
+    content = json.loads((folder / "cache.json").read_bytes())
+    meta, crc = (content.get("cache"), content.get("crc32")) if isinstance(content, dict) else (None, None)
+    if not isinstance(meta, dict) or crc != _crc_of(meta) or meta.get("format") != FORMAT:
+        raise ValueError("cache.json is damaged")
+    num, height, width = meta["shape"]
+    table = (folder / "table.bin").read_bytes()
+    if len(table) != 12 * num or zlib.crc32(table) != meta["table_crc32"]:
+        raise ValueError("table.bin is damaged")
+    sizes = np.frombuffer(table, dtype="<i4", count=2 * num).reshape(num, 2)
+    sums = np.frombuffer(table, dtype="<u4", offset=8 * num)
+    file = os.open(folder / "pixels.npy", os.O_RDONLY | os.O_CLOEXEC)
+    return _Opened(file, meta["start"], (num, height, width, 3), sizes, sums, meta["errors"])
+
+
+def _crc_of(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def cache_root(given: str | None) -> Path:
@@ -110,7 +223,7 @@ def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
         root: folder of caches; need not exist.
     """
     need = len(ids) * int(dataset.height[ids].max()) * int(dataset.width[ids].max()) * 3
-    rooms = {"memory": _free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
+    rooms = {"memory": free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
     for name, free in rooms.items():
         if free is not None and need > SHARE * free:
             return f"they take {need / 1e9:.1f} GB, and {SHARE:.0%} of the free {name} is {SHARE * free / 1e9:.1f} GB"
@@ -119,15 +232,6 @@ def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
 
 def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-def _free_memory() -> int | None:
-    """Bytes that programs may still take; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def open_cache(
@@ -158,7 +262,8 @@ def open_cache(
         time.sleep(POLL_S)
 
     ids = dataset.rows(split)
-    folder = root / f"{dataset.fingerprint[:24]}-{split}"
+    made_by = hashlib.sha256(repr(decoders()).encode()).hexdigest()
+    folder = root / f"{dataset.fingerprint[:24]}-{split}-{made_by[:8]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock"), wait):
@@ -172,20 +277,18 @@ def open_cache(
 
 
 def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
+    """Whether a finished cache of these pictures lies there; the pixels are checked when they are read."""
     try:
-        meta = json.loads((folder / "cache.json").read_text())
-        pixels, sizes = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "sizes.npy")
-    except Exception:  # numpy parses a header as Python: SyntaxError, TokenError, ... of a damaged one
+        cache = _open(folder)
+    except (OSError, ValueError, RecursionError):
         return False
+    os.close(cache.file)
+    meta = json.loads((folder / "cache.json").read_bytes())["cache"]
     most = (int(dataset.height[ids].max()), int(dataset.width[ids].max()))
-    shapes = {"pixels": (pixels.shape, pixels.dtype), "sizes": (sizes.shape, sizes.dtype)}
-    if shapes != {"pixels": ((len(ids), *most, 3), np.uint8), "sizes": ((len(ids), 2), np.int32)}:
+    if cache.shape != (len(ids), *most, 3) or meta["fingerprint"] != dataset.fingerprint:
         return False
-    expected = {"format": FORMAT, "fingerprint": dataset.fingerprint, "num": len(ids)}
-    expected["bytes"] = (folder / "pixels.npy").stat().st_size
-    if not isinstance(meta, dict) or any(meta.get(key) != value for key, value in expected.items()):
-        return False
-    return isinstance(meta.get("errors"), dict) and (skip or not meta["errors"])
+    size = (folder / "pixels.npy").stat().st_size
+    return size == cache.start + len(ids) * _row_bytes(cache) and (skip or not cache.errors)
 
 
 def _build(
@@ -194,10 +297,13 @@ def _build(
     for old in (folder, *folder.parent.glob(f"{folder.name}.new-*")):  # of a process that was killed, or other bytes
         shutil.rmtree(old, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
+    shape = (len(ids), int(dataset.height[ids].max()), int(dataset.width[ids].max()), 3)
+    file = (temporary / "pixels.npy").open("wb")
     try:
-        shape = (len(ids), int(dataset.height[ids].max()), int(dataset.width[ids].max()), 3)
-        pixels = np.lib.format.open_memmap(temporary / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        sizes = np.zeros((len(ids), 2), dtype=np.int32)
+        np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.flush()
+        start = file.tell()
+        sizes, sums = np.zeros((len(ids), 2), dtype="<i4"), np.zeros(len(ids), dtype="<u4")
         errors: dict[str, str] = {}
 
         mine = threading.local()  # a reader for each thread: a retry closes its files
@@ -221,7 +327,10 @@ def _build(
                 errors[str(ids[row])] = str(error)
                 return
             sizes[row] = picture.shape[:2]
-            pixels[row, : picture.shape[0], : picture.shape[1]] = picture
+            wide = np.zeros((picture.shape[0], *shape[2:]), dtype=np.uint8)
+            wide[:, : picture.shape[1]] = picture
+            sums[row] = zlib.crc32(wide)
+            _write(file.fileno(), memoryview(wide).cast("B"), start + row * shape[1] * shape[2] * shape[3])
 
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow decodes outside Python's lock
         try:
@@ -231,16 +340,28 @@ def _build(
             pool.shutdown(cancel_futures=True)
             for one in readers:
                 one.close()
-        pixels.flush()
-        np.save(temporary / "sizes.npy", sizes)
+        os.truncate(file.fileno(), start + len(ids) * shape[1] * shape[2] * shape[3])  # smaller pictures leave room
+        table = sizes.tobytes() + sums.tobytes()
+        (temporary / "table.bin").write_bytes(table)
         meta = {
             "format": FORMAT,
             "fingerprint": dataset.fingerprint,
-            "num": len(ids),
-            "bytes": (temporary / "pixels.npy").stat().st_size,
+            "decoders": decoders(),
+            "shape": shape[:3],
+            "start": start,
+            "table_crc32": zlib.crc32(table),
             "errors": errors,
         }
-        (temporary / "cache.json").write_text(json.dumps(meta))
+        content = {"cache": meta, "crc32": _crc_of(meta)}
+        (temporary / "cache.json").write_text(json.dumps(content))
         temporary.rename(folder)
     finally:
+        file.close()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(file: int, data: memoryview, at: int) -> None:
+    """All of it; where memory-mapped pixels would end the process on a full disk, this raises ``OSError``."""
+    while data:
+        num = os.pwrite(file, data, at)
+        data, at = data[num:], at + num

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from marc_dist.config import DataError
 from marc_dist.data.png import first_rows
@@ -24,6 +26,14 @@ STRETCH = (2.0, 98.0)
 """Percentiles between which ``decode_any`` spreads a deep picture over 8 bits."""
 KINDS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow knows more: EPS, for one, runs Ghostscript
 ACCEPTED = ("RGB", "L", "P", "LA", "RGBA", "1")
+
+
+@functools.cache
+def decoders() -> tuple[str, ...]:
+    """What decodes: Pillow and its libraries, with their versions. Others may give other pixels of the same bytes."""
+    libraries = ("jpg", "zlib", "libtiff", "webp")
+    found = [f"{name} {features.version(name) or 'none'}" for name in libraries]
+    return f"Pillow {PIL.__version__}", f"libjpeg-turbo {features.version('libjpeg_turbo') or 'none'}", *found
 
 
 def decode_rgb(data: bytes, place: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -6,8 +6,10 @@ Pictures that fit lie in its memory from the start. On a CPU the workers augment
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config
-from marc_dist.data.batches import Batch, Pictures, augmented
+from marc_dist.data.batches import Batch, Pictures, augmented, stack
 from marc_dist.data.cache import DecodedCache
 
 S = TypeVar("S")
@@ -55,6 +57,7 @@ class BatchAugmenter:
         self.device = device
         self.wants: Literal["images", "pixels", "rows"] = "images"
         self.note = "augmented by the loader's processes"
+        self._cache: DecodedCache | None = None
         self._held: tuple[Tensor | None, Tensor | None] = None, None
         if config.data.augment_on == "device" or (config.data.augment_on == "auto" and device.type == "cuda"):
             self.wants = "pixels"
@@ -63,24 +66,26 @@ class BatchAugmenter:
                 self._hold(cache, tick)
 
     def _hold(self, cache: DecodedCache, tick: Callable[[], None]) -> None:
-        pixels, sizes = cache.tensors()
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            if pixels.numel() > SHARE * free:
-                self.note += (
-                    f"; they are sent step by step, for they take {pixels.numel() / 1e9:.1f} GB and "
-                    f"{SHARE:.0%} of the GPU's free memory is {SHARE * free / 1e9:.1f} GB"
-                )
-                return
-            there = torch.empty_like(pixels, device=self.device)
-            for start in range(0, len(pixels), PART):
-                there[start : start + PART] = pixels[start : start + PART].to(self.device)
-                tick()
-            torch.cuda.synchronize(self.device)
-            pixels = there
-            self.note += f"; its memory holds all pictures, {pixels.numel() / 1e9:.2f} GB"
         self.wants = "rows"
-        self._held = pixels, sizes
+        if self.device.type != "cuda":
+            self._cache = cache
+            return
+        num, *shape = cache.shape
+        size, free = num * math.prod(shape), torch.cuda.mem_get_info(self.device)[0]
+        if size > SHARE * free:
+            self.wants = "pixels"
+            self.note += (
+                f"; they are sent step by step, for they take {size / 1e9:.1f} GB and "
+                f"{SHARE:.0%} of the GPU's free memory is {SHARE * free / 1e9:.1f} GB"
+            )
+            return
+        pixels = torch.empty((num, *shape), dtype=torch.uint8, device=self.device)
+        for start in range(0, num, PART):
+            pixels[start : start + PART] = torch.from_numpy(cache.block(start, min(start + PART, num))).to(self.device)
+            tick()
+        torch.cuda.synchronize(self.device)
+        self.note += f"; its memory holds all pictures, {size / 1e9:.2f} GB"
+        self._held = pixels, torch.from_numpy(cache.sizes.copy())
 
     def finish(self, results: Iterator[Batch | Pictures]) -> Iterator[Batch]:
         """Batches of what workers made, in order."""
@@ -89,6 +94,9 @@ class BatchAugmenter:
     def _batch(self, result: Batch | Pictures) -> Batch:
         if isinstance(result, Batch):
             return result
+        if self._cache is not None:
+            pixels, sizes = stack([self._cache.picture(sample) for sample in result.ids.tolist()])
+            result = replace(result, pixels=pixels, sizes=sizes, rows=list(range(len(result.rows))))
         pixels, sizes = self._held
         if pixels is None and result.pixels is not None:
             pixels, sizes = result.pixels.to(self.device), result.sizes

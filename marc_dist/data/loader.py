@@ -95,12 +95,11 @@ class _TrainTasks(Tasks):
         watch = Stopwatch()
         pictures, good, bad = try_each(self.config, ids, self._read_with(ids, watch))
         ids, visits = ids[good], visits[good]
-        if self.cache is None or self.gives == "pixels":
-            with watch.on("decode"):
-                placed = Placed(*stack(pictures), list(range(len(good))))
+        if self.cache is not None and self.gives == "rows":
+            placed = Placed(None, None, self.cache.rows(ids))
         else:
-            pixels, sizes = (None, None) if self.gives == "rows" else self.cache.tensors()
-            placed = Placed(pixels, sizes, self.cache.rows(ids))
+            with watch.on("decode"):
+                placed = Placed(*stack(pictures, shared=self.gives == "pixels"), list(range(len(good))))
         where = Where(epoch, step, len(every))
         batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch)
         return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
@@ -108,15 +107,30 @@ class _TrainTasks(Tasks):
     def _read_with(self, ids: Ids, watch: Stopwatch) -> Callable[[int], Picture]:
         """How to get a picture of ``ids``."""
         if self.cache is not None:
-            return self.cache.picture
+            cache = self.cache
+            return _nothing_of(cache) if self.gives == "rows" else lambda sample: self._cached(cache, sample, watch)
         self.reader.expect(ids.tolist())
         return lambda sample: self._decoded(sample, watch)
+
+    def _cached(self, cache: DecodedCache, sample: int, watch: Stopwatch) -> Picture:
+        with watch.on("read"):
+            return cache.picture(sample)
 
     def _decoded(self, sample: int, watch: Stopwatch) -> Picture:
         with watch.on("read"):
             data = self.reader.read(sample)
         with watch.on("decode"):
             return np.asarray(decode_rgb(data, self.dataset.place(sample)))
+
+
+def _nothing_of(cache: DecodedCache) -> Callable[[int], Picture]:
+    """For pictures that are held elsewhere: only whether there is one."""
+
+    def look(sample: int) -> Picture:
+        cache.refuse(sample)
+        return np.empty((0, 0, 3), dtype=np.uint8)
+
+    return look
 
 
 class TrainLoader:

@@ -7,22 +7,27 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import active_children, forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from marc_dist.config import DataError, MarcError
+from marc_dist.config import DataError, LaunchError, MarcError
+from marc_dist.memory_limits import SHM, memory_refused, shm_room
 
 T = TypeVar("T")
 END_PRIORITY = 20
 """Of a ``multiprocessing.util.Finalize`` that must run however a worker ends, short of ``kill -9``."""
 DYING_S = 1.0
 """A worker's connections break this much earlier, at most, than it is known to have ended."""
+NO_SHM = ("unable to allocate shared memory", "unable to write to file </torch_", "unable to open shared memory")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -38,6 +43,9 @@ class Tasks(TorchDataset[Any]):
     def build(self, *task: int) -> Any:
         """The result of one task."""
         raise AssertionError("overridden")
+
+
+_POOLS: WeakSet[Pool[Any]] = WeakSet()
 
 
 class _Schedule(Sampler[tuple[int, ...]]):
@@ -85,6 +93,31 @@ def _kill(workers: list[Any]) -> None:
     for worker in workers:
         worker.join(1.0)
         worker.kill()
+
+
+def server_lives() -> bool:
+    """Whether the fork server of this process is there: without it no worker starts, and none is known to live."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+    if pid is None:
+        return False
+    try:  # a zombie has ended, too
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return not Path("/proc/self/stat").exists()
+
+
+def _cause(error: Exception) -> str:
+    """The last line of a worker's traceback, which torch puts into the message; else the message."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def kill_workers() -> None:
+    """Kill the workers of all pools of this process, frozen ones as well: for a process that ends on the spot."""
+    for pool in list(_POOLS):
+        for worker in pool._workers:
+            with suppress(OSError):
+                os.kill(worker.pid, signal.SIGKILL)
 
 
 def _as_is(result: Any) -> Any:
@@ -138,6 +171,7 @@ class Pool(Generic[T]):
         )
 
         self._workers: list[Any] = []
+        _POOLS.add(self)
         Finalize(self, _kill, (self._workers,), exitpriority=10)  # before multiprocessing waits for its children
 
     def run(self, tasks: Sequence[tuple[int, ...]]) -> Iterator[T]:
@@ -152,18 +186,39 @@ class Pool(Generic[T]):
                 if isinstance(result, MarcError):
                     raise result
                 yield result
-        except (RuntimeError, OSError, EOFError):  # the latter two while a worker's memory is taken over
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:  # OSError, EOFError while memory is taken over
             if self._workers:
                 wait([worker.sentinel for worker in self._workers], DYING_S)
-            dead = [worker for worker in self._workers if not worker.is_alive()]
-            if not dead:
-                raise
-            names = ", ".join(f"{worker.pid} (exit code {worker.exitcode})" for worker in dead)
-            killed = any((worker.exitcode or 0) < 0 for worker in dead)
-            why = "mostly for want of memory or of room in /dev/shm" if killed else "see its own message above"
-            raise DataError(
-                f"loader process {names} ended by itself, {why}; try data.num_workers={max(0, len(self._workers) - 1)}"
-            ) from None
+            raise self._told(error) from None
+
+    def _told(self, error: Exception) -> Exception:
+        """One line on loader processes that failed, for people; anything else as it is."""
+        cause = _cause(error)
+        room = shm_room()
+        if any(words in cause for words in NO_SHM) and room is not None:
+            return LaunchError(
+                f"{SHM} holds {room.limit / 1e6:.0f} MB, too little for the batches that loader processes pass through "
+                "it; give it more (docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory mounted there), "
+                "or lower data.num_workers, or load in the main process: data.num_workers=0"
+            )
+        refused = memory_refused(MemoryError(cause)) if "MemoryError" in str(error) else memory_refused(error)
+        if refused is not None:
+            return LaunchError(f"loader process: {refused}")
+        if self._workers and not server_lives():
+            return LaunchError(
+                "the server of the loader processes (multiprocessing's fork server, a child of this one) has ended: "
+                "somebody killed it, or there was no memory left; start the same command again to go on, with "
+                f"data.num_workers={max(0, len(self._workers) - 1)} if it comes back"
+            )
+        dead = [worker for worker in self._workers if not worker.is_alive()]
+        if not dead:
+            return error
+        names = ", ".join(f"{worker.pid} (exit code {worker.exitcode})" for worker in dead)
+        killed = any((worker.exitcode or 0) < 0 for worker in dead)
+        why = "mostly for want of memory or of room in /dev/shm" if killed else "see its own message above"
+        return DataError(
+            f"loader process {names} ended by itself, {why}; try data.num_workers={max(0, len(self._workers) - 1)}"
+        )
 
     def close(self) -> None:
         """End the workers."""

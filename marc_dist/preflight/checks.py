@@ -223,6 +223,8 @@ class _Preflight:
             facts["shards"] = or_error(lambda: machine.shards(self.config))
             facts["folder"] = {} if "error" in written else or_error(self._answer)
             facts["disk"] = or_error(lambda: machine.disk(self.run_dir))
+            rows, cpu = -(-self.config.train.global_batch // self.here.world), self.device.type == "cpu"
+            facts["memory"] = or_error(lambda: machine.memory(self.config, rows, cpu))
         if self.here.rank == 0:
             facts["needed"] = machine.bytes_needed(self.config, facts["disk"].get("free", 0))
         return facts
@@ -257,6 +259,7 @@ class _Preflight:
         remedy = "start all ranks with the same words and the same run file"
         self.rows += rules.judge_equal("settings", self.nodes, of("settings"), remedy)
         self.rows += rules.judge_disk(self.nodes, of("disk"), need, text)
+        self.rows += rules.judge_memory(self.nodes, of("memory"))
         gpus = rules.judge_gpus(self.nodes, of("gpu"))
         self.rows += gpus
         self.unfit = any(row.state == rules.FAIL for row in gpus)

@@ -20,6 +20,7 @@ import marc_dist
 from marc_dist.config import Config, DataError, MarcError, first_line
 from marc_dist.data.dataset import open_dataset
 from marc_dist.encoder.model import build_encoder
+from marc_dist.memory_limits import free_memory, group_room, shm_room
 from marc_dist.preflight.rules import GIB, size
 from marc_dist.run.folder import checkpoints
 
@@ -118,6 +119,26 @@ def disk(run_dir: Path) -> dict[str, Any]:
     told = os.statvfs(place)
     inodes = told.f_favail if told.f_files else None  # some file systems do not count them
     return {"place": str(place), "free": told.f_bavail * told.f_frsize, "inodes": inodes}
+
+
+def memory(config: Config, rows: int, cpu: bool) -> dict[str, Any]:
+    """Bytes that are left for this rank and its neighbours on the node, and what a batch takes in /dev/shm.
+
+    Args:
+        config: the run's settings.
+        rows: samples of a rank in a global step.
+        cpu: the loader's processes augment and send whole batches of views; else they send pictures or nothing.
+    """
+    room, group = shm_room(), group_room()
+    workers = config.data.num_workers if not config.model.head_only else 0
+    each = rows * config.data.num_views * 3 * config.data.image_size**2 * 4
+    return {
+        "shm": None if room is None or not workers or not cpu else room.free,
+        "batch": each,
+        "ahead": each * (2 * workers + 1),
+        "free": free_memory(),
+        "limit": None if group is None else group.limit,
+    }
 
 
 def bytes_needed(config: Config, free: int) -> tuple[int | None, str]:

@@ -20,6 +20,8 @@ MIB, GIB = 2**20, 2**30
 FREE_FAIL, FREE_WARN = 100 * MIB, GIB
 """Free bytes: the least where a checkpoint's size is unknown, and what should be left beyond the checkpoints."""
 INODES_FAIL = 100
+MEMORY_WARN = GIB
+"""Memory a rank: torch alone takes half of it."""
 
 
 class Finding(NamedTuple):
@@ -242,6 +244,34 @@ def judge_disk(
             rows.append(Finding("free disk", nodes[rank], state, lack, remedy))
     free = min((one["free"] for one in whole.values()), default=0)
     return _or_passed("free disk", rows, f"{size(free)} free")
+
+
+def judge_memory(nodes: Sequence[str], found: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+    """Whether batches fit through /dev/shm, and whether ranks have memory, also by the limit of a container or job.
+
+    Args:
+        nodes: the node of each rank.
+        found: by rank (one or more a node) ``shm`` (free bytes, None where nothing passes through it), ``batch`` and
+            ``ahead`` (bytes of a batch of one rank, and of those that its workers make ahead), ``free`` and ``limit``
+            (of memory; None where the system does not say), or ``error``.
+    """
+    rows = []
+    for rank, one in found.items():
+        num = nodes.count(nodes[rank])
+        if "error" in one:
+            rows.append(Finding("memory", nodes[rank], WARN, one["error"]))
+            continue
+        if one["shm"] is not None and one["shm"] < num * one["ahead"]:
+            state = FAIL if one["shm"] < one["batch"] else WARN
+            lack = f"/dev/shm: {size(one['shm'])} free, batches of {num} ranks take {size(num * one['ahead'])}"
+            remedy = "give it more (docker run --shm-size=8g), or lower data.num_workers; 0 needs none"
+            rows.append(Finding("memory", nodes[rank], state, lack, remedy))
+        if one["free"] is not None and one["free"] < num * MEMORY_WARN:
+            limit = "" if one["limit"] is None else f", the limit of its container or job is {size(one['limit'])}"
+            lack = f"{size(one['free'])} of memory left for {num} ranks{limit}"
+            rows.append(Finding("memory", nodes[rank], WARN, lack, "raise the limit, or end what else runs there"))
+    free = min((one["free"] for one in found.values() if one.get("free") is not None), default=None)
+    return _or_passed("memory", rows, "memory unknown" if free is None else f"{size(free)} of memory")
 
 
 def judge_gpus(nodes: Sequence[str], found: Mapping[int, Mapping[str, Any]]) -> list[Finding]:

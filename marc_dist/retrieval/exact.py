@@ -208,7 +208,11 @@ def full_ranking(queries: Float32, archive: Float32, self_position: Int) -> Int:
         archive: (N, d) from ``exact_unit``, or of +1 and -1.
         self_position: (B,) position of the query's own item, or -1.
     """
-    scores = queries.astype(np.float64) @ archive.astype(np.float64).T
+    wide = queries.astype(np.float64)
+    scores = np.empty((len(queries), len(archive)))
+    for start in range(0, len(archive), ARCHIVE_BLOCK):  # no second copy of the whole archive
+        block = slice(start, start + ARCHIVE_BLOCK)
+        scores[:, block] = wide @ archive[block].astype(np.float64).T
     own = np.flatnonzero(self_position >= 0)
     scores[own, self_position[own]] = -np.inf
     ranking = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)

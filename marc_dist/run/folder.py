@@ -47,6 +47,7 @@ HARMLESS = frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.log_every",
+        "train.digest_every",
         "train.max_nonfinite",
         "train.timeout_s",
         "train.validate_every",

@@ -19,6 +19,7 @@ from marc_dist.retrieval.store import backbone_fingerprint
 from marc_dist.run.folder import BAD, SKIPPED, plain_settings, write_config
 from marc_dist.training.checkpoint import save_checkpoint
 from marc_dist.training.config_hints import hints
+from marc_dist.training.digest import Common, Comparison
 from marc_dist.training.log import RunLog, console
 from marc_dist.training.schedule import learning_rate
 from marc_dist.training.setup import Setup, agree
@@ -70,7 +71,7 @@ def run_rank(
         resume: see ``train``.
         stop: see ``train``.
         give_up: must end the process; called from another thread, with the reason, when ``train.timeout_s`` have
-            passed without progress. Nobody looks on when None.
+            passed without progress, in a world of one, too. Nobody looks on when None.
         validate: see ``train``.
     """
     require_trackers(config)
@@ -80,14 +81,19 @@ def run_rank(
         config.train.timeout_s,
     )
     watchdog = None
-    if give_up is not None and here.world > 1:  # before the ranks meet: one may be late for that, too
+    if give_up is not None:  # before the ranks meet: one may be late for that, too
         watchdog = Watchdog(Path(config.train.run_dir), here.rank, here.world, timeout_s, give_up)
         watchdog.start()
-    # the process group's own limit is longer: it knows no names, so the watchdog speaks first
-    comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
-    if os.environ.get(PREFLIGHT) == "1":
-        preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
-    result = train(config, resume=resume, stop=stop, watchdog=watchdog, validate=validate)
+    try:
+        # the process group's own limit is longer: it knows no names, so the watchdog speaks first
+        comm.join(device.type, timeout_s=2 * timeout_s + 30, folder=Path(config.train.run_dir) / "logs")
+        if os.environ.get(PREFLIGHT) == "1":
+            preflight_of_run(config, here, device, None if watchdog is None else watchdog.at)
+        result = train(config, resume=resume, stop=stop, watchdog=watchdog, validate=validate)
+    except BaseException:
+        if watchdog is not None and here.world == 1:  # of several ranks, it sees to it that a failed one ends
+            watchdog.stop()
+        raise
     if watchdog is not None:
         watchdog.stop()
     comm.leave()  # not after an error: a rank that fails must not wait for others
@@ -110,7 +116,7 @@ def train(
         stop: looked at once a step; when set on any rank, all ranks save the same step and return.
         watchdog: told where the run is.
         validate: scores the samples of ``data.validation_share`` every ``train.validate_every`` epochs and at the end,
-            each time before the checkpoint of that step; the figures go into ``validation.jsonl``.
+            each time after the checkpoint of that step; the figures go into ``validation.jsonl``.
 
     Raises:
         ConfigError: settings that do not fit the machine, or the run so far.
@@ -142,6 +148,7 @@ class _Run:
         mirrors = Mirrors(self.config, console(self.main).print) if self.main else None
         self.log = RunLog(self.run_dir, self.first_step, self.last_step, self.main, mirrors)
         self.validator = Validator(setup, self.log, self.last_step, validate, lambda step: self.at(step, "validating"))
+        self.comparison, self.equal_after = Comparison(self._common, setup.device), -1
         self.window = Window(time.monotonic())
         self.loss: float | None = None
 
@@ -209,20 +216,18 @@ class _Run:
             for batch in self.loader.epoch(epoch, start):
                 self.window.waited += time.monotonic() - self.window.wait_from
                 lr = learning_rate(self.config.optim, step, self.total_steps, self.setup.thaw_step)
-                result = self.stepper.take(batch, step, lr, bool(self.stop))
+                result = self._compared(batch, step, lr)
                 step += 1
-                if self.setup.ema is not None and result.applied:
-                    self.setup.ema.update(self.setup.learner.encoder, step - self.setup.averages_from)
                 self._account(result, batch, step, epoch)
                 self._report(result, batch, step, epoch, lr)
                 interrupted = result.stop and step < self.last_step
                 due = self.validator.due(step)
+                if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
+                    self._save(step)  # first: scores may take long, and ``catch_up`` makes those that are missing
                 if due and not interrupted:
                     self.validator.score(step)
                     self.window.started += self.validator.seconds  # not part of the speed of training
                     ended = self.validator.ends_early(step)
-                if due or interrupted or step == self.last_step or step % self.config.train.checkpoint_every == 0:
-                    self._save(step)
                 if interrupted or ended or step == self.last_step:
                     break
                 self.window.wait_from = time.monotonic()
@@ -232,6 +237,47 @@ class _Run:
                 f"asked to stop ({self.stop.name or 'another rank'}): saved after step {step}; start again to go on"
             )
         return step, interrupted
+
+    def _take(self, batch: Batch, step: int, lr: float) -> StepResult:
+        result = self.stepper.take(batch, step, lr, bool(self.stop))
+        if self.setup.ema is not None and result.applied:
+            self.setup.ema.update(self.setup.learner.encoder, step + 1 - self.setup.averages_from)
+        return result
+
+    def _compared(self, batch: Batch, step: int, lr: float) -> StepResult:
+        """A step; one that is compared, and ends differently on some rank, is repeated once. See ``digest``."""
+        every = self.config.train.digest_every
+        if comm.world() == 1 or not every or (step + 1) % every:
+            return self._take(batch, step, lr)
+        self._refuse_difference(step)
+        self.comparison.keep()
+        result = self._take(batch, step, lr)
+        told = self.comparison.difference()
+        if told is not None:
+            self.log.say(f"step {step + 1}: {told}; repeated, from the state before it")
+            self.comparison.go_back()
+            result = self._take(batch, step, lr)
+            self._refuse_difference(step + 1, "; the step was repeated")
+        self.comparison.drop()
+        self.equal_after = step + 1
+        return result
+
+    def _refuse_difference(self, step: int, more: str = "") -> None:
+        """Stop where the ranks hold different numbers after ``step``, unless they were equal there already."""
+        if comm.world() == 1 or not self.config.train.digest_every or self.equal_after == step:
+            return
+        told = self.comparison.difference()
+        if told is not None:
+            raise LaunchError(
+                f"{self.run_dir}: after step {step} {told}{more}: a fault of memory, processor, GPU or network there; "
+                "nothing of it is saved; start again without that node, to go on from the newest checkpoint"
+            )
+        self.equal_after = step
+
+    def _common(self) -> Common:
+        setup, buffers = self.setup, self.config.model.norm != "plain"
+        averaged = None if setup.ema is None else setup.ema.module
+        return Common(setup.learner, setup.optimiser, averaged, setup.memory, buffers)
 
     def _account(self, result: StepResult, batch: Batch, step: int, epoch: int) -> None:
         """Write down bad samples and a skipped step; give up after too many."""
@@ -291,6 +337,7 @@ class _Run:
         self.window = Window(now)
 
     def _save(self, step: int) -> None:
+        self._refuse_difference(step)
         self.at(step, "saving")
         if not self.main:
             return

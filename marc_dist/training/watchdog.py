@@ -17,8 +17,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from marc_dist.data.loader_pool import kill_workers
 from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.heartbeats import PHASES, SHARES, beat_path, late_ranks, read_beats
+
+STOPPED_S = 1.0
+"""A watching thread that wakes so much later than it meant to was stopped, with its whole process."""
+ALONE = {
+    "starting": "the storage under data.dir or the network, from which weights are fetched, does not answer",
+    "loading": "no batch comes; a loader process is frozen, or the storage under data.dir does not answer",
+    "saving": "the storage under train.run_dir does not answer",
+}
+"""What a run of one process waits for."""
 
 
 class Watchdog:
@@ -34,6 +44,7 @@ class Watchdog:
 
     def __init__(self, run_dir: Path, rank: int, world: int, timeout_s: float, give_up: Callable[[str], None]) -> None:
         self.run_dir, self.rank, self.world, self.timeout_s, self.give_up = run_dir, rank, world, timeout_s, give_up
+        self._host, self._pid = socket.gethostname(), os.getpid()
         self._step, self._phase, self._since = 0, 0, time.monotonic()
         self._mine = attempt_from_env(os.environ)
         self._stop = threading.Event()
@@ -58,20 +69,32 @@ class Watchdog:
             beat_path(self.run_dir, self.rank).unlink()
 
     def _look_on(self) -> None:
-        while not self._stop.wait(self.timeout_s / SHARES):
+        every = self.timeout_s / SHARES
+        looked = time.monotonic()
+        while not self._stop.wait(every):
             self._write()
-            waited = time.monotonic() - self._since
-            if waited > self.timeout_s:
-                here = f"{self.run_dir}: rank {self.rank} waited {waited:.0f} s {PHASES[self._phase]}"
-                late = late_ranks(read_beats(self.run_dir, self.world, self._mine), self.timeout_s)
-                self.give_up(
-                    f"{here} in step {self._step}: {late}; start the same command "
-                    "again to go on from the newest checkpoint, or raise train.timeout_s"
-                )
+            now = time.monotonic()
+            if now - looked > every + STOPPED_S:  # Ctrl-Z, a laptop asleep: time in which nobody could work
+                self._since = min(now, self._since + now - looked - every)
+            looked = now
+            if now - self._since > self.timeout_s:
+                reason = self._reason(now - self._since)
+                kill_workers()  # one that is frozen would outlive this process
+                self.give_up(reason)
+
+    def _reason(self, waited_s: float) -> str:
+        where = f"{PHASES[self._phase]} in step {self._step}"
+        if self.world == 1:
+            what = f"{self.run_dir}: no progress for {waited_s:.0f} s, {where} (process {self._pid} on {self._host}): "
+            what += ALONE.get(PHASES[self._phase], "the process is frozen")
+        else:
+            what = f"{self.run_dir}: rank {self.rank} waited {waited_s:.0f} s {where}: "
+            what += late_ranks(read_beats(self.run_dir, self.world, self._mine), self.timeout_s)
+        return f"{what}; start the same command again to go on from the newest checkpoint, or raise train.timeout_s"
 
     def _write(self) -> None:
         path = beat_path(self.run_dir, self.rank)
-        beat = {"step": self._step, "phase": self._phase, "host": socket.gethostname(), "pid": os.getpid()}
+        beat = {"step": self._step, "phase": self._phase, "host": self._host, "pid": self._pid}
         with suppress(OSError):  # a full disk is the main thread's to tell
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**beat, "time": time.time(), **self._mine.record()}))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
@@ -17,10 +18,11 @@ import pytest
 import torch
 
 from marc_dist.augment.views import IMAGENET
-from marc_dist.config import Config, DataError, build
+from marc_dist.config import Config, DataError, LaunchError, build
 from marc_dist.data import cache
 from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.decode import decoders
 from marc_dist.data.loader import TrainLoader
 from marc_dist.data.reader import IndexedReader
 from tests.worlds import fork_server
@@ -82,10 +84,92 @@ def test_it_is_made_once_and_anew_for_other_data(
     twin = dataclasses.replace(dataset, fingerprint=dataset.fingerprint[:24] + "0" * 40)  # the same name, other data
     ticks: list[int] = []
     make(twin, tmp_path, tick=lambda: ticks.append(1))
-    assert json.loads((first.folder / "cache.json").read_text())["fingerprint"] == twin.fingerprint
+    assert json.loads((first.folder / "cache.json").read_text())["cache"]["fingerprint"] == twin.fingerprint
     assert len(ticks) == len(dataset.rows("train"))
     os.truncate(first.folder / "pixels.npy", 1000)
     assert make(twin, tmp_path).picture(int(dataset.rows("train")[-1])).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("harm", ["pixels", "cut short", "table", "gone"])
+def test_damage_in_use_is_one_line_and_the_next_start_is_well(dataset: Dataset, tmp_path: Path, harm: str) -> None:
+    """Bytes that change under a run, as on a failing disk: no wrong pixel reaches it."""
+    made = make(dataset, tmp_path)
+    samples = dataset.rows("train").tolist()
+    sound = {sample: made.picture(sample) for sample in samples[:40:13]}
+    pixels, size = made.folder / "pixels.npy", (made.folder / "pixels.npy").stat().st_size
+    fresh = pickle.loads(pickle.dumps(made))  # as in a worker, which opens the files itself
+    if harm == "pixels":
+        with pixels.open("r+b") as file:
+            file.seek(size // 2)
+            file.write(bytes(100))
+    elif harm == "cut short":
+        os.truncate(pixels, size // 2)  # a mapped file would now end this process by SIGBUS
+    elif harm == "table":
+        table = bytearray((made.folder / "table.bin").read_bytes())
+        table[9] ^= 4
+        (made.folder / "table.bin").write_bytes(table)
+    else:
+        shutil.rmtree(made.folder)
+    with pytest.raises(LaunchError) as caught:
+        for sample in samples:
+            fresh.picture(sample)
+    told = str(caught.value)
+    assert told.startswith(str(made.folder)) and "\n" not in told
+    assert "start the same command again, which makes this folder anew" in told and "data.cache=none" in told
+    if harm in ("pixels", "cut short"):
+        assert re.search(r"pixels.npy: the decoded picture of \S+ is damaged \((it was cut|another checksum)", told)
+    again = make(dataset, tmp_path)
+    assert all(np.array_equal(again.picture(sample), picture) for sample, picture in sound.items())
+    assert all(again.picture(sample) is not None for sample in samples)
+
+
+def test_a_skipped_sample_is_a_bad_one_and_not_a_damaged_cache(
+    dataset: Dataset, sample_dir: Path, tmp_path: Path
+) -> None:
+    """``data.on_error=skip`` leaves out what cannot be decoded; it must not leave out what a disk has spoilt."""
+    words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.on_error": "skip"}
+    words |= {"data.image_size": 32, "data.num_workers": 0, "train.global_batch": 64}
+    loader = TrainLoader(dataset, build(Config, words), 0, 1, IMAGENET)
+    (pixels,) = tmp_path.glob("*/pixels.npy")
+    with pixels.open("r+b") as file:
+        file.seek(500)
+        file.write(b"damage")
+    with pytest.raises(LaunchError, match="another checksum than when it was made"):
+        list(loader.epoch(0))
+    loader.close()
+
+
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_pictures_are_checked_wherever_they_are_augmented(
+    dataset: Dataset, sample_dir: Path, tmp_path: Path, where: str
+) -> None:
+    words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.augment_on": where}
+    words |= {"data.image_size": 32, "data.num_workers": 0, "train.global_batch": 64}
+    loader = TrainLoader(dataset, build(Config, words), 0, 1, IMAGENET)
+    assert len(next(iter(loader.epoch(0))).ids) == 64
+    (pixels,) = tmp_path.glob("*/pixels.npy")
+    pixels.write_bytes(bytes(pixels.stat().st_size))
+    with pytest.raises(LaunchError, match="another checksum"):
+        list(loader.epoch(1))
+    loader.close()
+
+
+def test_other_decoders_have_a_cache_of_their_own(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another libjpeg may give other pixels of the same bytes."""
+    first = make(dataset, tmp_path)
+    assert any(one.startswith("Pillow ") for one in decoders())
+    monkeypatch.setattr(cache, "decoders", lambda: ("Pillow 0.1",))
+    assert make(dataset, tmp_path).folder != first.folder
+
+
+def test_a_full_disk_is_one_line(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("wb") as full:
+        monkeypatch.setattr(os, "pwrite", lambda _, data, at: os.write(full.fileno(), data))
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
+            make(dataset, tmp_path)
+    assert not list(tmp_path.glob("*/cache.json"))
 
 
 def _make_slowly(path: str, root: str) -> None:
@@ -150,7 +234,7 @@ def test_what_does_not_fit_is_decoded_each_time_and_said(
 ) -> None:
     ids = dataset.rows("train")
     assert why_not(dataset, ids, tmp_path / "not yet there") is None
-    monkeypatch.setattr(cache, "_free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(cache, "free_memory", lambda: 1_000_000)
     words = {"data.dir": str(sample_dir), "data.cache_dir": str(tmp_path), "data.num_workers": 0}
     loader = TrainLoader(dataset, build(Config, words), 0, 1, IMAGENET)
     assert "decoded pictures are not kept, they take 0.0 GB, and 50% of the free memory is 0.0 GB" in loader.notes[0]

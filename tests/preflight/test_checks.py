@@ -31,7 +31,18 @@ from marc_dist.training.trainer import run_rank
 from tests.worlds import run_in_world
 
 CPU = torch.device("cpu")
-CHECKS = ["clocks", "shards", "run folder", "versions", "settings", "free disk", "GPUs", "all-reduce", "node pairs"]
+CHECKS = [
+    "clocks",
+    "shards",
+    "run folder",
+    "versions",
+    "settings",
+    "free disk",
+    "memory",
+    "GPUs",
+    "all-reduce",
+    "node pairs",
+]
 
 
 def _words(data: Path | str, run: Path | str) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,11 @@ from marc_dist.data.dataset import open_dataset
 from marc_dist.run.folder import checkpoints
 from marc_dist.training import trainer
 from marc_dist.training.checkpoint import load_checkpoint
+from marc_dist.training.signals import StopFlag
 from tests.cli.test_launch import _Job
 from tests.cli.test_train import SMALL
 from tests.training.test_trainer import VARYING, _difference, _ids, _metrics, _state, _train, _words
-from tests.worlds import WorldError, run_in_world
+from tests.worlds import WorldError, fork_server, run_in_world
 
 BAD = (3, 17, 40)  # ids, whatever their place in the epoch
 
@@ -118,3 +121,36 @@ def test_a_rank_that_never_comes_is_named(sample_dir: Path, tmp_path: Path) -> N
     done = subprocess.run(command, env=os.environ | world, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 75, done.stderr
     assert "rank 0 waited" in done.stderr and "rank 1 never started" in done.stderr
+
+
+class _Freezing(StopFlag):
+    """Stops this process's loader workers in the third step, as a hanging disk does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.before, self.stopped = {worker.pid for worker in active_children()}, list[int]()
+
+    def __bool__(self) -> bool:
+        self.asked += 1
+        if self.asked == 3:
+            self.stopped = [worker.pid or 0 for worker in active_children() if worker.pid not in self.before]
+            for worker in self.stopped:
+                os.kill(worker, signal.SIGSTOP)
+        return False
+
+
+def test_a_frozen_loader_of_a_run_without_others_is_told_and_ends(small_dir: Path, tmp_path: Path) -> None:
+    """Here the end of the process is an entry in a list; the main thread then learns that its worker was killed."""
+    warm = fork_server().Process(target=int)  # the server imports torch, which may take longer than the limit below
+    warm.start()
+    warm.join()
+    words = _words(small_dir, tmp_path / "run", data__num_workers=1, train__max_steps=None, train__timeout_s=4.0)
+    told: list[str] = []
+    stop = _Freezing()
+    with pytest.raises(DataError, match=r"loader process \d+ \(exit code -9\) ended by itself"):
+        trainer.run_rank(build(Config, words), stop=stop, give_up=told.append)
+    place = rf"{tmp_path}/run: no progress for \d+ s, loading in step \d+ \(process {os.getpid()} on .*\): no batch"
+    assert re.match(place, told[0])
+    assert "a loader process is frozen" in told[0] and "or raise train.timeout_s" in told[0]
+    assert len(stop.stopped) == 1 and not Path(f"/proc/{stop.stopped[0]}").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 from pathlib import Path
 from typing import Any, get_args
 
@@ -211,6 +213,38 @@ def test_patience_ends_a_run_once(small_dir: Path, tmp_path: Path, capfd: pytest
     longer, _ = scripted({**words, "train.patience": 3}, [0.4, 0.9])  # one more is allowed now, and none is needed
     assert longer.step == 5 * A_EPOCH
     assert load_encoder(tmp_path)[1]["best"] == {"nDCG@10": 0.6, "epoch": 2}
+
+
+@pytest.mark.parametrize("where", ["before", "within", "after"])
+def test_a_crash_around_a_validation_changes_no_best(where: str, small_dir: Path, tmp_path: Path) -> None:
+    """The checkpoint is there before the scores; killed before, within, or right after them, the best is the same."""
+    scores = [0.5, 0.9, 0.9, 0.7]
+    words = short(small_dir, tmp_path / "run", train__max_steps=None, train__epochs=4, train__keep_checkpoints=9)
+    whole = {**words, "train.run_dir": str(tmp_path / "whole")}
+    scripted(whole, scores)
+
+    class Dying(Scripted):
+        def __call__(self, *given: Any) -> dict[str, float]:
+            assert checkpoint_path(tmp_path / "run", A_EPOCH * (len(self.shown) + 1)).is_file()
+            if len(self.shown) == 1 and where == "within":
+                raise KeyboardInterrupt
+            return super().__call__(*given)
+
+    class Late(StopFlag):
+        def __bool__(self) -> bool:
+            if where == "after" and len(scorer.shown) == 2:
+                raise KeyboardInterrupt
+            return where == "before" and len(scorer.shown) == 1 and next(steps) == A_EPOCH - 1
+
+    steps, scorer = itertools.count(), Dying(scores)
+    with contextlib.suppress(KeyboardInterrupt):
+        train(build(Config, words), validate=scorer, stop=Late())
+    again, rest = scripted(words, scores[len(scorer.shown) :])
+    assert again.resumed_from == 2 * A_EPOCH and len(scorer.shown) + len(rest.shown) == 4
+    payloads = [load_checkpoint(checkpoint_path(tmp_path / name, 4 * A_EPOCH))["best"] for name in ("run", "whole")]
+    ours, theirs = (payload.pop("weights") for payload in payloads)
+    assert payloads[0] == payloads[1] and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert load_encoder(tmp_path / "run")[1]["best"] == load_encoder(tmp_path / "whole")[1]["best"]
 
 
 def test_another_metric_begins_anew(small_dir: Path, tmp_path: Path) -> None:

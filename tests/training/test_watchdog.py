@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,3 +74,26 @@ def test_one_that_works_is_left_alone(tmp_path: Path) -> None:
         watchdog.at(step, "encoding")
         time.sleep(0.15)
     watchdog.stop()
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path) -> None:
+    """As after Ctrl-Z: a thread that wakes long after it meant to gives nobody up."""
+    script = f"""
+import os, signal, sys, time
+from pathlib import Path
+from marc_dist.training.watchdog import Watchdog
+watchdog = Watchdog(Path({str(tmp_path)!r}), 0, 1, 1.5, lambda reason: (print(reason, flush=True), os._exit(75)))
+watchdog.start()
+watchdog.at(1, "loading")
+print("ready", flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+    for sleep, code in (("0.9", 0), ("20", 75)):  # the second one does hang
+        process = subprocess.Popen([sys.executable, "-c", script, sleep], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(process.pid, signal.SIGCONT)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == code
+        assert ("no progress for" in said) == bool(code)

@@ -12,7 +12,7 @@ from marc_dist.config import Config, EvalConfig, TrainConfig
 
 @dataclass
 class Best:
-    """What was best so far; it lies in every checkpoint, so that no crash can part the two.
+    """What was best before a step was scored; it lies in that step's checkpoint, so that no crash can part the two.
 
     Attributes:
         metric: ``train.keep_best``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,10 @@ METRICS = {
     f"P@{K}": f"mean share of relevant pictures among the first {K}",
 }
 """What a training reports of its validation samples; higher is better in all of them. Definitions: docs/metrics.md."""
-BLOCK = 64  # queries ranked at a time
+BLOCK = 64  # queries ranked at a time, less where the archive is large
+LEAST = 4
+SCORES = 1 << 23
+"""Queries times pictures of a block, about: 64 MB for each array of that size in float64."""
 Ids = NDArray[np.int64]
 
 
@@ -69,7 +72,7 @@ def validate(
         encoder: on its device, in evaluation mode; not changed.
         dataset: an opened shard folder.
         config: the run's settings; ``eval.features``, ``eval.batch`` and ``eval.relevance`` count here, too.
-        tick: called after every batch.
+        tick: called after every batch of pictures, of vectors that are exchanged, and of queries.
         kept: ids -> features of the frozen backbone, in place of the pictures.
 
     Returns:
@@ -79,14 +82,18 @@ def validate(
     Raises:
         DataError: a picture that cannot be read.
     """
+    import torch
+
     from marc_dist import comm
 
     queries, archive = dataset.validation_rows(config.data), dataset.train_rows(config.data)
     ids = np.union1d(queries, archive)
-    features, device = _embed(encoder, dataset, ids, config, tick, kept)
-    everywhere = comm.gather_rows_plain(features.to(device)).cpu().numpy()
-    figures = _scores(everywhere, ids, queries, archive, dataset, config) if comm.rank() == 0 else {}
-    return dict(comm.broadcast_object(figures))
+    unit, device = _embed(encoder, dataset, ids, config, tick, kept)
+    finite = comm.min_(torch.tensor([unit is not None], dtype=torch.int32, device=device))
+    if unit is None or not finite.item():
+        return {**dict.fromkeys(METRICS, 0.0), "diverged": 1.0}
+    everywhere = comm.gather_to_host(torch.from_numpy(unit), device, tick).numpy()
+    return dict(comm.broadcast_object(_scores(everywhere, ids, queries, archive, dataset, config, tick)))
 
 
 def _embed(
@@ -96,30 +103,40 @@ def _embed(
     config: Config,
     tick: Callable[[], None],
     kept: Callable[[Ids], NDArray[np.float32]] | None,
-) -> tuple[torch.Tensor, torch.device]:
-    """Vectors of this rank's part of ``ids``, (n, D) float32 on the CPU, and where the encoder is.
+) -> tuple[NDArray[np.float32] | None, torch.device]:
+    """Unit vectors of this rank's part of ``ids``, (n, D), None if one is not finite; and where the encoder is.
 
-    Parts are whole batches of the one-process run, so vectors do not depend on the number of ranks.
+    Parts are whole batches of the one-process run, so vectors do not depend on the number of ranks. The ranks meet
+    after every batch: none waits longer for another than a batch takes.
     """
     import torch
 
+    from marc_dist import comm
+    from marc_dist.retrieval.exact import exact_unit
     from marc_dist.retrieval.features import rank_ids
 
-    parameter, what = next(encoder.parameters()), config.eval.features
-    parts = [torch.empty(0, encoder.searched_width(what))]  # some ranks may have nothing to add
-    mine = rank_ids(ids, config.eval.batch)
+    parameter, what, batch = next(encoder.parameters()), config.eval.features, config.eval.batch
+    parts = [np.empty((0, encoder.searched_width(what)), dtype=np.float32)]  # some ranks may have nothing to add
+    finite = True
+    batches = _inputs(dataset, rank_ids(ids, batch), config, kept)
     with torch.inference_mode():
-        for inputs in _inputs(dataset, mine, config, kept):
-            inputs = inputs.to(parameter.device, parameter.dtype)
-            features = inputs if kept is not None else encoder.features(inputs)
-            parts.append(encoder.searched(features, what).float().cpu())
+        for _ in range(-(-len(ids) // (batch * comm.world()))):
+            inputs = next(batches, None)
+            if inputs is not None:
+                inputs = inputs.to(parameter.device, parameter.dtype)
+                features = inputs if kept is not None else encoder.features(inputs)
+                vectors = encoder.searched(features, what).float().cpu().numpy()
+                finite = finite and bool(np.isfinite(vectors).all())
+                parts.append(exact_unit(vectors) if finite else vectors)
+            comm.barrier()
             tick()
-    return torch.cat(parts), parameter.device
+    batches.close()
+    return np.concatenate(parts) if finite else None, parameter.device
 
 
 def _inputs(
     dataset: Dataset, ids: Ids, config: Config, kept: Callable[[Ids], NDArray[np.float32]] | None
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Batches of pixels, or of features that are kept."""
     import torch
 
@@ -137,29 +154,42 @@ def _inputs(
 
 
 def _scores(
-    features: NDArray[np.float32], ids: Ids, queries: Ids, archive: Ids, dataset: Dataset, config: Config
+    unit: NDArray[np.float32],
+    ids: Ids,
+    queries: Ids,
+    archive: Ids,
+    dataset: Dataset,
+    config: Config,
+    tick: Callable[[], None],
 ) -> dict[str, float]:
-    """Figures from the features of all ``ids`` in order."""
-    from marc_dist.retrieval.exact import exact_unit, full_ranking
+    """Figures from the vectors of all ``ids`` in order. A collective.
 
-    if not np.isfinite(features).all():
-        return {**dict.fromkeys(METRICS, 0.0), "diverged": 1.0}
-    unit = exact_unit(features)
+    Blocks of queries are dealt out to the ranks, which meet after each of them: a long validation is progress, block by
+    block, on every rank. Put together in the order of the queries, figures have the same bits on any number of ranks.
+    """
+    from marc_dist import comm
+    from marc_dist.retrieval.exact import full_ranking
+
     asks, answers = unit[np.searchsorted(ids, queries)], unit[np.searchsorted(ids, archive)]
     scoring = metrics.Scoring((K,), relevance=config.eval.relevance)
     sets = metrics.distinct_sets(dataset.labels[archive])
-    scored: dict[str, list[NDArray[Any]]] = {}
-    label_ap = []
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
-        asked, own = dataset.labels[queries[block]], np.full(len(queries[block]), -1)
-        ranking = full_ranking(asks[block], answers, own)
-        for name, values in metrics.score_queries(ranking, asked, sets, own, scoring, complete=True).items():
-            scored.setdefault(name, []).append(values)
-        label_ap.append(metrics.score_labels(ranking, asked, sets, own, complete=True))
-    per_label = metrics.mean_known(np.concatenate(label_ap))
+    size = max(LEAST, min(BLOCK, SCORES // len(archive)))
+    starts = range(0, len(queries), size)
+    mine: list[tuple[int, dict[str, NDArray[Any]], NDArray[Any]]] = []
+    for turn in range(0, len(starts), comm.world()):
+        for start in starts[turn : turn + comm.world()][comm.rank() :][:1]:
+            block = slice(start, start + size)
+            asked, own = dataset.labels[queries[block]], np.full(len(queries[block]), -1)
+            ranking = full_ranking(asks[block], answers, own)
+            found = metrics.score_queries(ranking, asked, sets, own, scoring, complete=True)
+            label_ap = metrics.score_labels(ranking, asked, sets, own, complete=True)
+            mine.append((start, {name: found[name] for name in METRICS if name in found}, label_ap))
+        comm.barrier()
+        tick()
+    every = sorted((one for part in comm.gather_object(mine) for one in part), key=lambda one: one[0])
+    per_label = metrics.mean_known(np.concatenate([label_ap for _, _, label_ap in every]))
     third = metrics.label_thirds(dataset.label_counts(archive))
-    out = {name: float(np.concatenate(scored[name]).mean()) for name in METRICS if name in scored}
+    out = {name: float(np.concatenate([values[name] for _, values, _ in every]).mean()) for name in every[0][1]}
     groups = {"label": np.full(len(third), True)}
     groups |= {name: third == at for at, name in enumerate(metrics.THIRDS)}
     for name, chosen in groups.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +56,22 @@ class Validator:
         return self._scores is not None and (whole or step == self._last_step)
 
     def catch_up(self, step: int) -> None:
-        """Score what is missing when the run was stopped between a step's checkpoint and its scores. A collective."""
+        """What is missing of a step whose checkpoint is the newest: its scores, or only their place among the best.
+
+        A checkpoint is saved before its step is scored. Figures that were written are read, not made again. A
+        collective.
+        """
         if not step or not self.due(step):
             return
         lines = read_lines(self._setup.run_dir / VALIDATION) if comm.rank() == 0 else []
-        written = agree(any(line.get("step") == step for line in lines), None)
-        if not written or (self._compares(step) and (self.best is None or self.best.seen < step)):
-            self.score(step, written)
+        line = agree(next((line for line in reversed(lines) if line.get("step") == step), None), None)
+        if line is None:
+            self.score(step)
+        elif self._compares(step) and (self.best is None or self.best.seen < step):
+            if line.get("rule") == rule_of(self.config.eval) and isinstance(line.get(self._metric), float):
+                self._keep(self._setup.result, line, step)
+            else:  # of other settings
+                self.score(step, written=True)
 
     def score(self, step: int, written: bool = False) -> None:
         """Score the validation samples with the encoder as it is. A collective.
@@ -90,15 +100,19 @@ class Validator:
         whole = isinstance(epoch, int) and (epoch % every == 0 or epoch == self.config.train.epochs)
         return whole and self.config.train.keep_best is not None
 
-    def _keep(self, encoder: Encoder, figures: dict[str, float], step: int) -> None:
-        metric = self.config.train.keep_best
-        if metric is not None and self._compares(step):
+    @property
+    def _metric(self) -> str:
+        return self.config.train.keep_best or ""
+
+    def _keep(self, encoder: Encoder, figures: dict[str, Any], step: int) -> None:
+        if self._compares(step):
             weights = self._setup.trained_of(encoder).state_dict() if comm.rank() == 0 else {}
             rule, epoch = rule_of(self.config.eval), self._epoch(step)
-            self.best = take_in(self.best, metric, rule, figures, step, epoch, weights)
+            self.best = take_in(self.best, self._metric, rule, figures, step, epoch, weights)
 
     def _write(self, figures: dict[str, float], step: int) -> None:
-        record = {"step": step, "epoch": self._epoch(step), **figures, "seconds": self.seconds, "time": time.time()}
+        record = {"step": step, "epoch": self._epoch(step), **figures, "rule": rule_of(self.config.eval)}
+        record |= {"seconds": self.seconds, "time": time.time()}
         self._log.validation(record)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
         self._log.say(f"epoch {record['epoch']:g}: validation  {shown}  ({self.seconds:.1f} s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from marc_dist import comm
 from marc_dist.augment.views import IMAGENET
 from marc_dist.config import Config, ConfigError, DataError, build
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.loader import TrainLoader, iter_eval
 from marc_dist.data.plan import held_out
 from marc_dist.encoder.published import resolve_scale
+from marc_dist.retrieval import exact
 from marc_dist.run.folder import checkpoints
 from marc_dist.training.signals import StopFlag
 from marc_dist.training.trainer import train
+from marc_dist.training.validation import scores
 from marc_dist.training.validation.scores import METRICS, validate
+from marc_dist.training.watchdog import Watchdog
 from tests.tuning.searches import SMALL
 from tests.worlds import run_in_world
 
@@ -34,7 +39,7 @@ def lines(run: Path, name: str = "validation.jsonl") -> list[dict[str, Any]]:
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines(run)]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds", "rule")} for line in lines(run)]
 
 
 def test_the_draw_depends_on_seed_and_key_alone() -> None:
@@ -163,6 +168,71 @@ def test_any_number_of_ranks_scores_alike(tiny_dir: Path, tmp_path: Path, world:
     alone = _scored(str(tiny_dir), str(tmp_path))
     for found in run_in_world(_scored, world, str(tiny_dir), str(tmp_path)):
         assert found == alone
+
+
+@pytest.mark.parametrize("most", [1, 4, 1000])
+def test_the_size_of_a_block_changes_no_bit(
+    tiny_dir: Path, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _scored(str(tiny_dir), str(tmp_path))
+    monkeypatch.setattr(scores, "BLOCK", most)
+    monkeypatch.setattr(scores, "LEAST", 1)
+    monkeypatch.setattr(exact, "ARCHIVE_BLOCK", 5)
+    assert _scored(str(tiny_dir), str(tmp_path)) == before
+
+
+def _patiently(data: str, run: str) -> tuple[int, int, list[str]]:
+    """A run on a slow machine whose validation takes longer than ``train.timeout_s``; what the watchdog said of it."""
+    ranking = exact.full_ranking
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.5)
+        return ranking(*given)
+
+    exact.full_ranking, scores.BLOCK, scores.LEAST = slow, 1, 1
+    config = config_of(Path(data), Path(run), **{"train.timeout_s": 2.0, "train.max_steps": 1})
+    said: list[str] = []
+    watchdog = Watchdog(Path(run), comm.rank(), comm.world(), config.train.timeout_s, said.append)
+    watchdog.start()
+    blocks: list[int] = []
+
+    def counting(encoder: Any, dataset: Any, config: Any, tick: Any, kept: Any) -> dict[str, float]:
+        def told() -> None:
+            blocks.append(1)
+            tick()
+
+        assert len(checkpoints(Path(run))) == 1 or comm.rank()  # saved before
+        return validate(encoder, dataset, config, told, kept)
+
+    train(config, watchdog=watchdog, validate=counting)
+    watchdog.stop()
+    return len(blocks), len(lines(Path(run))) if comm.rank() == 0 else 1, said
+
+
+def test_a_long_validation_is_progress_on_every_rank(tiny_dir: Path, tmp_path: Path) -> None:
+    """Nine queries, half a second each, on two ranks: 2.5 s, where a rank is given up after 2 s without a word."""
+    for blocks, written, said in run_in_world(_patiently, 2, str(tiny_dir), str(tmp_path)):
+        assert said == [] and written == 1
+        assert blocks >= 5
+
+
+def test_vectors_are_gathered_a_block_at_a_time(tiny_dir: Path, tmp_path: Path) -> None:
+    for most, same in run_in_world(_gathers, 3):
+        assert same and most <= 2 * 3
+
+
+def _gathers() -> tuple[int, bool]:
+    """Rows of the largest block that was exchanged, and whether all came together as in one exchange."""
+    rows = torch.arange(7.0 * comm.rank()).reshape(-1, 1).expand(-1, 5).contiguous()  # 0, 7 and 14 rows
+    whole, largest, gather = comm.gather_rows_plain(rows), [0], comm.gather_rows_plain
+
+    def watched(x: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
+        out = gather(x, counts)
+        largest.append(len(out))
+        return out
+
+    comm.gather_rows_plain, comm.HOST_BLOCK = watched, 2 * 5 * 4 + 3
+    return max(largest), torch.equal(comm.gather_to_host(rows, torch.device("cpu")), whole)
 
 
 def test_features_that_are_not_finite_score_nothing(tiny_dir: Path, tmp_path: Path) -> None:
