@@ -27,7 +27,7 @@ from marc_dist.config import DataError, user_path
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
-from marc_dist.files import locked
+from marc_dist.files import locked, write_atomic
 
 FORMAT = 1
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
@@ -232,7 +232,10 @@ def _build(
             for one in readers:
                 one.close()
         pixels.flush()
-        np.save(temporary / "sizes.npy", sizes)
+        with (temporary / "sizes.npy").open("wb") as file:
+            np.save(file, sizes)
+            file.flush()
+            os.fsync(file.fileno())
         meta = {
             "format": FORMAT,
             "fingerprint": dataset.fingerprint,
@@ -240,7 +243,7 @@ def _build(
             "bytes": (temporary / "pixels.npy").stat().st_size,
             "errors": errors,
         }
-        (temporary / "cache.json").write_text(json.dumps(meta))
+        write_atomic(temporary / "cache.json", json.dumps(meta).encode())
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

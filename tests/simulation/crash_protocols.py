@@ -161,7 +161,7 @@ def shards(lab: Path, *, resume: bool = False) -> Protocol:
 
     def source(version: int) -> Source:
         found = load_recipe("folder")
-        return read_source(found, _download(lab, version))
+        return read_source(found, [_download(lab, version)])
 
     def write(version: int) -> Step:
         def step(root: Path) -> None:
