@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,27 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written to a file survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they survive a power cut; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    made = []
+    while not folder.is_dir():
+        made.append(folder)
+        folder = folder.parent
+    for path in reversed(made):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file completely or not at all: temporary file, fsync, rename, fsync of the folder.
 
@@ -33,7 +56,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -60,6 +83,86 @@ def folder_time(folder: Path) -> float:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, on the disk when this returns. A torn last line of an earlier crash gets its end first.
+
+    Args:
+        path: of the file; it and its folder are made when they are not there.
+        line: without its end.
+
+    Raises:
+        OSError: no room, or it cannot be written.
+    """
+    make_folder(path.parent)
+    new = not path.exists()
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def write_set(folder: Path, files: Mapping[str, bytes], index: str, data: bytes) -> None:
+    """Write files that belong together: ``set_member`` finds those of the old set or those of the new, never a mixture.
+
+    The new files wait beside the old ones, under names with their sums, until the index names them; then they take the
+    old ones' places. What a crash left waiting takes its place, or goes, at the next call.
+
+    Args:
+        folder: made when it is not there.
+        files: name -> content.
+        index: name of the file that speaks for the set.
+        data: its content: a JSON object whose ``sha256`` has the sum of every file, by name.
+
+    Raises:
+        LaunchError: no room, or the folder cannot be written; the set is then the old one.
+    """
+    _finish_set(folder, index)
+    for name, content in files.items():
+        write_atomic(_waiting(folder, name, hashlib.sha256(content).hexdigest()), content)
+    write_atomic(folder / index, data)
+    _finish_set(folder, index)
+
+
+def set_member(folder: Path, name: str, sums: Any) -> Path:
+    """Where a file of a set lies at this moment.
+
+    Args:
+        folder: of the set.
+        name: of the file.
+        sums: ``sha256`` of the index, or whatever stands there.
+    """
+    wanted = sums.get(name) if isinstance(sums, dict) else None
+    waiting = _waiting(folder, name, str(wanted))
+    return waiting if re.fullmatch("[0-9a-f]{64}", str(wanted)) and waiting.is_file() else folder / name
+
+
+def _waiting(folder: Path, name: str, sum_: str) -> Path:
+    return folder / f".{name}.{sum_}.next"
+
+
+def _finish_set(folder: Path, index: str) -> None:
+    """Give the files that wait their places if the index names them, else remove them."""
+    waiting = sorted(folder.glob(".*.next"))
+    try:
+        sums = read_json(folder / index).get("sha256")
+    except (FileNotFoundError, ValueError):
+        sums = None
+    try:
+        for path in waiting:
+            name, _, sum_ = path.name.removeprefix(".").removesuffix(".next").rpartition(".")
+            if isinstance(sums, dict) and sums.get(name) == sum_:
+                path.replace(folder / name)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be written ({error.strerror}); free space or make it writable") from None
 
 
 def try_lock(path: Path) -> FileLock | None:

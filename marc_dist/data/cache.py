@@ -33,7 +33,7 @@ from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decoders
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
-from marc_dist.files import locked
+from marc_dist.files import locked, write_atomic
 from marc_dist.memory_limits import free_memory
 
 FORMAT = 2
@@ -341,8 +341,9 @@ def _build(
             for one in readers:
                 one.close()
         os.truncate(file.fileno(), start + len(ids) * shape[1] * shape[2] * shape[3])  # smaller pictures leave room
+        os.fsync(file.fileno())
         table = sizes.tobytes() + sums.tobytes()
-        (temporary / "table.bin").write_bytes(table)
+        write_atomic(temporary / "table.bin", table)
         meta = {
             "format": FORMAT,
             "fingerprint": dataset.fingerprint,
@@ -353,7 +354,7 @@ def _build(
             "errors": errors,
         }
         content = {"cache": meta, "crc32": _crc_of(meta)}
-        (temporary / "cache.json").write_text(json.dumps(content))
+        write_atomic(temporary / "cache.json", json.dumps(content).encode())
         temporary.rename(folder)
     finally:
         file.close()

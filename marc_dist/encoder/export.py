@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,11 @@ from marc_dist.augment.views import IMAGENET, PixelScale
 from marc_dist.config import Config, DataError, LaunchError, MarcError, ModelConfig, build, first_line, user_path
 from marc_dist.encoder.model import Encoder, Head
 from marc_dist.encoder.published import check_backbone, resolve_scale, sound_options
-from marc_dist.files import read_json, write_atomic
+from marc_dist.files import read_json, set_member, write_set
 
 FORMAT = 2
 """Of format 1, ``mean`` and ``std`` are there and true, but every picture was resized bilinearly."""
+BACKBONE, HEAD, INFO = "encoder.safetensors", "head.safetensors", "encoder.json"
 MODEL = ("backbone", "head_hidden", "head_dim")
 KINDS = {
     "backbone": str, "head_hidden": int, "head_dim": int, "create": dict, "num_features": int, "image_size": int,
@@ -33,7 +35,7 @@ def _plain(module: Module) -> dict[str, Tensor]:
 
 
 def save_encoder(encoder: Encoder, config: Config, extra: dict[str, Any], scale: PixelScale | None = None) -> Path:
-    """Write the encoder of a run; each file is atomic and ``encoder.json``, which names the others, comes last.
+    """Write the encoder of a run: after a crash ``load_encoder`` finds all of the old one or all of the new one.
 
     ``timm.create_model(backbone, **create).load_state_dict(load_file("encoder.safetensors"))`` reads the backbone, and
     ``timm.data.create_transform((3, image_size, image_size), mean=mean, std=std, interpolation=interpolation,
@@ -67,10 +69,11 @@ def save_encoder(encoder: Encoder, config: Config, extra: dict[str, Any], scale:
         "seed": config.train.seed,
         **extra,
     }
-    path = run_dir / "encoder.safetensors"
-    write_atomic(path, save(_plain(encoder.backbone), metadata={"format": "pt"}))
-    write_atomic(run_dir / "head.safetensors", save(_plain(encoder.head), metadata={"format": "pt"}))
-    write_atomic(run_dir / "encoder.json", (json.dumps(info, indent=2) + "\n").encode())
+    path = run_dir / BACKBONE
+    files = {BACKBONE: save(_plain(encoder.backbone), metadata={"format": "pt"})}
+    files[HEAD] = save(_plain(encoder.head), metadata={"format": "pt"})
+    info["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    write_set(run_dir, files, INFO, (json.dumps(info, indent=2) + "\n").encode())
     _read_back(encoder, info, path)
     return path
 
@@ -155,9 +158,10 @@ def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     folder = user_path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     try:
-        info = read_json(folder / "encoder.json")
-        backbone_state = load_file(folder / "encoder.safetensors")
-        head_state = load_file(folder / "head.safetensors")
+        info = read_json(folder / INFO)
+        backbone_state, head_state = (
+            load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD)
+        )
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name if error.filename else "encoder.safetensors"
         raise DataError(f"{folder}: no {missing}; a finished marc-train run writes it") from None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marc_dist.config import DataError
-from marc_dist.files import sync_folder
+from marc_dist.files import make_folder, sync_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,7 +37,7 @@ def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = N
         raise DataError(f"{out}: expected a folder to make, this one is there; choose another --out")
     partial_dir, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         partial_dir.mkdir(exist_ok=True)
         lock = os.open(partial_dir, os.O_RDONLY | os.O_NOFOLLOW)  # a link: what lies elsewhere is not ours to remove
     except OSError as error:
@@ -86,8 +86,10 @@ def _after_failure(folder: Path, sweep: Callable[[Path], None] | None) -> bool:
 
 def _mend(out: Path, old: Path) -> None:
     """After a crash between the two renames of ``_replace``: the old folder comes back."""
-    if old.exists() and not out.exists():
-        old.rename(out)
+    if old.exists():
+        if not out.exists():
+            old.rename(out)
+        sync_folder(out.parent)  # before anything is removed: the crash may have been this process's alone
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -95,6 +97,7 @@ def _replace(new: Path, out: Path, old: Path) -> None:
     if not out.exists():
         new.rename(out)
     elif _exchange(new, out):
+        sync_folder(out.parent)  # else a power cut may undo the exchange, and not the removal
         shutil.rmtree(new, ignore_errors=True)  # now the older folder
     else:
         out.rename(old)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from marc_dist import metrics
 from marc_dist.config import Config, DataError
-from marc_dist.files import write_atomic
+from marc_dist.files import set_member, write_set
 from marc_dist.metrics.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
 from marc_dist.retrieval.embedding_map import map_samples
 from marc_dist.retrieval.protocols import Protocol, Side
@@ -239,9 +239,9 @@ def _json(summary: dict[str, Any]) -> bytes:
 
 
 def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tables, maps: Maps | None = None) -> None:
-    """Write ``per_query.parquet``, ``per_label.csv``, ``map.parquet`` and, last, ``metrics.json`` with their SHA-256.
+    """Write ``per_query.parquet``, ``per_label.csv``, ``map.parquet`` and ``metrics.json`` with their SHA-256.
 
-    All bytes exist before the first file is touched. A death between two files leaves a set that ``read`` refuses.
+    All bytes exist before the first file is touched. After a crash ``read`` finds the old evaluation or the new one.
 
     Args:
         folder: made when it is not there.
@@ -257,9 +257,7 @@ def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tab
     if maps:
         files["map.parquet"] = _map_parquet(protocol, maps)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["metrics.json"] = _json({**summary, "sha256": sums})
-    for name, data in files.items():
-        write_atomic(folder / name, data)
+    write_set(folder, files, "metrics.json", _json({**summary, "sha256": sums}))
     if not maps:
         (folder / "map.parquet").unlink(missing_ok=True)
 
@@ -267,7 +265,10 @@ def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tab
 def _rows(folder: Path, name: str, sums: Any) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    data = (folder / name).read_bytes()
+    try:
+        data = set_member(folder, name, sums).read_bytes()
+    except FileNotFoundError:  # it took its place just now
+        data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != sums.get(name):
         raise DataError(f"{folder}: its files are of different evaluations; evaluate again with marc-eval")
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()

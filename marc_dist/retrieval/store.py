@@ -32,7 +32,7 @@ from marc_dist import comm
 from marc_dist.config import ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.model import Encoder
-from marc_dist.files import sync_folder, write_atomic
+from marc_dist.files import make_folder, sync_folder, write_atomic
 from marc_dist.retrieval.exact import Float32, Int, Pieces, Rows
 
 FORMAT = 1
@@ -42,6 +42,10 @@ OLD_S = 86_400.0
 """A temporary file that was not touched for so long belongs to a process that was killed."""
 SAME = ("encoder", "dataset", "features", "image_size", "pixels")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
+OWN = re.compile(
+    r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|\.lock"
+)
+"""Names that a crash leaves in a folder of ours before ``store.json`` is there."""
 Made = dict[str, Any]
 """What vectors depend on: encoder (SHA-256), dataset (fingerprint), features, image_size, pixels (mean,
 std, interpolation), batch, device, torch."""
@@ -73,14 +77,14 @@ def _file_name(split: str, made: Made) -> str:
 
 
 def check_index_dir(folder: Path) -> None:
-    """Refuse a folder of somebody else's: an index folder is new, empty, or one of ours.
+    """Refuse a folder of somebody else's: an index folder is new, empty, or one of ours, begun ones included.
 
     Raises:
         ConfigError: says what lies there.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: a file, expected a folder; choose another --index-dir")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    held = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name)) if folder.is_dir() else []
     if held and "store.json" not in held:
         raise ConfigError(
             f"{folder}: expected an index or nothing, got {', '.join(held[:3])}; choose another --index-dir"
@@ -305,7 +309,7 @@ def _together(work: Callable[[], None], path: Path) -> None:
 
 
 def _reserve(temporary: Path, shape: tuple[int, int]) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(temporary.parent)
     for left in temporary.parent.glob(".*.tmp"):  # of processes that were killed
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > OLD_S:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from marc_dist.files import append_line
 from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.folder import checkpoints, read_lines
 
@@ -55,9 +56,7 @@ def newest_step(run_dir: Path) -> int:
 
 
 def _append(run_dir: Path, record: dict[str, object]) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ATTEMPTS).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(run_dir / ATTEMPTS, json.dumps(record).encode())
 
 
 def begin_attempt(run_dir: Path, mine: AttemptId, hosts: Sequence[str]) -> None:

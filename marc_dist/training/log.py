@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from marc_dist.config import LaunchError
+from marc_dist.files import sync_file, sync_folder
 from marc_dist.run.folder import BAD, METRICS, SKIPPED, VALIDATION, truncate_lines
 from marc_dist.training.trackers.mirrors import Mirrors
 
@@ -41,6 +42,7 @@ class RunLog:
         self._last_step = last_step
         self._console = console(speaks)
         self._writer: Any = None
+        self._unsynced: set[str] = set()
         self._progress: Progress | None = None
         self._started, self._first_step = time.monotonic(), first_step
         if not speaks:
@@ -111,8 +113,26 @@ class RunLog:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
+            self._unsynced.add(name)
         except OSError as error:
             raise LaunchError(f"{path}: cannot be written ({error.strerror}); free space and start again") from None
+
+    def sync(self) -> None:
+        """What was appended survives a power cut from now on: called before a checkpoint, which must not outlive it.
+
+        Raises:
+            LaunchError: the disk is full or fails.
+        """
+        try:
+            for name in sorted(self._unsynced):
+                sync_file(self.run_dir / name)
+            if self._unsynced:
+                sync_folder(self.run_dir)
+        except OSError as error:
+            raise LaunchError(
+                f"{self.run_dir}: cannot be written ({error.strerror}); free space and start again"
+            ) from None
+        self._unsynced.clear()
 
     def _left(self, step: int) -> str:
         share = (time.monotonic() - self._started) / max(step - self._first_step, 1)

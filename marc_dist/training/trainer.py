@@ -341,6 +341,7 @@ class _Run:
         self.at(step, "saving")
         if not self.main:
             return
+        self.log.sync()
         learner = self.setup.learner
         payload = {
             "epoch": step // self.loader.steps_per_epoch,

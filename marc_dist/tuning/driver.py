@@ -8,6 +8,7 @@ from typing import Any
 
 from marc_dist.config import Config, ConfigError, LaunchError
 from marc_dist.config.suggest import suggestion
+from marc_dist.files import make_folder
 from marc_dist.training.validation.scores import METRICS
 from marc_dist.tuning.asha import rungs
 from marc_dist.tuning.journal import SEARCH, Journal, SearchPlan, read_plan, write_plan, write_rows
@@ -229,6 +230,6 @@ class Recorder:
 def require_folder(folder: Path) -> None:
     """Refuse a folder that cannot be one, before Ray starts."""
     try:
-        trials_dir(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(trials_dir(folder))
     except OSError as error:
         raise LaunchError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None

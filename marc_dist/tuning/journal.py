@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from marc_dist.config import ConfigError, LaunchError, first_line
 from marc_dist.config.section import Section
-from marc_dist.files import read_json, try_lock, write_atomic
+from marc_dist.files import read_json, sync_folder, try_lock, write_atomic
 from marc_dist.run.attempts import SEARCH_LINES
 
 SEARCH = "search.json"
@@ -77,14 +77,21 @@ def write_plan(folder: Path, plan: SearchPlan) -> None:
     write_atomic(folder / SEARCH, (json.dumps(plan.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
+def _whole(data: bytes) -> bytes:
+    """Without a torn last line: one that lacks its end, or has zeros where a crash took bytes from its middle."""
+    data = data[: data.rfind(b"\n") + 1]
+    start = data.rfind(b"\n", 0, -1) + 1
+    return data[:start] if b"\0" in data[start:] else data
+
+
 def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; a last one without its end was never written. Every other one counts, so none is skipped.
+    """The lines of a journal; a torn last one was never written. Every other one counts, so none is skipped.
 
     Raises:
         ConfigError: a line is damaged; names it.
     """
     events = []
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    lines = _whole(path.read_bytes()).split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
@@ -129,14 +136,17 @@ class Journal:
         path = self.folder / LINES
         if not self._whole:
             data = path.read_bytes() if path.is_file() else b""
-            if data and not data.endswith(b"\n"):  # torn by a crash: the next line must not grow out of it
-                write_atomic(path, data[: data.rfind(b"\n") + 1])
+            if data != _whole(data):  # torn by a crash: the next line must not grow out of it
+                write_atomic(path, _whole(data))
             self._whole = True
         try:
+            new = not path.exists()
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync_folder(self.folder)
         except OSError as error:
             raise LaunchError(
                 f"{path}: cannot be written ({error.strerror}); free space and start again with --resume"
