@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,6 +135,20 @@ class SlurmPreset(RestartPreset):
     srun_args: list[OneLine] = Field(default_factory=list, description="more options of srun")
     container: ContainerPreset = ContainerPreset()
     array: ArrayPreset = ArrayPreset()
+
+    @field_validator("time_min", mode="before")
+    @classmethod
+    def _minutes(cls, value: object) -> object:
+        """Also times as ``sbatch --time`` takes them: ``2:00:00``, ``1-12``, ``1-12:30``; no part of a minute."""
+        if not isinstance(value, str) or not re.search("[:-]", value.strip()[1:]):
+            return value
+        match = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4})(?::(\d{1,2}))?(?::(\d{1,2}))?", value.strip(), re.ASCII)
+        days, hours, mins, secs = match.groups() if match else (None, None, None, None)
+        if not match or (days is None and secs is None) or max(int(mins or 0), int(secs or 0)) > 59:
+            raise ValueError(f"expected minutes, H:MM:SS or D-HH:MM, got {value!r}")
+        if int(secs or 0):
+            raise ValueError(f"expected whole minutes, got {value!r}")
+        return int(days or 0) * 1440 + int(hours or 0) * 60 + int(mins or 0)
 
 
 class RayPreset(RestartPreset):
