@@ -7,7 +7,7 @@ from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchErr
 from marc_dist.config.paths import user_path
 
 if TYPE_CHECKING:
-    from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
+    from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words, schema_keys
     from marc_dist.config.loss import LossConfig
     from marc_dist.config.presets import find_preset, list_presets
     from marc_dist.config.schema import (
@@ -44,13 +44,14 @@ __all__ = [
     "load_yaml",
     "parse_words",
     "printable",
+    "schema_keys",
     "user_path",
 ]
 
 # Imported when asked for: helper processes of a packing need the errors only, and building the schema takes them longer
 # than a hundred pictures.
 _HOMES = {
-    "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words"),
+    "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words", "schema_keys"),
     "loss": ("LossConfig",),
     "presets": ("find_preset", "list_presets"),
 }

@@ -26,7 +26,7 @@ class _YamlLoader(yaml.SafeLoader):
     """Safe YAML that reads plain words as YAML 1.2 does, and whose keys must not repeat.
 
     YAML 1.1 takes ``2:00:00`` for 7200, ``no`` and ``off`` for false, ``010`` for 8, ``2026-11-30`` for a date and
-    ``1e-4`` for text. Here they are text, text, text, text and a number; what a setting makes of text is its own affair.
+    ``1e-4`` for text. Here the last is a number and the others are text; what text means is a setting's own affair.
 
     Aliases are refused: a few lines of them may mean billions of values, or a mapping inside itself.
     """
@@ -85,7 +85,7 @@ for _kind, _pattern, _first in _PLAIN:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that ``_YamlLoader`` or a reader of YAML 1.1 would take for something else (``1e5``, ``no``)."""
+    """Quotes every text that ``_YamlLoader`` or a YAML 1.1 reader would take for something else (``1e5``, ``no``)."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -140,6 +140,8 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"{word!r}: expected key=value, for example loss.tau=0.07")
+        if "/" in key:
+            raise ConfigError(f"{word}: no such folder or file, and no setting has a slash in its name")
         if key in values:
             raise ConfigError(f"{key}: given twice on the command line")
         values[key] = parse_scalar(text, key)

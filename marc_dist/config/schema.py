@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from marc_dist.config.loss import LossConfig
 from marc_dist.config.section import Section
@@ -159,13 +159,6 @@ class ModelConfig(Section):
         description="statistics: frozen as published; over all ranks (sync); or of each rank alone (plain: results "
         "then depend on ranks); auto = frozen where first weights are published or given, else sync",
     )
-
-    @field_validator("pretrained", mode="before")
-    @classmethod
-    def _truth(cls, value: object) -> object:
-        """``no`` and ``off`` are no tags of weights; other settings that are true or false read them, too."""
-        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-        return words.get(value.lower(), value) if isinstance(value, str) else value
 
     @property
     def head_only(self) -> bool:

@@ -50,7 +50,8 @@ def test_unknown_presets_kinds_and_keys_in_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880)]
+    ("text", "minutes"),
+    [("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880)],
 )  # fmt: skip
 def test_a_time_limit_as_sbatch_writes_it(text: str, minutes: int, tmp_path: Path) -> None:
     """YAML 1.1 read 2:00:00 as 7200, which were five days."""
@@ -68,6 +69,8 @@ def test_a_time_that_means_two_things_or_none_is_refused(text: str) -> None:
 
 
 def test_text_in_sbatch_and_env_stays_text() -> None:
-    preset = load_preset("slurm", ["cluster.sbatch={begin: 16:00, licenses: 010, x: no}", "cluster.env={A: 1:30, B: on}"])
+    preset = load_preset(
+        "slurm", ["cluster.sbatch={begin: 16:00, licenses: 010, x: no}", "cluster.env={A: 1:30, B: on}"]
+    )
     assert isinstance(preset, SlurmPreset)
     assert preset.sbatch == {"begin": "16:00", "licenses": "010", "x": "no"} and preset.env == {"A": "1:30", "B": "on"}
