@@ -14,19 +14,34 @@ from typing import TYPE_CHECKING
 import marc_dist.config as settings
 from marc_dist.config import ConfigError, user_path
 from marc_dist.config.suggest import suggestion
+from marc_dist.run.settings import load_run
 
 if TYPE_CHECKING:
     from marc_dist.config import Config
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments -> (places, words): whatever holds ``=`` is a ``key=value`` word."""
-    places = [argument for argument in arguments if "=" not in argument]
-    return places, [argument for argument in arguments if "=" in argument]
+    """Positional arguments -> (places, words): as ``split_files``, for places of runs.
+
+    Run folders are named after settings (``lr=0.1,tau=0.5``). Where a place stands besides, or what lies there is no
+    run, ``optim.lr=0.1`` is the setting nevertheless, and ``./optim.lr=0.1`` the folder.
+    """
+    places, words = split_files(arguments)
+    doubtful = [place for place in places if "=" in place]
+    if doubtful:
+        known = settings.schema_keys(settings.Config)
+        for place in doubtful:
+            if place.partition("=")[0] in known and (len(places) > 1 or not _is_run(user_path(place))):
+                places.remove(place)
+    return places, [argument for argument in arguments if argument not in places]
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_file() or (path / "config.yaml").is_file()
 
 
 def split_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments -> (files, words): as ``split_words``, but what exists is a file in spite of its ``=``."""
+    """Positional arguments -> (files, words): whatever holds ``=`` is a ``key=value`` word, unless it exists."""
     files = [word for word in arguments if "=" not in word or os.path.lexists(word)]  # false if too long
     return files, [word for word in arguments if word not in files]
 
@@ -51,7 +66,7 @@ def run_config(arguments: Sequence[str]) -> Config:
             raise ConfigError(f"{path}: no config.yaml; a run folder is made by marc-train train.run_dir={path}")
         if any(word.startswith("train.run_dir=") for word in words):
             raise ConfigError(f"train.run_dir: given twice on the command line, {path} is a run folder")
-        return settings.load_config(path / "config.yaml", words, moved={"train.run_dir": str(path)})
+        return load_run(path, words, moved={"train.run_dir": str(path)})
     if not path.exists() and is_bare(places[0]):
         path = recipe_path(places[0])
     return settings.load_config(path, words)

@@ -159,6 +159,20 @@ class SlurmPreset(RestartPreset):
     container: ContainerPreset = ContainerPreset()
     array: ArrayPreset = ArrayPreset()
 
+    @field_validator("time_min", mode="before")
+    @classmethod
+    def _minutes(cls, value: object) -> object:
+        """Also times as ``sbatch --time`` takes them: ``2:00:00``, ``1-12``, ``1-12:30``; no part of a minute."""
+        if not isinstance(value, str) or not re.search("[:-]", value.strip()[1:]):
+            return value
+        match = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4})(?::(\d{1,2}))?(?::(\d{1,2}))?", value.strip(), re.ASCII)
+        days, hours, mins, secs = match.groups() if match else (None, None, None, None)
+        if not match or (days is None and secs is None) or max(int(mins or 0), int(secs or 0)) > 59:
+            raise ValueError(f"expected minutes, H:MM:SS or D-HH:MM, got {value!r}")
+        if int(secs or 0):
+            raise ValueError(f"expected whole minutes, got {value!r}")
+        return int(days or 0) * 1440 + int(hours or 0) * 60 + int(mins or 0)
+
     @field_validator("sbatch")
     @classmethod
     def _options(cls, value: dict[str, str | int | bool], info: ValidationInfo) -> dict[str, str | int | bool]:

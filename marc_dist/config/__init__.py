@@ -8,7 +8,7 @@ from marc_dist.config.paths import user_path
 
 if TYPE_CHECKING:
     from marc_dist.config.augment import AugmentConfig
-    from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words
+    from marc_dist.config.load import build, dump_yaml, flatten, load_config, load_yaml, parse_words, schema_keys
     from marc_dist.config.loss import LossConfig
     from marc_dist.config.presets import find_preset, list_presets
     from marc_dist.config.schema import (
@@ -44,6 +44,7 @@ __all__ = [
     "load_yaml",
     "parse_words",
     "printable",
+    "schema_keys",
     "user_path",
 ]
 
@@ -51,7 +52,7 @@ __all__ = [
 # than a hundred pictures.
 _HOMES = {
     "augment": ("AugmentConfig",),
-    "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words"),
+    "load": ("build", "dump_yaml", "flatten", "load_config", "load_yaml", "parse_words", "schema_keys"),
     "loss": ("LossConfig",),
     "presets": ("find_preset", "list_presets"),
 }

@@ -23,7 +23,10 @@ MAX_BYTES = 1 << 20  # of a YAML file
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML whose floats include ``1e-4``, which YAML 1.1 reads as text, and whose keys must not repeat.
+    """Safe YAML that reads plain words as YAML 1.2 does, and whose keys must not repeat.
+
+    YAML 1.1 takes ``2:00:00`` for 7200, ``no`` and ``off`` for false, ``010`` for 8, ``2026-11-30`` for a date and
+    ``1e-4`` for text. Here the last is a number and the others are text; what text means is a setting's own affair.
 
     Aliases are refused: a few lines of them may mean billions of values, or a mapping inside itself.
     """
@@ -41,7 +44,12 @@ class _YamlLoader(yaml.SafeLoader):
         return value
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        value = super().construct_yaml_int(node)
+        text = str(super().construct_scalar(node))
+        digits = text.lstrip("+-")
+        try:
+            value = int(digits, 0 if digits[:2] in ("0x", "0o") else 10) * (-1 if text.startswith("-") else 1)
+        except ValueError:  # !!int of something else; or more digits than Python converts
+            raise yaml.constructor.ConstructorError(None, None, "not a whole number", node.start_mark) from None
         if abs(value) >> 64:
             raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 64 bits", node.start_mark)
         return value
@@ -57,19 +65,33 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
-_YamlLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
+_NUMBER = list("-+0123456789.")
+_PLAIN: tuple[tuple[str, str, list[str]], ...] = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", _NUMBER),
+    (
+        "float",
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)|[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        _NUMBER,
+    ),
 )
+"""What a plain word may be besides text: kind, pattern, first characters. YAML 1.2, but for numbers like ``010``,
+which people write for 8 or for 10 or as a name: text, of which an integer setting makes 10."""
+_YamlLoader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in _PLAIN:
+    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that ``_YamlLoader`` would take for something else (``1e5``)."""
+    """Quotes every text that ``_YamlLoader`` or a YAML 1.1 reader would take for something else (``1e5``, ``no``)."""
 
 
-_Dumper.yaml_implicit_resolvers = _YamlLoader.yaml_implicit_resolvers
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeLoader.yaml_implicit_resolvers.get(first, []) + _YamlLoader.yaml_implicit_resolvers.get(first, [])
+    for first in {**yaml.SafeLoader.yaml_implicit_resolvers, **_YamlLoader.yaml_implicit_resolvers}
+}
 
 
 def parse_scalar(text: str, place: str) -> Any:
@@ -118,6 +140,8 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"{word!r}: expected key=value, for example loss.tau=0.07")
+        if "/" in key:
+            raise ConfigError(f"{word}: no such folder or file, and no setting has a slash in its name")
         if key in values:
             raise ConfigError(f"{key}: given twice on the command line")
         values[key] = parse_scalar(text, key)

@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
 
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors, never dropped, and true is no number."""
@@ -15,13 +17,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse True and False where a number is meant; pydantic reads them as 1 and 0."""
+    def _truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse True and False where a number is meant; pydantic reads them as 1 and 0.
+
+        Where truth or a name may stand, ``no`` is truth, as it is where truth alone may.
+        """
         wrong = next((one for one in _leaves(value) if _is_truth(one)), None)
         if wrong is not None and info.field_name is not None:
             kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
             if kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"expected a number, got {wrong!r}")
+        if isinstance(value, str) and value.lower() in TRUTH and info.field_name is not None:
+            if {bool, str} <= set(_kinds(cls.model_fields[info.field_name].annotation)):
+                return TRUTH[value.lower()]
         return value
 
 

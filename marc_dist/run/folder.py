@@ -9,6 +9,7 @@ from typing import Any
 
 from marc_dist.config import Config, ConfigError, ModelConfig, dump_yaml, flatten, load_config
 from marc_dist.files import json_records, write_atomic
+from marc_dist.run.settings import placed
 
 METRICS = "metrics.jsonl"
 """Figures of training steps, a line a step that was logged."""
@@ -87,9 +88,13 @@ def refuse_changes(before: Mapping[str, Any], config: Config, place: str) -> Non
     Raises:
         ConfigError: names each changed key with both values.
     """
-    now = plain_settings(config)
+    now = plain_settings(placed(config))
     was = {**plain_settings(Config()), **before}  # a setting that is newer than the run had its default
     same = {"model.batch_norm"} if _norm(was) == _norm(now) else set()
+    if was["model.weights"] and str(now["model.weights"]).endswith(
+        f"/{was['model.weights']}"
+    ):  # earlier versions kept it relative
+        same |= {"model.weights"}
     changed = [
         f"{key} was {was[key]!r}, now {value!r}"
         for key, value in now.items()
@@ -112,9 +117,9 @@ def _norm(settings: Mapping[str, Any]) -> str | None:
 
 
 def write_config(config: Config, folder: Path | None = None) -> Path:
-    """Write the resolved settings into the run folder, or another one; the file is itself a valid run file."""
+    """Write the resolved settings into the run folder, or another one, paths absolute; it is itself a valid run file."""
     path = (Path(config.train.run_dir) if folder is None else folder) / "config.yaml"
-    write_atomic(path, dump_yaml(config, comments=True).encode())
+    write_atomic(path, dump_yaml(placed(config), comments=True).encode())
     return path
 
 

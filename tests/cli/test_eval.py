@@ -106,7 +106,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "eval.gian: unknown key" in refused(capsys, str(run), "eval.gian=count")
     assert "loss.tau: belongs to training" in refused(capsys, str(run), "loss.tau=0.2")
     assert "no such shard folder" in refused(capsys, str(run), "--data", str(tmp_path / "gone"))
-    (tmp_path / "config.yaml").write_text("train: {device: cpu}\n")
+    (tmp_path / "config.yaml").write_text("{train: {device: cpu}, data: {dir: /gone}}\n")
     assert "no encoder.json; a finished marc-train run writes it" in refused(capsys, str(tmp_path))
     (tmp_path / "encoder.json").write_text("{")
     assert "the encoder cannot be read" in refused(capsys, str(tmp_path))

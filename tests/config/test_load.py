@@ -67,6 +67,42 @@ def test_true_stays_what_it_is_where_it_may_stand() -> None:
     assert config.eval.extra is config.loss.tf32 is config.model.pretrained is True and config.data.verify_crc is False
 
 
+@pytest.mark.parametrize(
+    "text", ["2:00:00", "1:30", "16:00", "yes", "No", "on", "off", "010", "0b11", "1_000", "2026-11-30", "1:30.5", "="]
+)
+def test_what_only_yaml_1_1_reads_as_something_else_is_text(text: str, tmp_path: Path) -> None:
+    """``2:00:00`` was 7200, ``no`` false, ``010`` 8 and a date was a date, in words and in files."""
+    assert parse_words([f"k={text}"]) == {"k": text}
+    assert parse_words([f"k={{a: {text}, b: [{text}]}}"]) == {"k": {"a": text, "b": [text]}}
+    file = tmp_path / "run.yaml"
+    file.write_text(f"k: {text}\n")
+    assert load_yaml(file) == {"k": text}
+    config = load_config(None, [f"train.tracker_project={text}"])
+    file.write_text(dump_yaml(config))
+    assert load_config(file) == config
+    assert yaml.safe_load(file.read_text())["train"]["tracker_project"] == text  # other programs read it alike
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("7", 7), ("-3", -3), ("+4", 4), ("0", 0), ("0x1F", 31), ("0o17", 15), ("1.5", 1.5), (".5", 0.5), ("1e-4", 1e-4),
+     ("-.inf", float("-inf")), ("true", True), ("FALSE", False), ("null", None), ("~", None), ("", None)],
+)  # fmt: skip
+def test_numbers_truths_and_nothing_are_what_they_look_like(text: str, value: object) -> None:
+    found = parse_words([f"k={text}"])["k"]
+    assert found == value and type(found) is type(value)
+
+
+def test_settings_read_text_as_people_mean_it() -> None:
+    assert "train.epochs: expected a valid integer" in fault("train.epochs=1:30")  # was 90
+    config = load_config(None, ["train.epochs=010", "train.seed=1_000", "eval.extra=yes", "data.verify_crc=off"])
+    assert (config.train.epochs, config.train.seed) == (10, 1000)
+    assert config.eval.extra is True and config.data.verify_crc is False
+    assert load_config(None, ["model.pretrained=no"]).model.pretrained is False
+    assert load_config(None, ["model.pretrained=a1_in1k"]).model.pretrained == "a1_in1k"
+    assert load_config(None, ["data.train_split=007"]).data.train_split == "007"
+
+
 def test_all_faults_of_a_call_are_told_at_once() -> None:
     text = fault("loss.tau=-1", "optim.lr=-1", "train.sed=3")
     assert "loss.tau" in text and "optim.lr" in text and "did you mean train.seed?" in text

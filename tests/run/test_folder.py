@@ -19,6 +19,7 @@ from marc_dist.run.folder import (
     write_atomic,
     write_config,
 )
+from marc_dist.run.settings import placed
 
 
 def _config(**changes: Any) -> Config:
@@ -73,7 +74,7 @@ def test_prepare_writes_a_run_file_and_refuses_another_run(tmp_path: Path) -> No
     run = str(tmp_path / "a")
     prepare(_config(train__run_dir=run, optim__lr=0.5))
     prepare(_config(train__run_dir=run))  # nothing trained yet: any change is fine
-    assert load_config(Path(run) / "config.yaml") == _config(train__run_dir=run)
+    assert load_config(Path(run) / "config.yaml") == placed(_config(train__run_dir=run))
     (tmp_path / "a" / "checkpoints").mkdir()
     (tmp_path / "a" / "checkpoints" / "step-00000001.pt").touch()
     with pytest.raises(ConfigError, match="optim.lr was 0.001, now 0.5"):

@@ -12,6 +12,7 @@ import marc_dist.config as settings
 from marc_dist.cli.command import command_parser
 from marc_dist.cli.run_words import encoder_folder, split_files
 from marc_dist.config import ConfigError
+from marc_dist.run.settings import load_run
 
 if TYPE_CHECKING:
     from marc_dist.config import Config
@@ -100,5 +101,7 @@ def _config(folder: Path, words: Sequence[str], options: argparse.Namespace) -> 
     file = folder / "config.yaml"
     if not file.is_file() and not (folder / "encoder.json").is_file():
         raise ConfigError(f"{folder}: neither config.yaml nor encoder.json; expected a folder made by marc-train")
-    run_file = file if file.is_file() else None
-    return settings.load_config(run_file, words, moved={"train.run_dir": str(folder)}, place=given)
+    moved = {"train.run_dir": str(folder)}
+    if file.is_file():
+        return load_run(folder, words, moved=moved, place=given)
+    return settings.load_config(None, words, moved=moved, place=given)

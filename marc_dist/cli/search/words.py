@@ -11,6 +11,7 @@ import marc_dist.config as settings
 from marc_dist.cli.command import command_parser
 from marc_dist.cli.run_words import encoder_folder, split_files
 from marc_dist.config import ConfigError, user_path
+from marc_dist.run.settings import load_run
 
 if TYPE_CHECKING:
     from marc_dist.config import Config
@@ -100,21 +101,23 @@ def request_of(options: argparse.Namespace) -> Request:
     """
     queries, words = split_files(options.arguments)
     folder = encoder_folder([options.encoder])
-    config = _config(folder, options, words)
     paths, out, index_dir = _paths(options, queries, folder)
     known = (folder / "config.yaml").is_file() and (index_dir is None or not (index_dir / "store.json").exists())
+    config = _config(folder, options, words, own=known and not options.archive)
     archive_dir = options.archive or (config.data.dir if known else None)
     return Request(config, folder, paths, archive_dir, index_dir, out, options.split, options.top, options.label)
 
 
-def _config(folder: Path, options: argparse.Namespace, words: Sequence[str]) -> Config:
+def _config(folder: Path, options: argparse.Namespace, words: Sequence[str], *, own: bool) -> Config:
+    """Settings of the run, the words and the options on top; ``own``: the run's own data is searched."""
     strange = [word.partition("=")[0] for word in words if not word.startswith(TAKEN)]
     if strange:
         settings.load_config(None, words)  # a misspelt key is reported as such
         raise ConfigError(f"{strange[0]}: marc-search takes {', '.join(TAKEN)}")
-    file = folder / "config.yaml"
     given = {} if options.index is None else {"eval.index": options.index}
-    return settings.load_config(file if file.is_file() else None, words, place=given)
+    if not (folder / "config.yaml").is_file():
+        return settings.load_config(None, words, place=given)
+    return load_run(folder, words, needed=("data.dir",) if own else (), place=given)
 
 
 def _paths(options: argparse.Namespace, queries: Sequence[str], folder: Path) -> tuple[list[Path], Path, Path | None]:
