@@ -5,6 +5,7 @@ See ``marc_dist.cluster.ray``, which starts the supervisor. Ray is imported insi
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -15,8 +16,9 @@ from typing import Any
 
 from marc_dist.cluster.code_snapshot import import_path
 from marc_dist.cluster.preset import RayPreset
-from marc_dist.cluster.ray_ranks import POLL_S, Ranks, one_line
-from marc_dist.config import build
+from marc_dist.cluster.ray_ranks import POLL_S, Ranks, node_label, one_line
+from marc_dist.config import LaunchError, build
+from marc_dist.files import read_json, write_atomic
 from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import Attempt, begin_attempt, end_attempt, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
@@ -95,7 +97,8 @@ class Supervisor:
     def _serve(self, ray: Any) -> None:
         mine = self._mine()
         if mine and mine[-1].ended_at is None:  # of the supervisor before us
-            self._conclude(1, "the supervisor or its node was lost", lost=True)
+            self._conclude(1, self._how_lost(ray), lost=True)
+        self._note_node(ray)
         while not (mine := self._mine()) or mine[-1].again:
             group = self._place(str(self.job.id))
             if group is None:
@@ -105,6 +108,25 @@ class Supervisor:
 
     def _newest(self) -> AttemptId:
         return self.job.attempt(self._mine()[-1].number)
+
+    def _note_node(self, ray: Any) -> None:
+        """Where this supervisor runs, for the one that may come after it."""
+        mine = ray.get_runtime_context().get_node_id()
+        names = [node_label(node) for node in ray.nodes() if node["NodeID"] == mine]
+        with suppress(OSError, LaunchError):
+            write_atomic(self._place_file, json.dumps({"id": mine, "name": names[0] if names else mine}).encode())
+
+    def _how_lost(self, ray: Any) -> str:
+        """What became of the supervisor before us."""
+        with suppress(OSError, ValueError, KeyError):
+            where = read_json(self._place_file)
+            if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == where["id"]):
+                return f"node {where['name']} was lost, and the supervisor on it"
+        return "the supervisor or its node was lost"
+
+    @property
+    def _place_file(self) -> Path:
+        return self.run_dir / "logs" / ".supervisor.json"
 
     def _give_up(self, code: int, error: str | None, why: str) -> None:
         mine = self._mine()

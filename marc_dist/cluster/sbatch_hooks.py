@@ -27,6 +27,7 @@ from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read
 EXIT_LIMIT = 1
 LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason when the batch script could not be started, or was killed."""
+ASK_S = 10.0
 WAIT_S = 120.0
 """After a requeue Slurm ends this script; longer than its longest usual delay."""
 
@@ -135,9 +136,10 @@ def _slurm(*command: str) -> str | None:
 
 def batch_script_gone() -> bool:
     """Whether Slurm ends this job because its batch script was killed; where squeue is missing, nobody knows."""
-    with suppress(OSError):
+    with suppress(OSError, subprocess.TimeoutExpired):
         words = ["squeue", "-h", "-j", slurm_id(os.environ), "-o", "%r"]
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == LAUNCH_FAILURE
+        seen = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ASK_S)
+        return seen.stdout.strip() == LAUNCH_FAILURE
     return False
 
 
