@@ -10,7 +10,7 @@ import pytest
 
 from marc_dist.config import LaunchError
 from marc_dist.run.attempt_id import AttemptId
-from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
+from marc_dist.run.attempts import Attempt, attempts, begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.job import Job, element_dir, ended, new_job, note_cancel, read_job, start_again, write_job
 from marc_dist.run.rank_ends import RankEnd, end_path, job_end, make_room, note_end, read_end
 
@@ -160,3 +160,11 @@ def test_a_cancel_of_an_array_is_written_down_in_the_elements_that_it_runs(tmp_p
         write_job(folder, new_job("slurm", ["-m", "x", "y"], id=name))
     note_cancel(job, tmp_path)
     assert [read_job(folder).cancelled_at is not None for folder in (tmp_path, *folders)] == [True, False, True, False]
+
+
+def test_an_attempt_never_began_before_the_end_of_an_earlier_one() -> None:
+    """Found by the simulator: a machine that saw the folder late made a start without progress look like progress."""
+    began = [Attempt(0, 1.0, 0, ["a"], 2.0, last_step=5), Attempt(1, 3.0, 0, ["b"], 4.0, last_step=5)]
+    assert first_steps(began) == [0, 5]
+    assert first_steps([*began, Attempt(2, 5.0, 9, ["c"])]) == [0, 5, 9]
+    assert not start_again(137, True, first_steps(began), 5, max_restarts=9, max_stalls=0)[0]

@@ -83,6 +83,10 @@ class Checks:
 
     def newest(self) -> int:
         """The newest whole checkpoint on the server."""
+        return max(self.whole())
+
+    def whole(self) -> list[int]:
+        """Steps of the whole checkpoints on the server; 0 is the fresh run."""
         files, folder = self.story.files, f"{self._folder()}/checkpoints"
         steps = [0]
         for name in files.children.get(folder, ()):
@@ -95,7 +99,7 @@ class Checks:
                 self._whole[inode.number] = hashlib.sha256(bytes(inode.data)).hexdigest() == sums.decode().split()[0]
             if self._whole[inode.number]:
                 steps.append(int(name.removeprefix("step-").removesuffix(".pt")))
-        return max(steps)
+        return steps
 
     def _folder(self) -> str:
         return "/sim/runs/a"
@@ -131,6 +135,8 @@ class Checks:
         must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
         if step < must:
             self.fail(2, f"{world.who} begins after step {step}, step {must} was whole {files.bound:.0f} s ago")
+        if step not in self.whole():
+            self.fail(2, f"{world.who} begins after step {step}, whose checkpoint is not whole")
         job = self._job_of(world)
         if job is None:
             return
@@ -214,6 +220,8 @@ class Checks:
         kernel.run(kernel.now + 400.0)
         if states:
             self._truth(states[0])
+        elif story.slurm.jobs:
+            self.fail(5, "a job was handed in, and nobody can tell how it stands")
         self._culprits()
 
     def _judge(self, states: list[State]) -> None:
@@ -282,7 +290,7 @@ class Checks:
         lost = {rank for failed, rank, _ in world.failures if failed <= when}
         said = {int(rank) for rank in re.findall(r"rank (\d+)", reason.partition(": rank ")[2].partition(": ")[2])}
         truly = held or (gone & lost)
-        if len(world.ranks) == world.size and truly and said and not said & (held | lost):
+        if len(world.ranks) == world.size and truly and said - held - lost:
             self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:

@@ -291,6 +291,7 @@ class SimFile(io.BytesIO):
             return
         if self.process is not None and not self.process.alive:
             raise Killed
+        self.files.step("fill", self.path, change=True)
         self._dirty = False
         inode, files, data = self.inode, self.files, self.getvalue()
         node = self.process.node.name if self.process is not None else ""
