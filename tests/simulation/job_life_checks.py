@@ -15,7 +15,8 @@ The story's own eyes see everything: processes, the server's files, Slurm's tabl
 6. A cancelled submission never trains again.
 7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
    that failed by themselves within ``SETTLE_S`` seconds, any. Not promised where storage takes a fifth of a second or
-   more to write a killed rank's end down: srun may end its task before.
+   more to write a killed rank's end down: srun may end its task before. A rank that was lost with its machine is not
+   named when others fail by themselves before Slurm notices.
 8. A command ends with an answer, never with a traceback.
 9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
    is a way back (``WAY_BACK``), where restarts and stalls allow one.
@@ -35,7 +36,7 @@ from marc_dist.run.attempt_id import NUMBER, TOKEN
 from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
-from tests.simulation.job_life_ranks import OF_A_PEER, World, named
+from tests.simulation.job_life_ranks import OF_A_PEER, WITH_NODE, World, named
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
 if TYPE_CHECKING:
@@ -294,7 +295,8 @@ class Checks:
             self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:
-        first = min(world.failures, default=None)
+        seen = [one for one in world.failures if WITH_NODE not in one[2]]  # a lost machine says nothing
+        first = min(seen, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
         if mine is None or first is None:
             return False

@@ -156,7 +156,7 @@ class SharedFiles:
             if process.crash_after < 0:
                 kernel.tell(f"killed just before it could {action} {path}")
                 kernel.faults_seen.append("crash")
-                process.facts["crashed"] = kernel.now
+                process.facts.pop("why", None)
                 kernel.end(process, -9)
                 raise Killed
         if change:
