@@ -20,7 +20,7 @@ from marc_dist.cluster.ray_ranks import POLL_S, Ranks, node_label, one_line
 from marc_dist.config import LaunchError, build
 from marc_dist.files import read_json, write_atomic
 from marc_dist.run.attempt_id import AttemptId
-from marc_dist.run.attempts import Attempt, begin_attempt, end_attempt, newest_step
+from marc_dist.run.attempts import Attempt, begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import CANCELLED, Job, State, attempts_of_job, start_again
 from marc_dist.run.rank_ends import job_end
@@ -137,7 +137,7 @@ class Supervisor:
 
     def _conclude(self, code: int, error: str | None, lost: bool) -> None:
         """Write down how an attempt ended, and whether there will be another."""
-        begun = [attempt.first_step for attempt in self._mine()]
+        begun = first_steps(self._mine())
         limits = self.preset.max_restarts, self.preset.max_stalls
         again, why = start_again(code, lost, begun, newest_step(self.run_dir), *limits)
         if self.cancelled is not None and code != 0:

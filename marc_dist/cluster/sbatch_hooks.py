@@ -18,7 +18,7 @@ from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import tail
 from marc_dist.config import EXIT_USER, LaunchError, MarcError, build
 from marc_dist.run.attempt_id import TOKEN, AttemptId
-from marc_dist.run.attempts import begin_attempt, end_attempt, newest_step
+from marc_dist.run.attempts import begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import CANCELLED, Job, attempts_of_job, element_dir, read_job
 from marc_dist.run.job import start_again as rule
@@ -85,9 +85,8 @@ def end(job_dir: Path, code: int) -> int:
     job, preset = _job(job_dir)
     mine, log_dir = _attempt(job, os.environ), job_dir / "logs"
     found = job_end([read_end(log_dir, rank, mine) for rank in range(job.world)], code, log_dir)
-    first_steps = [attempt.first_step for attempt in attempts_of_job(job, job_dir)]
-    step = newest_step(job_dir)
-    again, why = rule(found.code, found.lost, first_steps, step, preset.max_restarts, preset.max_stalls)
+    begun, step = first_steps(attempts_of_job(job, job_dir)), newest_step(job_dir)
+    again, why = rule(found.code, found.lost, begun, step, preset.max_restarts, preset.max_stalls)
     if job.cancelled_at is not None and found.code != 0:
         again, why = False, CANCELLED
     end_attempt(job_dir, mine, found.code, found.error, again, why)

@@ -153,3 +153,21 @@ def attempts_of(found: Iterable[Attempt], token: str, submitted_at: float) -> li
     """
     mine = [one for one in found if one.token == token]
     return mine if token else [one for one in mine if one.started_at >= submitted_at]
+
+
+def first_steps(mine: Sequence[Attempt]) -> list[int]:
+    """The step at which each attempt of a submission began, never before one at which an earlier one began or ended.
+
+    Checkpoints do not get older: what began sooner was read by a machine that remembered the folder as it had been, as
+    NFS allows. Pure.
+
+    Args:
+        mine: attempts of the submission, oldest first.
+    """
+    steps: list[int] = []
+    known = 0
+    for one in mine:
+        known = max(known, one.first_step)
+        steps.append(known)
+        known = max(known, one.last_step)
+    return steps

@@ -10,7 +10,7 @@ import pytest
 
 from marc_dist.config import LaunchError
 from marc_dist.run.attempt_id import AttemptId
-from marc_dist.run.attempts import attempts, begin_attempt, end_attempt, newest_step
+from marc_dist.run.attempts import Attempt, attempts, begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.job import (
     Job,
     State,
@@ -186,3 +186,11 @@ def test_a_cancel_of_an_array_is_written_down_in_the_elements_that_it_runs(tmp_p
 )
 def test_an_array_is_what_its_elements_are(words: list[Any], found: tuple[str, str]) -> None:
     assert array_state([State(word) for word in words]) == found
+
+
+def test_an_attempt_never_began_before_the_end_of_an_earlier_one() -> None:
+    """Found by the simulator: a machine that saw the folder late made a start without progress look like progress."""
+    began = [Attempt(0, 1.0, 0, ["a"], 2.0, last_step=5), Attempt(1, 3.0, 0, ["b"], 4.0, last_step=5)]
+    assert first_steps(began) == [0, 5]
+    assert first_steps([*began, Attempt(2, 5.0, 9, ["c"])]) == [0, 5, 9]
+    assert not start_again(137, True, first_steps(began), 5, max_restarts=9, max_stalls=0)[0]

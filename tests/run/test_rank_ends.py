@@ -97,3 +97,11 @@ def test_the_first_words_of_a_rank_stay(launched: Path) -> None:
     note_failure("what came of it")
     told = read_end(launched.parent, 0)
     assert told is not None and told.error == "the cause"
+
+
+def test_a_rank_that_was_told_to_end_stays_one_when_it_fails_on_its_way(launched: Path) -> None:
+    """Found by the simulator: when its task had no time to say so again, it was named as the cause."""
+    note_end(launched, None, time.time(), AttemptId("abc", 1), asked=True)
+    note_failure("connection closed by peer")
+    told = read_end(launched.parent, 0)
+    assert told is not None and told.asked and told.error == "connection closed by peer"

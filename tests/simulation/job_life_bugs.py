@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import marc_dist.files as files
-from marc_dist.cluster import backends, sbatch_hooks, slurm
+from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, srun_task
 from marc_dist.config import LaunchError
 from marc_dist.run import heartbeats, job, rank_ends, run_lock
 from marc_dist.training import checkpoint
@@ -86,17 +85,22 @@ def _in_place() -> AbstractContextManager[Any]:
     return mock.patch.multiple(job, write_atomic=write)
 
 
-def _sum_last() -> AbstractContextManager[Any]:
-    """The newest checkpoint is taken whether it is whole or not, and its sum is written after it."""
-    real = files.write_atomic
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Checkpoints are written in their place, and the newest is taken whether it is whole or not."""
 
     def write(path: Path, data: bytes) -> None:
-        if path.suffix != ".sha256":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
-        real(path, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
-    return mock.patch.object(checkpoint, "write_atomic", write)
+    def newest(run_dir: Path, say: Any) -> Path | None:
+        return max(checkpoint.checkpoints(run_dir), default=None)
+
+    with (
+        mock.patch.object(checkpoint, "write_atomic", write),
+        mock.patch("tests.simulation.job_life_ranks.newest_checkpoint", newest),
+    ):
+        yield
 
 
 def _cancel_untold() -> AbstractContextManager[Any]:
@@ -128,7 +132,43 @@ def _lowest_rank() -> AbstractContextManager[Any]:
     return mock.patch.object(rank_ends, "first_failed", first)
 
 
-def _mistakes_again() -> AbstractContextManager[Any]:
+def _end_by_clock() -> AbstractContextManager[Any]:
+    """Which rank was first is told by the clocks of their machines."""
+    return mock.patch.object(rank_ends, "file_time", lambda path: time.time())
+
+
+def _end_as_seen() -> AbstractContextManager[Any]:
+    """A killed rank failed when it was seen dead, not when it was last seen alive."""
+    real = rank_process.note_end
+    return mock.patch.object(
+        rank_process, "note_end", lambda path, code, ended, mine, asked: real(path, code, time.time(), mine, asked=asked)
+    )
+
+
+def _hasty_tasks() -> AbstractContextManager[Any]:
+    """The task of a failed rank ends at once, and srun with it all others."""
+    return mock.patch.object(srun_task, "SETTLE_S", 0.0)
+
+
+def _told_too_early() -> AbstractContextManager[Any]:
+    """A rank that is told to end while it is being started is not noted as told."""
+
+    def tell(self: Any, number: int) -> None:
+        if self.process is not None and self.process.ended is None:
+            self.process.send(number)
+
+    return mock.patch.object(srun_task._RankTask, "_tell", tell)
+
+
+@contextmanager
+def _silence_is_freedom() -> Iterator[None]:
+    """A job of which Slurm says nothing just now is taken for over."""
+    real = slurm.state
+    with mock.patch.object(slurm, "state", lambda *words: real(*words)._replace(silent=False)):
+        yield
+
+
+def _stop_is_failure() -> AbstractContextManager[Any]:
     """A stop that saved is no reason to start again."""
     real = sbatch_hooks.rule
     return mock.patch.object(
@@ -159,11 +199,16 @@ BUGS: dict[str, Plant] = {
     "run lock that outlives its holder": _lock_for_ever,
     "no launch lock": _no_launch_lock,
     "old checkpoints removed first": _old_first,
-    "checkpoint written in place": _sum_last,
+    "checkpoints written in place, not checked": _unchecked,
     "job.json written in place": _in_place,
     "cancel not written down": _cancel_untold,
     "ends of earlier attempts count": _any_end,
     "lowest rank named": _lowest_rank,
-    "stopped and saved is not started again": _mistakes_again,
+    "first rank told by clocks": _end_by_clock,
+    "killed ranks noted when seen dead": _end_as_seen,
+    "tasks of failed ranks do not wait": _hasty_tasks,
+    "signals during a start not noted": _told_too_early,
+    "a silent Slurm has no jobs": _silence_is_freedom,
+    "stopped and saved is not started again": _stop_is_failure,
     "age of a heartbeat by the own clock": _age_by_clock,
 }

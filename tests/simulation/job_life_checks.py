@@ -15,7 +15,8 @@ The story's own eyes see everything: processes, the server's files, Slurm's tabl
 6. A cancelled submission never trains again.
 7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
    that failed by themselves within ``SETTLE_S`` seconds, any. Not promised where storage takes a fifth of a second or
-   more to write a killed rank's end down: srun may end its task before.
+   more to write a killed rank's end down: srun may end its task before. A rank that was lost with its machine is not
+   named when others fail by themselves before Slurm notices.
 8. A command ends with an answer, never with a traceback.
 9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
    is a way back (``WAY_BACK``), where restarts and stalls allow one.
@@ -35,7 +36,7 @@ from marc_dist.run.attempt_id import NUMBER, TOKEN
 from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
-from tests.simulation.job_life_ranks import OF_A_PEER, World, named
+from tests.simulation.job_life_ranks import OF_A_PEER, WITH_NODE, World, named
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class Checks:
 
     def newest(self) -> int:
         """The newest whole checkpoint on the server."""
+        return max(self.whole())
+
+    def whole(self) -> list[int]:
+        """Steps of the whole checkpoints on the server; 0 is the fresh run."""
         files, folder = self.story.files, f"{self._folder()}/checkpoints"
         steps = [0]
         for name in files.children.get(folder, ()):
@@ -95,7 +100,7 @@ class Checks:
                 self._whole[inode.number] = hashlib.sha256(bytes(inode.data)).hexdigest() == sums.decode().split()[0]
             if self._whole[inode.number]:
                 steps.append(int(name.removeprefix("step-").removesuffix(".pt")))
-        return max(steps)
+        return steps
 
     def _folder(self) -> str:
         return "/sim/runs/a"
@@ -131,6 +136,8 @@ class Checks:
         must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
         if step < must:
             self.fail(2, f"{world.who} begins after step {step}, step {must} was whole {files.bound:.0f} s ago")
+        if step not in self.whole():
+            self.fail(2, f"{world.who} begins after step {step}, whose checkpoint is not whole")
         job = self._job_of(world)
         if job is None:
             return
@@ -214,6 +221,8 @@ class Checks:
         kernel.run(kernel.now + 400.0)
         if states:
             self._truth(states[0])
+        elif story.slurm.jobs:
+            self.fail(5, "a job was handed in, and nobody can tell how it stands")
         self._culprits()
 
     def _judge(self, states: list[State]) -> None:
@@ -282,11 +291,12 @@ class Checks:
         lost = {rank for failed, rank, _ in world.failures if failed <= when}
         said = {int(rank) for rank in re.findall(r"rank (\d+)", reason.partition(": rank ")[2].partition(": ")[2])}
         truly = held or (gone & lost)
-        if len(world.ranks) == world.size and truly and said and not said & (held | lost):
+        if len(world.ranks) == world.size and truly and said - held - lost:
             self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:
-        first = min(world.failures, default=None)
+        seen = [one for one in world.failures if WITH_NODE not in one[2]]  # a lost machine says nothing
+        first = min(seen, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
         if mine is None or first is None:
             return False

@@ -156,7 +156,7 @@ class SharedFiles:
             if process.crash_after < 0:
                 kernel.tell(f"killed just before it could {action} {path}")
                 kernel.faults_seen.append("crash")
-                process.facts["crashed"] = kernel.now
+                process.facts.pop("why", None)
                 kernel.end(process, -9)
                 raise Killed
         if change:
@@ -291,6 +291,7 @@ class SimFile(io.BytesIO):
             return
         if self.process is not None and not self.process.alive:
             raise Killed
+        self.files.step("fill", self.path, change=True)
         self._dirty = False
         inode, files, data = self.inode, self.files, self.getvalue()
         node = self.process.node.name if self.process is not None else ""

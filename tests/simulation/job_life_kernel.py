@@ -189,12 +189,12 @@ class Kernel:
         """Start a process; ``fn`` returns its exit code, None for 0."""
         self._pid += 1
         process = Process(name, node, dict(env or {}), self._pid, parent, dies_with_parent, self.now)
-        node.processes.append(process)
         if parent is not None:
             parent.children.append(process)
         if not node.up:
             process.alive, process.code = False, -9
             return process
+        node.processes.append(process)
         self._tasklet(process, lambda: self._main(process, fn), delay)
         return process
 

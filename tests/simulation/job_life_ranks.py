@@ -118,6 +118,7 @@ class Ranks:
         if process.code not in (0, EXIT_REQUEUE):
             asked = process.facts.get("asked")
             how = f"code {process.code}" + (" when asked" if asked else "") + process.facts.get("why", "")
+            how += "" if process.node.up else WITH_NODE
             world.failures.append((process.facts.get("failed", self.kernel.now), rank, how))
             world.broken = True
             self.kernel.tell(f"rank {rank} of {world.who} ends: {how}")
@@ -228,6 +229,7 @@ class _Rank:
         raise Exit(EXIT_HUNG)
 
 
+WITH_NODE = ", with its machine"
 OF_A_PEER = ", because a peer had gone"
 NAMED = re.compile(r"rank (\d+) of \d+ failed first")
 
