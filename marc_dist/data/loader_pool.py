@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from multiprocessing import active_children, forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
@@ -16,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from marc_dist.config import DataError, LaunchError, MarcError
@@ -120,8 +121,28 @@ def kill_workers() -> None:
                 os.kill(worker.pid, signal.SIGKILL)
 
 
-def _as_is(result: Any) -> Any:
+def _ready_to_send(result: Any) -> Any:
+    """A result whose tensors lie where the main process will see them.
+
+    Left to itself, multiprocessing moves them there in a thread that can tell nobody when there is no room: the main
+    process would wait for ever.
+    """
+    if get_worker_info() is not None:
+        for tensor in _tensors(result):
+            if tensor.numel():
+                tensor.share_memory_()
     return result
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        yield result
+    elif isinstance(result, list | tuple):
+        for part in result:
+            yield from _tensors(part)
+    elif is_dataclass(result):
+        for field in fields(result):
+            yield from _tensors(getattr(result, field.name))
 
 
 def worker_context(preload: Sequence[str] = ("marc_dist.data.loader",)) -> Any:
@@ -165,7 +186,7 @@ class Pool(Generic[T]):
             batch_size=None,
             sampler=self.schedule,
             num_workers=num_workers,
-            collate_fn=_as_is,
+            collate_fn=_ready_to_send,
             generator=torch.Generator(),  # its own: starting workers must not move the run's generator
             **workers,
         )
