@@ -63,7 +63,9 @@ def planted(plant: Callable[[pytest.MonkeyPatch], None], name: str, rules: Rules
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
-        return check(MAKE[name](lab), rules, place, every=7 if name == "shards" else 1, again=3, faults=1)
+        slow = name in ("shards", "training")  # these two show in what is read
+        every = 31 if name == "shards" else 1
+        return check(MAKE[name](lab), rules, place, every=every, again=10_000 if slow else 3, faults=1)
 
 
 def no_fsync_of_files(patch: pytest.MonkeyPatch) -> None:
