@@ -66,6 +66,7 @@ benchmarks: $(DEVSTAMP)
 campaign: $(DEVSTAMP)
 	$(BIN)/python benchmarks/mutations.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python -m tests.simulation.crash_campaign
 
 clean:
 	rm -rf $(VENV) data runs site .pytest_cache .mypy_cache .ruff_cache

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import marc_dist.files
 from marc_dist.augment.views import IMAGENET, PixelScale, eval_transform
 from marc_dist.config import Config, ConfigError, DataError, LaunchError, build
 from marc_dist.data.loader import TrainLoader, iter_eval
-from marc_dist.encoder import export
 from marc_dist.encoder.export import load_encoder, pixel_scale, save_encoder
 from marc_dist.encoder.model import build_encoder
 from marc_dist.encoder.published import resolve_scale, scale_of
@@ -93,15 +93,15 @@ def test_plain_timm_makes_the_same_features_of_an_export(tmp_path: Path, words: 
 def test_what_was_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path)
     encoder = build_encoder(config.model, 0, 32)
-    real = export.write_atomic
+    real = marc_dist.files.write_atomic
 
     def damages(path: Path, data: bytes) -> None:
-        real(path, data[:-9] + bytes([data[-9] ^ 64]) + data[-8:] if path.suffix == ".safetensors" else data)
+        real(path, data[:-9] + bytes([data[-9] ^ 64]) + data[-8:] if ".safetensors" in path.name else data)
 
-    monkeypatch.setattr(export, "write_atomic", damages)
+    monkeypatch.setattr(marc_dist.files, "write_atomic", damages)
     with pytest.raises(LaunchError, match=r"encoder.safetensors: .* read back differs from what was written"):
         save_encoder(encoder, config, {})
-    monkeypatch.setattr(export, "write_atomic", lambda path, data: real(path, data[:-9]))
+    monkeypatch.setattr(marc_dist.files, "write_atomic", lambda path, data: real(path, data[:-9]))
     with pytest.raises(LaunchError, match="cannot be read back"):
         save_encoder(encoder, config, {})
     monkeypatch.undo()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import marc_dist.files
 from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config, ConfigError, DataError, LaunchError, ModelConfig
 from marc_dist.data.dataset import Dataset
@@ -194,22 +195,27 @@ def test_a_failure_midway_leaves_the_old_files(tiny: Dataset, tmp_path: Path, mo
     assert files(folder) == before
 
 
-def test_files_of_two_evaluations_are_refused(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up after the first file."""
+def test_files_of_two_evaluations_never_mix(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up after the first file; then somebody copies one."""
     folder = tmp_path / "run"
     run(make_run(folder, tiny), folder)
     other = make_run(folder, tiny, eval__gain="jaccard")
-    written = results.write_atomic
+    before, written = results.read(folder / "eval"), marc_dist.files.write_atomic
 
     def full(path: Path, data: bytes) -> None:
-        if path.name != "per_query.parquet":
+        if "per_query.parquet" not in path.name:
             raise LaunchError("no space")
         written(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_atomic", full)
+        patch.setattr(marc_dist.files, "write_atomic", full)
         with pytest.raises(LaunchError):
             run(other, folder)
+    assert results.read(folder / "eval") == before
+    kept = (folder / "eval" / "per_query.parquet").read_bytes()
+    run(other, folder)
+    assert not list((folder / "eval").glob(".*"))
+    (folder / "eval" / "per_query.parquet").write_bytes(kept)
     with pytest.raises(DataError, match="different evaluations; evaluate again"):
         results.read(folder / "eval")
     run(other, folder)

@@ -21,6 +21,9 @@ ALL_NAMES = 6
 """So many changes of names that are not durable are taken in every combination; more, in pairs."""
 PRODUCT = 200
 """So many combinations of names and bytes are taken at one point; more, in pairs."""
+ALL_BYTES = 8
+"""With so many sets of names at one point, each goes with every choice of bytes; with more, the others than the whole one
+go with all bytes and with none."""
 PAGE = 4096
 Data = Write | Truncate
 
@@ -82,7 +85,9 @@ def _at(trace: Trace, at: int, rules: Rules) -> Iterator[dict[str, bytes | None]
             else:
                 pending.setdefault(op.file, []).append(op)
     variants = {file: _variants(contents.get(file, b""), todo) for file, todo in pending.items()}
-    for left_out in _names_left_out(open_names):
+    every = list(_names_left_out(open_names))
+    few = len(every) <= ALL_BYTES
+    for left_out in every:
         done = [op for place, op in entries if place not in left_out]
         for silly in (False, True) if rules == "nfs" else (False,):
             tree = _named(trace, done, silly)
@@ -90,7 +95,8 @@ def _at(trace: Trace, at: int, rules: Rules) -> Iterator[dict[str, bytes | None]
                 continue
             held = _reachable(tree)
             choices = {file: found for file, found in variants.items() if file in held}
-            for chosen in _combinations([len(found) for found in choices.values()]):
+            sizes = [len(found) for found in choices.values()]
+            for chosen in _combinations(sizes) if few or not left_out else _extremes(sizes):
                 tree.files = {**dict.fromkeys(held, b""), **contents}
                 for (file, found), which in zip(choices.items(), chosen, strict=True):
                     tree.files[file] = found[which]
@@ -197,6 +203,12 @@ def _variants(durable: bytes, ops: Sequence[Data]) -> list[bytes]:
         old = durable[page : page + PAGE].ljust(min(PAGE, size - page), b"\0")
         found.append(whole[:page] + old + whole[page + PAGE :])
     return list(dict.fromkeys(found))
+
+
+def _extremes(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All bytes there, and none."""
+    yield (0,) * len(sizes)
+    yield tuple(min(1, size - 1) for size in sizes)
 
 
 def _combinations(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
