@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple
 from marc_dist.config import LaunchError
 from marc_dist.files import locked, read_json
 from marc_dist.run.attempt_id import AttemptId
-from marc_dist.run.folder import checkpoint_dir
 from marc_dist.run.processes import is_alive, start_ticks, this_machine
 
 RUN_LOCK = ".run.lock"
@@ -123,8 +122,18 @@ def me(mine: AttemptId) -> Holder:
 
 
 def seen_alive(held: Holder) -> bool | None:
-    """Whether a holder's process runs; None when it is on another machine."""
-    return is_alive(held.pid, held.ticks) if held.machine == this_machine() else None
+    """Whether a holder's process runs; None when it cannot be seen: on another machine, or hidden from other users."""
+    if held.machine != this_machine():
+        return None
+    if is_alive(held.pid, held.ticks):
+        return True
+    try:
+        os.kill(held.pid, 0)
+    except PermissionError:
+        return None
+    except OSError:
+        pass
+    return False
 
 
 def live_holder(
@@ -313,7 +322,7 @@ class RunLock:
         """Write again; why that must not be, if so. A full or silent disk is the main thread's to tell."""
         there, held = not was_removed(self.run_dir), read_holder(self.run_dir)
         unlocked = held is None and not (self.run_dir / RUN_LOCK).exists()
-        self._written |= there or checkpoint_dir(self.run_dir).exists()  # which it makes after its settings
+        self._written |= there or (self.run_dir / "checkpoints").exists()  # which it makes after its settings
         gone = not self.run_dir.exists() or (self._written and not there)
         self._missed = self._missed + 1 if unlocked or gone else 0
         if self._missed == 1:  # a mount may blink; or the folder is being removed, and must get empty

@@ -212,6 +212,12 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "b").iterdir()] == [LAUNCH_LOCK]
 
 
+def test_a_file_system_without_locks_still_lets_one_train(tmp_path: Path) -> None:
+    (tmp_path / LAUNCH_LOCK).mkdir()  # nothing that flock could take
+    with _lock(tmp_path).held(_quiet), pytest.raises(LaunchError, match="a run is live there"):
+        _lock(tmp_path).take(_quiet)
+
+
 def test_of_many_at_once_one_gets_the_folder(tmp_path: Path) -> None:
     taken: list[RunLock] = []
     refused: list[str] = []
