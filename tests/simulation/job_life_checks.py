@@ -244,7 +244,8 @@ class Checks:
             self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
         if told.word == "cancelled" and not self.asked:
             self.fail(5, f"called {told}, but nobody cancelled it")
-        if told.word == "unknown" and not excuses:
+        meddled = story.files.locks != "all" and self.commands - {"status", "cancel"}  # two took the folder at a time
+        if told.word == "unknown" and not excuses and not meddled:
             self.fail(5, f"nobody knows how it ended: {told}")
 
         if told.word != "done" and self._must_be_done():

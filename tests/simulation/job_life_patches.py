@@ -200,8 +200,12 @@ class Patches:
                         yield
 
     def _time(self) -> dict[str, Any]:
-        kernel = self.kernel
-        return {"time": kernel.clock, "monotonic": lambda: kernel.now, "sleep": kernel.sleep}
+        kernel, strftime = self.kernel, time.strftime
+
+        def written(form: str, *when: Any) -> str:
+            return strftime(form, *(when or (time.gmtime(kernel.clock()),)))
+
+        return {"time": kernel.clock, "monotonic": lambda: kernel.now, "sleep": kernel.sleep, "strftime": written}
 
     @contextmanager
     def _machine(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Ranks: what ``marc-train`` does for the life of a job, without the training.
 
 What is assumed of it: a step takes seconds; every step ends with an all-reduce, which also says whether a rank was asked
-to stop; rank 0 chooses the checkpoint for all, and saves. A rank whose peer dies hears it within a second (a closed
-connection) or, in some stories and always when a machine is lost, nothing: then its watchdog ends it. Checkpoints are
+to stop; rank 0 chooses the checkpoint for all, and saves. A rank whose peer dies hears it within a second, often
+within milliseconds (a closed connection) or, in some stories and always when a machine is lost, nothing: then its watchdog ends it. Checkpoints are
 chosen and saved, ends noted, beats written and hangs explained by the code of marc-dist.
 """
 
@@ -123,7 +123,8 @@ class Ranks:
             world.broken = True
             self.kernel.tell(f"rank {rank} of {world.who} ends: {how}")
             if world.loud and process.node.up:
-                self.kernel.at(self.kernel.rng.uniform(0.001, 0.8), lambda: self.kernel.notify(world.changed))
+                soon = self.kernel.rng.choice((0.03, 0.8))
+                self.kernel.at(self.kernel.rng.uniform(0.001, soon), lambda: self.kernel.notify(world.changed))
 
 
 class _Rank:

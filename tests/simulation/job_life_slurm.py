@@ -15,7 +15,7 @@ What is assumed of it (Slurm 22.05 and later; ``reference`` of the assumptions: 
   stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns the
   largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
 - A job that is over is forgotten after ``MinJobAge``; with accounting, ``sacct`` still knows it.
-- slurmctld answers or, for a while, does not: then every command fails, sbatch too, unless it comes back in between.
+- slurmctld answers or, for a while, has too much to do: then three of five commands fail, sbatch among them.
 - ``scancel --signal`` signals the tasks of the running step, not the batch script.
 """
 
@@ -82,6 +82,7 @@ class Slurm:
         self.jobs: dict[str, SlurmJob] = {}
         self.deaf = False
         self.signal_delay_s = 30.0
+        self.queue_s = 15.0  # longest wait for the first start
         self.on_requeue: Callable[[SlurmJob], None] = lambda job: None
         self.on_cancel: Callable[[SlurmJob], None] = lambda job: None
         self.on_scancel: Callable[[SlurmJob], None] = lambda job: None
@@ -94,7 +95,8 @@ class Slurm:
         job = SlurmJob(number, folder, params["nodes"], params["ntasks_per_node"], limit_s, exports(params["setup"]))
         self.jobs[job.id] = job
         self.kernel.tell(f"Slurm takes job {job.id} for {folder}")
-        self._look_soon(self.kernel.rng.uniform(0.0, 15.0))
+        job.held_until = self.kernel.now + self.kernel.rng.uniform(0.0, self.queue_s)
+        self._look_soon(job.held_until - self.kernel.now)
         return job.id
 
     def _look_soon(self, delay: float) -> None:
@@ -300,6 +302,10 @@ class Slurm:
 
     # --- commands
 
+    def silent(self) -> bool:
+        """Whether a command gets no answer just now."""
+        return self.deaf and self.kernel.rng.random() < 0.6
+
     def _known(self, job_id: str) -> SlurmJob | None:
         job = self.jobs.get(job_id)
         if job is None or (job.over_at is not None and self.kernel.now - job.over_at > self.forget_s):
@@ -315,10 +321,10 @@ class Slurm:
         silent = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 
         def answered(fn: Callable[[list[str]], tuple[int, str, str]]) -> Callable[[list[str]], tuple[int, str, str]]:
-            return lambda words: silent if self.deaf else fn(words)
+            return lambda words: silent if self.silent() else fn(words)
 
         found = {"scontrol": self._scontrol, "squeue": self._squeue, "sacct": self._sacct, "scancel": self._scancel}
-        return {"sinfo": lambda words: silent if self.deaf else (0, f"main*|{len(self.nodes)}|64|(null)\n", "")} | {
+        return {"sinfo": lambda words: silent if self.silent() else (0, f"main*|{len(self.nodes)}|64|(null)\n", "")} | {
             name: answered(fn) for name, fn in found.items()
         }
 

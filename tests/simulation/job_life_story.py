@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -42,6 +42,8 @@ FAULTS = (
     "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
     "deaf slurm", "kill task",
 )  # fmt: skip
+THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence")
+"""What stories may be about, beside ``any``."""
 COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "train")
 
 
@@ -67,10 +69,11 @@ class Story:
 
     Args:
         seed: of all draws.
+        theme: what it is about; drawn when None.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, theme: str | None = None) -> None:
+        self.seed, self.theme = seed, theme
         self.kernel = kernel = Kernel(seed)
         rng = self.rng = kernel.rng
         skewed = rng.random() < 0.6
@@ -135,6 +138,8 @@ class Story:
 
     def _sbatch(self, params: dict[str, Any], folder: str) -> Any:
         self.kernel.pause(self.rng.choice((0.2, 3.0)))
+        if self.slurm.silent():
+            raise submitit.core.utils.FailedJobError("sbatch: error: Batch job submission failed: Socket timed out")
         self.checks.submitting()
         number = self.slurm.submit(folder, params, self.limit_s)
         self.kernel.pause(0.05)
@@ -297,14 +302,50 @@ class Story:
         return Told(self.seed, self.checks.broken, sorted(set(self.kernel.faults_seen)), lines, counts)
 
     def _plan(self) -> None:
-        """What comes: in three of ten stories one fault that there is a way back from, else anything."""
+        """What comes, after a theme: ``THEMES``; two of five stories are of the theme ``any``."""
         rng = self.rng
+        drawn = rng.choice(("any", "any", "calm", "any", *THEMES))
         self.user("login1", "launch", 0.0)
-        if rng.random() < 0.3:
-            what = rng.choice(sorted(WAY_BACK - {"deaf"}))
-            self.waiting.append((rng.choice((1, 1, 2)), rng.uniform(0.0, 40.0), what))
-            return
-        if rng.random() < 0.2:
+        plans: dict[str, Callable[[], None]] = {
+            "calm": lambda: self._one_fault(sorted(WAY_BACK - {"deaf"})),
+            "stops": lambda: self._one_fault(["ask rank", "preempt"]),
+            "holds": lambda: self._one_fault(["stuck rank", "freeze rank", "lose node"]),
+            "kills": self._kills,
+            "cancels": self._cancels,
+            "silence": self._silence,
+            "any": self._anything,
+        }
+        plans[self.theme or drawn]()
+
+    def _one_fault(self, faults: Sequence[str]) -> None:
+        """One fault that there is a way back from, and nobody who meddles."""
+        limits = {"max_restarts": self.rng.choice((1, 5)), "max_stalls": self.rng.choice((1, 2))}
+        self.preset = self.preset.model_copy(update=limits)
+        self.waiting.append((self.rng.choice((1, 1, 2)), self.rng.uniform(0.0, 30.0), self.rng.choice(faults)))
+
+    def _kills(self) -> None:
+        """Every start loses a rank."""
+        self.preset = self.preset.model_copy(update={"max_restarts": 5, "max_stalls": 2})
+        for number in (1, 2, 3, 4):
+            self.waiting.append((number, self.rng.uniform(0.0, 25.0), "kill rank"))
+
+    def _cancels(self) -> None:
+        """Users cancel, early or late, and ask again when Slurm has forgotten."""
+        self.slurm.accounting, self.slurm.forget_s = False, self.rng.choice((5.0, 300.0))
+        for _ in range(self.rng.choice((1, 2))):
+            self.user(self.rng.choice(("login1", "login2")), "cancel", self.rng.uniform(3.0, 70.0))
+        self.user("login1", self.rng.choice(("status", "resume")), self.rng.uniform(80.0, COMMANDS_END_S))
+
+    def _silence(self) -> None:
+        """Slurm has too much to do while users launch again and again."""
+        self.slurm.queue_s = 90.0
+        self.fault("deaf slurm", 2.0)
+        for _ in range(6):
+            self.user("login2", "launch", self.rng.uniform(4.0, 25.0))
+
+    def _anything(self) -> None:
+        rng = self.rng
+        if rng.random() < 0.25:
             self.user("login2", rng.choice(("launch", "launch local", "train")), rng.uniform(0.0, 4.0))
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
             what = rng.choice(FAULTS)
