@@ -145,7 +145,7 @@ class Command:
 
     def start(self, root: Path, calls: Calls | None = None, *, again: bool = False) -> Said:
         """Run it in this process."""
-        out, err = io.StringIO(), io.StringIO()
+        out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
         code: int | str
         with redirect_stdout(out), redirect_stderr(err):
             words = (self.next_words if again and self.next_words else self.words)(root)
@@ -159,7 +159,7 @@ class Command:
                 code = str(end.code)
             except BaseException:
                 code = traceback.format_exc()
-        return Said(code, out.getvalue(), err.getvalue())
+        return Said(code, *(one.buffer.getvalue().decode(errors="replace") for one in (out, err)))  # type: ignore[attr-defined]
 
 
 def shard(lab: Path, *, existing: bool) -> Command:
@@ -206,11 +206,11 @@ def evaluate(lab: Path) -> Command:
     from marc_dist.cli.eval import main
 
     def words(root: Path, gain: str = "jaccard") -> list[str]:
-        return [str(root / "run"), f"eval.gain={gain}", "eval.baseline=false"]
+        return [str(root / "run"), f"eval.gain={gain}", "eval.baseline=false", "--no-report"]
 
     def before(root: Path) -> None:
         make_run(root / "run", open_dataset(_tiny(lab)))
-        assert main([*words(root, "count"), "--no-report"]) == 0
+        assert main(words(root, "count")) == 0
 
     def shows(root: Path) -> Hashable:
         summary, rows = results.read(root / "run" / "eval")
@@ -270,7 +270,7 @@ def tune(lab: Path) -> Command:
     from marc_dist.cli.tune import main
 
     def words(root: Path) -> list[str]:
-        where = ["--executor", "local", "--max-concurrent", "1", "--out", str(root / "search"), "--resume"]
+        where = ["--executor", "local", "--out", str(root / "search"), "--resume"]
         return ["smoke", str(root / "run.yaml"), "--trials", "1", *where]
 
     def shows(root: Path) -> Hashable:
