@@ -159,7 +159,9 @@ def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     try:
         info = read_json(folder / INFO)
-        backbone_state, head_state = (load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD))
+        backbone_state, head_state = (
+            load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD)
+        )
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name if error.filename else "encoder.safetensors"
         raise DataError(f"{folder}: no {missing}; a finished marc-train run writes it") from None

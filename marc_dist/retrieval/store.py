@@ -42,7 +42,9 @@ OLD_S = 86_400.0
 """A temporary file that was not touched for so long belongs to a process that was killed."""
 SAME = ("encoder", "dataset", "features", "image_size", "pixels")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
-OWN = re.compile(r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|\.lock")
+OWN = re.compile(
+    r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|\.lock"
+)
 """Names that a crash leaves in a folder of ours before ``store.json`` is there."""
 Made = dict[str, Any]
 """What vectors depend on: encoder (SHA-256), dataset (fingerprint), features, image_size, pixels (mean,

@@ -128,7 +128,9 @@ class RunLog:
             if self._unsynced:
                 sync_folder(self.run_dir)
         except OSError as error:
-            raise LaunchError(f"{self.run_dir}: cannot be written ({error.strerror}); free space and start again") from None
+            raise LaunchError(
+                f"{self.run_dir}: cannot be written ({error.strerror}); free space and start again"
+            ) from None
         self._unsynced.clear()
 
     def _left(self, step: int) -> str:

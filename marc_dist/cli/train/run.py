@@ -21,7 +21,6 @@ from marc_dist.training.measure.profile import Profile, profile_rank
 from marc_dist.training.signals import StopFlag
 from marc_dist.training.trainer import run_rank
 
-
 STORAGE = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EINTR)
 """What a file system answers that is full, fails, or may not be used; ENOSPC besides."""
 

@@ -18,7 +18,9 @@ class EventFiles:
     """
 
     def __init__(self, run_dir: Path, first_step: int, say: Callable[[str], None]) -> None:
-        self._say, self._writer = say, None
+        self._say = say
+        self._writer: Any = None
+        self._failed: BaseException | None = None
         self._hook = threading.excepthook
         threading.excepthook = self._without_traceback
         self._try(lambda: self._open(run_dir, first_step))
@@ -26,7 +28,7 @@ class EventFiles:
     def _open(self, run_dir: Path, first_step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run_dir), purge_step=first_step + 1)
+        self._writer = SummaryWriter(str(run_dir), purge_step=first_step + 1)
 
     def add(self, figures: dict[str, float], step: int, time_s: float) -> None:
         """Figures of one step.
@@ -45,6 +47,8 @@ class EventFiles:
         writer, self._writer = self._writer, None
         if writer is not None:
             self._try(writer.close)
+        if self._failed is not None:  # in its last moment
+            self._tell(self._failed)
         if threading.excepthook == self._without_traceback:
             threading.excepthook = self._hook
 
@@ -53,9 +57,16 @@ class EventFiles:
             call()
         except OSError as error:
             self._writer = None
-            self._say(f"TensorBoard: its file cannot be written ({error.strerror or error}); the run goes on without it")
+            self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        self._failed = None
+        reason = getattr(error, "strerror", None) or error
+        self._say(f"TensorBoard: its file cannot be written ({reason}); the run goes on without it")
 
     def _without_traceback(self, failure: threading.ExceptHookArgs) -> None:
         """The thread that writes the files fails first; the next call here tells of it in one line."""
-        if not type(failure.thread).__module__.startswith("tensorboard"):
+        if type(failure.thread).__module__.startswith("tensorboard"):
+            self._failed = failure.exc_value
+        else:
             self._hook(failure)
