@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from marc_dist.config import LaunchError
 from marc_dist.files import sync_file, sync_folder
 from marc_dist.run.folder import BAD, METRICS, SKIPPED, VALIDATION, truncate_lines
+from marc_dist.training.trackers.event_files import EventFiles
 from marc_dist.training.trackers.mirrors import Mirrors
 
 
@@ -41,7 +42,7 @@ class RunLog:
         self.speaks = speaks
         self._last_step = last_step
         self._console = console(speaks)
-        self._writer: Any = None
+        self._events: EventFiles | None = None
         self._unsynced: set[str] = set()
         self._progress: Progress | None = None
         self._started, self._first_step = time.monotonic(), first_step
@@ -49,9 +50,7 @@ class RunLog:
             return
         for name in (METRICS, SKIPPED, BAD, VALIDATION):
             truncate_lines(run_dir / name, first_step)
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(str(run_dir), purge_step=first_step + 1)
+        self._events = EventFiles(run_dir, first_step, self.say)
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             tail = (TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
@@ -95,8 +94,8 @@ class RunLog:
         """The finite numbers of a record, but for what is no figure, for TensorBoard and trackers."""
         chosen = {f"{group}/{name}": value for name, value in record.items() if name not in other}
         figures = {name: x for name, x in chosen.items() if isinstance(x, int | float) and math.isfinite(x)}
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
+        if self._events is not None:
+            self._events.add(figures, record["step"], record["time"])
         if self._mirrors is not None:
             self._mirrors.send(record["step"], record["time"], figures)
 
@@ -148,9 +147,8 @@ class RunLog:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
         if self._mirrors is not None:
             self._mirrors.close(done)
 

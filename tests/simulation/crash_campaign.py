@@ -1,6 +1,6 @@
-"""Every folder that a crash may leave, of every protocol, opened and gone on with; every call of every command failed once.
+"""Every folder that a crash may leave, of every protocol, is opened; every call of every command fails once.
 
-    python -m tests.simulation.crash_campaign [--protocols NAME,...] [--every N] [--again N] [--calls all|none|STRIDE]
+python -m tests.simulation.crash_campaign [--protocols NAME,...] [--every N] [--again N] [--calls all|none|STRIDE]
 """
 
 from __future__ import annotations

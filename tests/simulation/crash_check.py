@@ -45,7 +45,7 @@ class Checked(NamedTuple):
 def check(
     protocol: Protocol, rules: Rules, place: Path, *, every: int = EVERY, again: int = AGAIN, faults: int = 3
 ) -> Checked:
-    """Every ``every``-th state is opened, every ``again``-th of these is gone on with; ``faults`` are listed at most."""
+    """Every ``every``-th state is opened, every ``again``-th of these gone on with; at most ``faults`` are listed."""
     began = time.monotonic()
     root = place / "root"
     with _file_system(rules):

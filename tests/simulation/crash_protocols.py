@@ -123,7 +123,8 @@ def _encoder(seed: int) -> Encoder:
 
 def _settings(run: Path, **words: Any) -> Config:
     values = {
-        "data.image_size": 32, "data.num_workers": 0, "data.cache": "none", "data.mean": (0.5,) * 3, "data.std": (0.5,) * 3,
+        "data.image_size": 32, "data.num_workers": 0, "data.cache": "none", "data.mean": (0.5,) * 3,
+        "data.std": (0.5,) * 3,
         "model.backbone": "test_resnet", "model.pretrained": False, "model.head_hidden": 8, "model.head_dim": 6,
         "train.run_dir": str(run), "train.device": "cpu", "eval.batch": 16,
     }  # fmt: skip
@@ -182,7 +183,9 @@ def shards(lab: Path, *, resume: bool = False) -> Protocol:
             raise ThirdState(faults[0])
         return open_dataset(out).fingerprint
 
-    return Protocol("shards, resumed" if resume else "shards", (write(1), write(2)), observe, write(2), between="beside")
+    return Protocol(
+        "shards, resumed" if resume else "shards", (write(1), write(2)), observe, write(2), between="beside"
+    )
 
 
 def _download(lab: Path, version: int) -> Path:
@@ -445,7 +448,9 @@ def job() -> Protocol:
             if "no job.json" not in str(error):
                 raise
             found = None
-        seen = [(one.number, one.code, None if one.error is None else len(one.error)) for one in at.attempts(root / "run")]
+        seen = [
+            (one.number, one.code, None if one.error is None else len(one.error)) for one in at.attempts(root / "run")
+        ]
         return found, tuple(seen)
 
     def again(root: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ class Mark(NamedTuple):
     number: int
 
 
-Op = Union[Entry, Write, Truncate, Sync, Close, Mark]
+Op = Entry | Write | Truncate | Sync | Close | Mark
 
 
 @dataclass
@@ -125,10 +125,10 @@ class Recorder:
     def inside(self, path: Any, dir_fd: int | None = None) -> bool:
         """Whether a path, as a call gives it, lies in the folder."""
         if isinstance(path, int):
-            path = os.readlink(f"/proc/self/fd/{path}")
+            path = str(Path(f"/proc/self/fd/{path}").readlink())
         path = os.fsdecode(path)
         if dir_fd is not None and not path.startswith("/"):
-            path = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+            path = os.path.join(str(Path(f"/proc/self/fd/{dir_fd}").readlink()), path)
         return os.path.abspath(path).startswith(str(self.root))
 
     def number_of(self, fd: int) -> int | None:
@@ -256,8 +256,8 @@ def recording(root: Path) -> Iterator[Recorder]:
     """Record what happens to a folder inside the block; ``Recorder.ops`` and ``Recorder.before`` hold it afterwards."""
     recorder = Recorder(root)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "ftruncate",
-                     "write", "pwrite", "copy_file_range", "sendfile"):  # fmt: skip
+        for name in ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate",
+                     "ftruncate", "write", "pwrite", "copy_file_range", "sendfile"):  # fmt: skip
             patch.setattr(os, name, _looked_after(recorder, getattr(os, name)))
         for name in ("fsync", "fdatasync"):
             patch.setattr(os, name, _synced(recorder, getattr(os, name)))

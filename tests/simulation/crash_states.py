@@ -1,8 +1,8 @@
 """The folders that a crash may leave: built from a recorded trace by two sets of rules (docs/reliability.md).
 
-``local``: a file's bytes are durable after fsync of the file, a name after fsync of its folder. What is not yet durable
-may be there or not, names in any order but that of one and the same name, bytes torn anywhere. Stricter than ext4, whose
-journal keeps the order of names.
+``local``: a file's bytes are durable after fsync of the file, a name after fsync of its folder. What is not yet
+durable may be there or not, names in any order but that of one and the same name, bytes torn anywhere. Stricter
+than ext4, whose journal keeps the order of names.
 
 ``nfs``: names are durable at once (the server is ``sync``), bytes after fsync or close. Files that are removed while
 they are open may stay as ``.nfs...``.
@@ -22,8 +22,8 @@ ALL_NAMES = 6
 PRODUCT = 200
 """So many combinations of names and bytes are taken at one point; more, in pairs."""
 ALL_BYTES = 8
-"""With so many sets of names at one point, each goes with every choice of bytes; with more, the others than the whole one
-go with all bytes and with none."""
+"""With so many sets of names at one point, each goes with every choice of bytes; with more, all but the whole set go
+with all bytes and with none."""
 PAGE = 4096
 Data = Write | Truncate
 

@@ -11,6 +11,7 @@ import builtins
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import time
@@ -38,7 +39,19 @@ from tests.retrieval.runs import make_run
 from tests.simulation.crash_protocols import _download, _settings, _tiny
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EACCES, errno.ESTALE)
-PATH_CALLS = ("rename", "replace", "link", "symlink", "unlink", "remove", "mkdir", "rmdir", "truncate", "listdir", "scandir")
+PATH_CALLS = (
+    "rename",
+    "replace",
+    "link",
+    "symlink",
+    "unlink",
+    "remove",
+    "mkdir",
+    "rmdir",
+    "truncate",
+    "listdir",
+    "scandir",
+)
 FD_CALLS = ("fsync", "fdatasync", "ftruncate", "write")
 OK, MEND = 0, 2
 
@@ -56,7 +69,7 @@ class Calls:
     def take(self, name: str, path: Any) -> None:
         """One call."""
         try:
-            path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fsdecode(path)
+            path = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else os.fsdecode(path)
         except OSError:
             return
         if not os.path.abspath(path).startswith(str(self.root)):
@@ -77,7 +90,7 @@ def failing(calls: Calls) -> Iterator[None]:
             if kwargs.get("dir_fd") is None:
                 calls.take(name, path)
             else:
-                calls.take(name, Path(os.readlink(f"/proc/self/fd/{kwargs['dir_fd']}")) / os.fsdecode(path))
+                calls.take(name, Path(f"/proc/self/fd/{kwargs['dir_fd']}").readlink() / os.fsdecode(path))
             return call(path, *args, **kwargs)
 
         return wrapped
@@ -145,7 +158,7 @@ class Command:
 
     def start(self, root: Path, calls: Calls | None = None, *, again: bool = False) -> Said:
         """Run it in this process."""
-        out, err = io.StringIO(), io.StringIO()
+        out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
         code: int | str
         with redirect_stdout(out), redirect_stderr(err):
             words = (self.next_words if again and self.next_words else self.words)(root)
@@ -159,7 +172,7 @@ class Command:
                 code = str(end.code)
             except BaseException:
                 code = traceback.format_exc()
-        return Said(code, out.getvalue(), err.getvalue())
+        return Said(code, *(one.buffer.getvalue().decode(errors="replace") for one in (out, err)))  # type: ignore[attr-defined]
 
 
 def shard(lab: Path, *, existing: bool) -> Command:
@@ -206,11 +219,11 @@ def evaluate(lab: Path) -> Command:
     from marc_dist.cli.eval import main
 
     def words(root: Path, gain: str = "jaccard") -> list[str]:
-        return [str(root / "run"), f"eval.gain={gain}", "eval.baseline=false"]
+        return [str(root / "run"), f"eval.gain={gain}", "eval.baseline=false", "--no-report"]
 
     def before(root: Path) -> None:
         make_run(root / "run", open_dataset(_tiny(lab)))
-        assert main([*words(root, "count"), "--no-report"]) == 0
+        assert main(words(root, "count")) == 0
 
     def shows(root: Path) -> Hashable:
         summary, rows = results.read(root / "run" / "eval")
@@ -262,7 +275,9 @@ def launch(lab: Path) -> Command:
     from marc_dist.cli.launch import main
 
     run = train(lab)
-    return Command("marc-launch", main, lambda root: ["local", str(root / "run.yaml")], run.shows, run.before, processes=True)
+    return Command(
+        "marc-launch", main, lambda root: ["local", str(root / "run.yaml")], run.shows, run.before, processes=True
+    )
 
 
 def tune(lab: Path) -> Command:
@@ -270,7 +285,7 @@ def tune(lab: Path) -> Command:
     from marc_dist.cli.tune import main
 
     def words(root: Path) -> list[str]:
-        where = ["--executor", "local", "--max-concurrent", "1", "--out", str(root / "search"), "--resume"]
+        where = ["--executor", "local", "--out", str(root / "search"), "--resume"]
         return ["smoke", str(root / "run.yaml"), "--trials", "1", *where]
 
     def shows(root: Path) -> Hashable:
@@ -334,11 +349,20 @@ class Failing:
             return f"{where}then the folder cannot be read: {trouble}"
         if shown not in (self.old, self.new) and self.command.name != "marc-jobs":
             return f"{where}then the folder shows {shown!r:.200}"
+        _as_if_ended(self.root / "run" / "job.json")
         said = self.command.start(self.root, again=True)
         if said.code != OK:
             return f"{where}the next start ends with {str(said.code)[-1500:]}: {said.err[-500:]}"
         last_shown = self._shows()
         return None if last_shown == self.new else f"{where}after the next start it shows {last_shown!r:.200}"
+
+
+def _as_if_ended(job: Path) -> None:
+    """The command ran in this process, which lives on; a launcher that failed does not."""
+    if job.is_file():
+        told = json.loads(job.read_text())
+        told["id"] = told["id"] and f"{told['id'].rpartition(':')[0]}:1"  # started at another time: another process
+        job.write_text(json.dumps(told))
 
 
 def campaign(lab: Path, stride: int) -> list[str]:
@@ -355,6 +379,9 @@ def campaign(lab: Path, stride: int) -> list[str]:
                 if wrong is not None:
                     found.append(wrong)
         seconds = time.monotonic() - began
-        print(f"{command.name:20} {case.count:5} calls {tried:6} failures {len(found):4} faults {seconds:6.1f} s", flush=True)
+        print(
+            f"{command.name:20} {case.count:5} calls {tried:6} failures {len(found):4} faults {seconds:6.1f} s",
+            flush=True,
+        )
         faults += found
     return faults

@@ -182,7 +182,7 @@ class _WithoutSync:
         return self._folders_only if name == "fsync" else getattr(os, name)
 
     def _folders_only(self, fd: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{fd}"):
+        if Path(f"/proc/self/fd/{fd}").is_dir():
             os.fsync(fd)
 
 
@@ -234,7 +234,9 @@ def test_the_recorder_sees_every_kind_of_writer(tmp_path: Path) -> None:
         (tmp_path / "t.tar").unlink()
     kinds = [type(op) for op in recorder.ops]
     assert {Entry, Write, Sync, Close, Truncate} <= set(kinds)
-    names = [[(name, after is None) for _, name, after, _ in op.changes] for op in recorder.ops if isinstance(op, Entry)]
+    names = [
+        [(name, after is None) for _, name, after, _ in op.changes] for op in recorder.ops if isinstance(op, Entry)
+    ]
     made = [[(name, False)] for name in ("array.npy", "map.npy", "t.parquet", "t.tar")]
     assert names == [[("a", False)], [("a", True), ("old", False)], *made, [("t.tar", True)]]
     shown = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -257,5 +259,7 @@ def test_states_of_one_rename_by_hand(tmp_path: Path) -> None:
     }
     torn = [b"new!", b"", b"n", b"ne", b"new", b"\0\0\0\0", b"ne\0\0", b"\0\0w!"]
     before = {(("f", b"old"),)}
-    assert at_end["local"] == before | {(("f", b"old"), ("t", data)) for data in torn} | {(("f", data),) for data in torn}
+    assert at_end["local"] == before | {(("f", b"old"), ("t", data)) for data in torn} | {
+        (("f", data),) for data in torn
+    }
     assert at_end["nfs"] == before | {(("f", b"old"), ("t", data)) for data in torn} | {(("f", b"new!"),)}

@@ -23,6 +23,9 @@ from marc_dist.training.measure.profile import Profile, profile_rank
 from marc_dist.training.signals import StopFlag
 from marc_dist.training.trainer import run_rank
 
+STORAGE = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EINTR)
+"""What a file system answers that is full, fails, or may not be used; ENOSPC besides."""
+
 
 def train(config: Config, stop: StopFlag) -> int:
     """Train as one rank; the exit code.
@@ -41,6 +44,11 @@ def train(config: Config, stop: StopFlag) -> int:
         if error.errno == errno.ENOSPC:
             raise LaunchError(
                 f"{config.train.run_dir}: cannot be written ({error.strerror}); free space and start again"
+            ) from None
+        if error.errno in STORAGE:
+            place = error.filename or config.train.run_dir
+            raise LaunchError(
+                f"{place}: cannot be read or written ({error.strerror}); mend the file system and start again"
             ) from None
         # what people cause comes as ours; this one needs its traceback
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
