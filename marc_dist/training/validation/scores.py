@@ -46,7 +46,7 @@ def check_groups(dataset: Dataset, data: DataConfig, objectives: Sequence[str], 
     """
     queries, archive = dataset.validation_rows(data), dataset.train_rows(data)
     counts = dataset.label_counts(archive)
-    known, third = dataset.labels[queries].any(axis=0) & (counts > 0), metrics.label_thirds(counts)
+    known, third = dataset.label_rows(queries).any(axis=0) & (counts > 0), metrics.label_thirds(counts)
     groups = {f"{name}_mAP": third == at for at, name in enumerate(metrics.THIRDS)}
     for name in objectives:
         if name in groups and not (known & groups[name]).any():
@@ -147,12 +147,12 @@ def _scores(
     unit = exact_unit(features)
     asks, answers = unit[np.searchsorted(ids, queries)], unit[np.searchsorted(ids, archive)]
     scoring = metrics.Scoring((K,), relevance=config.eval.relevance)
-    sets = metrics.distinct_sets(dataset.labels[archive])
+    sets = metrics.distinct_sets(dataset.label_rows(archive))
     scored: dict[str, list[NDArray[Any]]] = {}
     label_ap = []
     for start in range(0, len(queries), BLOCK):
         block = slice(start, start + BLOCK)
-        asked, own = dataset.labels[queries[block]], np.full(len(queries[block]), -1)
+        asked, own = dataset.label_rows(queries[block]), np.full(len(queries[block]), -1)
         ranking = full_ranking(asks[block], answers, own)
         for name, values in metrics.score_queries(ranking, asked, sets, own, scoring, complete=True).items():
             scored.setdefault(name, []).append(values)
