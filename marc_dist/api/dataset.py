@@ -54,7 +54,7 @@ class ShardDataset(TorchDataset[Sample]):
     ) -> None:
         self.index, self.ids, self.transform, self.verify_crc = index, ids, transform, verify_crc
         self.classes = index.classes
-        self.labels = index.labels[ids]
+        self.labels = index.label_rows(ids)
         self.keys: list[str] = index.keys[ids].tolist()
         self._reader = IndexedReader(index, verify_crc=verify_crc)
 

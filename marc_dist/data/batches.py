@@ -215,7 +215,7 @@ def with_views(
         sizes=placed.sizes,
         rows=placed.rows,
         views=views,
-        labels=torch.from_numpy(dataset.labels[ids]),
+        labels=torch.from_numpy(dataset.label_rows(ids)),
         ids=torch.from_numpy(ids),
         step=where.step,
         global_size=where.global_size,

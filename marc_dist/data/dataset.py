@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.config import DataConfig, DataError, first_line, user_path
+from marc_dist.data.columns import CHUNK, Block, BlockGoneError, Codes, Texts, distinct, smallest, text_arrays, texts_of
 from marc_dist.data.plan import held_out
 
 FORMAT = 1
@@ -21,13 +24,23 @@ SCHEMA = {
     "key": "string", "split": "string", "shard": "string", "offset": "int64", "size": "int64", "crc32": "uint32",
     "labels": "binary", "scene": "string", "width": "int32", "height": "int32", "ext": "string",
 }  # fmt: skip
+CODED = ("split", "scene", "ext")
+DICTIONARIES = (*CODED, "shard", "labels")
+TEXTS = (*DICTIONARIES, "key")
+
+
+Objects = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The index of a shard folder as columns. A sample id is a row number of ``index.parquet``.
 
-    n samples, L labels. ``offset`` and ``size`` point at the image's bytes inside its tar.
+    n samples, L labels. ``offset`` and ``size`` point at the image's bytes inside its tar. The columns lie in a
+    ``Block``, which the loader processes of a rank share: a pickled data set holds none of them.
+
+    Attributes:
+        bits: (n, ceil(L / 8)) the labels as the index holds them, lowest bit first.
     """
 
     root: Path
@@ -37,17 +50,37 @@ class Dataset:
     fingerprint: str
     meta: dict[str, Any]
     shards: tuple[str, ...]
-    keys: NDArray[np.object_]
-    split: NDArray[np.object_]
+    keys: Texts | Objects
+    split: Codes | Objects
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]
     size: NDArray[np.int64]
     crc32: NDArray[np.uint32]
-    labels: NDArray[np.bool_]
-    scene: NDArray[np.object_]
+    bits: NDArray[np.uint8]
+    scene: Codes | Objects
     width: NDArray[np.int32]
     height: NDArray[np.int32]
-    ext: NDArray[np.object_]
+    ext: Codes | Objects
+    shared: _Columns | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {} if self.shared is None else self.shared.columns
+        return {one.name: value for one in fields(self) if kept.get(one.name) is not (value := getattr(self, one.name))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.shared is not None:
+            self.__dict__.update({name: one for name, one in self.shared.columns.items() if name not in state})
+
+    @cached_property
+    def labels(self) -> NDArray[np.bool_]:
+        """(n, L) all labels, a byte each, kept from the first use on; ``label_rows`` gives those of some samples."""
+        return self.label_rows(slice(None))
+
+    def label_rows(self, rows: Any) -> NDArray[np.bool_]:
+        """(..., L) labels of a sample, or of these ids."""
+        ones = np.unpackbits(self.bits[rows], axis=-1, count=len(self.classes), bitorder="little")
+        return ones.view(np.bool_)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,7 +93,7 @@ class Dataset:
         """
         ids = np.flatnonzero(self.split == split).astype(np.int64)
         if not len(ids):
-            known = ", ".join(sorted(set(self.split.tolist()))) or "none"
+            known = ", ".join(distinct(self.split)) or "none"
             raise DataError(f"{self.root}: no split named {split!r}; it has {known}")
         return ids
 
@@ -80,7 +113,7 @@ class Dataset:
         rows = self.rows(data.train_split)
         if not data.validation_share:
             return rows, rows[:0]
-        kept = held_out(self.keys[rows].tolist(), data.validation_share, data.validation_seed)
+        kept = held_out(list(self.keys[rows]), data.validation_share, data.validation_seed)
         if not kept.any() or kept.all():
             raise DataError(
                 f"{self.root}: split {data.train_split!r} has {len(rows)} samples, too few for "
@@ -91,16 +124,32 @@ class Dataset:
     def label_counts(self, split: str | NDArray[np.int64]) -> NDArray[np.int64]:
         """(L,) samples of a split, or of these ids, that carry each label."""
         rows = self.rows(split) if isinstance(split, str) else split
-        return np.asarray(self.labels[rows].sum(axis=0), dtype=np.int64)
+        counts = np.zeros(len(self.classes), dtype=np.int64)
+        for start in range(0, len(rows), CHUNK):
+            counts += self.label_rows(rows[start : start + CHUNK]).sum(axis=0)
+        return counts
 
     def cooccurrence(self, split: str | NDArray[np.int64]) -> NDArray[np.int64]:
         """(L, L) samples of a split, or of these ids, that carry both labels; the diagonal holds ``label_counts``."""
-        rows = self.labels[self.rows(split) if isinstance(split, str) else split].astype(np.int64)
-        return rows.T @ rows
+        rows = self.rows(split) if isinstance(split, str) else split
+        return cooccurrence(self.label_rows(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK))
 
     def place(self, sample: int) -> str:
         """``shard:key`` of a sample, for messages."""
         return f"{self.root / self.shards[self.shard[sample]]}: {self.keys[sample]}"
+
+
+def cooccurrence(parts: Iterable[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """(L, L) rows that carry both labels, of (n, L) parts of up to 2^24 rows each: float32 counts exactly so far.
+
+    A product of whole numbers goes past BLAS, and takes many times as long.
+    """
+    total: NDArray[np.int64] | None = None
+    for part in parts:
+        ones = part.astype(np.float32)
+        both = (ones.T @ ones).astype(np.int64)
+        total = both if total is None else total + both
+    return np.zeros((0, 0), dtype=np.int64) if total is None else total
 
 
 def content_fingerprint(classes: Sequence[str], rows: Iterable[tuple[str, str, bytes, str, int, int]]) -> str:
@@ -129,12 +178,7 @@ def open_dataset(path: str | Path, *, shards: bool = True) -> Dataset:
     """
     root = user_path(path)
     meta = _read_meta(root)
-    index = root / "index.parquet"
-    data = _content(index)
-    if hashlib.sha256(data).hexdigest() != meta["index_sha256"]:
-        raise DataError(
-            f"{index}: not the index that dataset.json was written with; pack again with marc-shard --force"
-        )
+    data = _index_bytes(root / "index.parquet", meta)
     for shard in meta["shards"] if shards else ():
         file = root / shard["name"]
         try:
@@ -147,7 +191,7 @@ def open_dataset(path: str | Path, *, shards: bool = True) -> Dataset:
                 f"{file}: expected a shard of {shard['size']} bytes, got {got}; see marc-shard --verify {root}, "
                 "pack again with marc-shard --force"
             )
-    return _from_table(root, meta, data)
+    return _from_columns(root, meta, _Columns(root, meta, data))
 
 
 def _read_meta(root: Path) -> dict[str, Any]:
@@ -197,64 +241,130 @@ def _is_shard(entry: Any) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9_-]+\.tar", entry["name"]))
 
 
-def _columns(file: Path, data: bytes) -> tuple[dict[str, list[Any]], dict[str, NDArray[Any]]]:
-    """The index's columns, texts and numbers, of the types of ``SCHEMA`` and without gaps."""
+class _Columns:
+    """The checked columns of an index. Pickled, they are the name of a ``Block``, and the folder to read them from."""
+
+    def __init__(self, root: Path, meta: Mapping[str, Any], data: bytes) -> None:
+        self.root = root
+        self._facts = {key: meta[key] for key in ("classes", "shards", "index_sha256")}
+        self._open(Block(_arrays(root / "index.parquet", self._facts, data)))
+
+    def _open(self, block: Block) -> None:
+        self._block, arrays = block, block.arrays
+        self.columns: dict[str, Any] = {
+            name: array for name, array in arrays.items() if name in SCHEMA and name not in CODED
+        }
+        self.columns |= {name: Codes(arrays[name], texts_of(arrays, name)) for name in CODED}
+        self.columns["keys"], self.columns["bits"] = texts_of(arrays, "key"), self.columns.pop("labels")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _map_columns, (self.root, self._facts, pickle.dumps(self._block))
+
+
+def _map_columns(root: Path, facts: dict[str, Any], block: bytes) -> _Columns:
+    try:
+        mapped = pickle.loads(block)  # noqa: S301 - part of a pickle
+    except BlockGoneError:
+        file = root / "index.parquet"
+        return _Columns(root, facts, _index_bytes(file, facts))
+    columns = _Columns.__new__(_Columns)
+    columns.root, columns._facts = root, facts
+    columns._open(mapped)
+    return columns
+
+
+def _index_bytes(file: Path, facts: Mapping[str, Any]) -> bytes:
+    data = _content(file)
+    if hashlib.sha256(data).hexdigest() != facts["index_sha256"]:
+        raise DataError(f"{file}: not the index that dataset.json was written with; pack again with marc-shard --force")
+    return data
+
+
+def _table(file: Path, data: bytes) -> dict[str, Any]:
+    """The index's columns as pyarrow arrays, of the types of ``SCHEMA`` and without gaps; texts with few values coded.
+
+    Raises:
+        DataError: not such a table.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def column(name: str) -> Any:
+        kind = pa.type_for_alias(SCHEMA[name])
+        found = table.column(name)
+        if name not in DICTIONARIES:
+            return found.cast(pa.large_string() if name == "key" else kind).combine_chunks()
+        if not pa.types.is_dictionary(found.type):
+            found = found.cast(kind).dictionary_encode()
+        found = found.cast(pa.dictionary(pa.int32(), kind)).unify_dictionaries()
+        return found.combine_chunks() if found.num_chunks else pa.array([], kind).dictionary_encode()
+
     try:
-        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in SCHEMA.items()])
-        table = pq.read_table(pa.BufferReader(data)).select(schema.names).cast(schema)
+        table = pq.read_table(pa.BufferReader(data), read_dictionary=list(DICTIONARIES)).select(list(SCHEMA))
         table.validate(full=True)
-        empty = [name for name in schema.names if table.column(name).null_count]
+        columns = {name: column(name) for name in SCHEMA}
+        empty = [name for name, one in columns.items() if one.null_count or _of(one).null_count]
         if empty:
             raise ValueError(f"column {empty[0]} has empty cells")
-        texts = [name for name, kind in SCHEMA.items() if kind in ("string", "binary")]
-        numbers = [name for name in SCHEMA if name not in texts]
-        return (
-            {name: table.column(name).to_pylist() for name in texts},
-            {name: table.column(name).to_numpy() for name in numbers},
-        )
+        for one in columns.values():
+            one.validate(full=True)
+        return columns
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise DataError(f"{file}: not a shard index ({first_line(error)}); pack again with marc-shard") from None
 
 
-def _from_table(root: Path, meta: dict[str, Any], data: bytes) -> Dataset:
-    column, number = _columns(root / "index.parquet", data)
-    names = tuple(shard["name"] for shard in meta["shards"])
+def _of(column: Any) -> Any:
+    return getattr(column, "dictionary", column)
+
+
+def _arrays(file: Path, facts: Mapping[str, Any], data: bytes) -> dict[str, NDArray[Any]]:
+    """What goes into a ``Block``: the columns, checked against ``dataset.json``.
+
+    Raises:
+        DataError: rows that cannot be right.
+    """
+    column = _table(file, data)
+    number = {name: one.to_numpy() for name, one in column.items() if name not in TEXTS}
+    code = {name: column[name].indices.to_numpy() for name in DICTIONARIES}
+    names, width = [entry["name"] for entry in facts["shards"]], -(-len(facts["classes"]) // 8)
     position = {name: i for i, name in enumerate(names)}
-    classes = tuple(meta["classes"])
-    width = -(-len(classes) // 8)
 
-    def refuse(rows: Iterable[bool], what: str) -> None:
-        if any(rows):
-            raise DataError(f"{root / 'index.parquet'}: {what}; pack again with marc-shard --force")
+    def refuse(wrong: bool, what: str) -> None:
+        if wrong:
+            raise DataError(f"{file}: {what}; pack again with marc-shard --force")
 
-    refuse([not set(column["shard"]) <= set(names)], "names shards that dataset.json does not")
-    refuse((len(bits) != width for bits in column["labels"]), f"expected labels of {len(classes)} bits everywhere")
-    refuse((number["width"] < 1) | (number["height"] < 1), "pictures without pixels")
-    shard = np.array([position[name] for name in column["shard"]], dtype=np.int32)
-    room = np.array([entry["size"] for entry in meta["shards"]], dtype=np.int64)[shard] - number["offset"]
-    refuse((number["offset"] < 0) | (number["size"] < 1) | (number["size"] > room), "pictures outside of their shard")
-    packed = np.frombuffer(b"".join(column["labels"]), dtype=np.uint8).reshape(-1, width)
-    bits = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(classes)].astype(bool)
+    def used(name: str) -> list[Any]:
+        """The values of a coded column that rows have; None for others."""
+        num = np.bincount(code[name], minlength=len(column[name].dictionary))
+        return [one if n else None for one, n in zip(column[name].dictionary.to_pylist(), num.tolist(), strict=True)]
+
+    shards, labels = used("shard"), used("labels")
+    refuse(not {name for name in shards if name is not None} <= set(names), "names shards that dataset.json does not")
+    wide = all(len(one) == width for one in labels if one is not None)
+    refuse(not wide, f"expected labels of {len(facts['classes'])} bits everywhere")
+    refuse(bool(((number["width"] < 1) | (number["height"] < 1)).any()), "pictures without pixels")
+    shard = np.array([position.get(name, 0) for name in shards], dtype=np.int32)[code["shard"]]
+    room = np.array([entry["size"] for entry in facts["shards"]], dtype=np.int64)[shard] - number["offset"]
+    outside = (number["offset"] < 0) | (number["size"] < 1) | (number["size"] > room)
+    refuse(bool(outside.any()), "pictures outside of their shard")
+    packed = b"".join(bytes(width) if one is None else one for one in labels)
+    arrays = {**number, "shard": shard, **text_arrays("key", column["key"])}
+    arrays["labels"] = np.frombuffer(packed, dtype=np.uint8).reshape(-1, width)[code["labels"]]
+    for name in CODED:
+        texts = column[name].dictionary
+        arrays |= {name: smallest(code[name], len(texts)), **text_arrays(name, texts.cast("large_string"))}
+    return arrays
+
+
+def _from_columns(root: Path, meta: dict[str, Any], shared: _Columns) -> Dataset:
     return Dataset(
         root=root,
         name=str(meta["name"]),
         title=str(meta["title"]),
-        classes=classes,
+        classes=tuple(meta["classes"]),
         fingerprint=str(meta["fingerprint"]),
         meta=meta,
-        shards=names,
-        keys=np.array(column["key"], dtype=object),
-        split=np.array(column["split"], dtype=object),
-        shard=shard,
-        offset=number["offset"],
-        size=number["size"],
-        crc32=number["crc32"],
-        labels=bits,
-        scene=np.array(column["scene"], dtype=object),
-        width=number["width"],
-        height=number["height"],
-        ext=np.array(column["ext"], dtype=object),
+        shards=tuple(shard["name"] for shard in meta["shards"]),
+        shared=shared,
+        **shared.columns,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from marc_dist.config import Config
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids, epoch_order
@@ -26,14 +28,15 @@ class EpochOrder:
         data = self.config.data
         if data.sampler == "uniform":
             return len(self.rows)
-        labels = self.dataset.labels[self.rows]
+        labels = self.dataset.label_rows(self.rows)
         return epoch_length(repeat_factors(labels, threshold=data.repeat_threshold, maximum=data.repeat_max))
 
     def entries(self, epoch: int) -> tuple[Ids, Ids]:
         """The ids of an epoch in order, and which visit of its sample in that epoch each is, from 0."""
         if self._newest is None or self._newest[0] != epoch:
             ids = self._new(epoch)
-            self._newest = epoch, ids, visit_numbers(ids)
+            once = self.config.data.sampler == "uniform"
+            self._newest = epoch, ids, np.zeros(len(ids), dtype=np.int64) if once else visit_numbers(ids)
         return self._newest[1:]
 
     def _new(self, epoch: int) -> Ids:
@@ -42,7 +45,7 @@ class EpochOrder:
             return epoch_order(self.rows, seed=seed, epoch=epoch, fingerprint=fingerprint)
         return label_aware_order(
             self.rows,
-            self.dataset.labels[self.rows],
+            self.dataset.label_rows(self.rows),
             seed=seed,
             epoch=epoch,
             fingerprint=fingerprint,

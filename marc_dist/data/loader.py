@@ -1,13 +1,14 @@
 """Batches of a rank, in the order of the plan, decoded and augmented by worker processes.
 
-A worker is asked for (epoch, step) and builds the rank's whole part of that step. Nothing it does depends on which
+A worker is told the ids of a step and builds the rank's whole part of that step. Nothing it does depends on which
 worker it is, so 0, 1 or 8 of them give the same tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -65,7 +66,6 @@ class _TrainTasks(Tasks):
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.scale = scale
-        self.order = EpochOrder(dataset, config)
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
         self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
         self.cache: DecodedCache | None = None
@@ -85,13 +85,9 @@ class _TrainTasks(Tasks):
         self.note = f"decoded pictures in {self.cache.folder}"
 
     def build(self, *task: int) -> Batch | Pictures:
-        """The rank's part of (epoch, step)."""
-        epoch, step = task
-        every, visits = (
-            global_batch_ids(part, step, self.config.train.global_batch) for part in self.order.entries(epoch)
-        )
-        ids = rank_part(every, self.rank, self.world)
-        visits = rank_part(visits, self.rank, self.world)
+        """The rank's part of an epoch's step: (epoch, step, entries of the whole step, ids ..., visits ...)."""
+        epoch, step, num = task[:3]
+        ids, visits = np.array(task[3:], dtype=np.int64).reshape(2, -1)
         watch = Stopwatch()
         pictures, good, bad = try_each(self.config, ids, self._read_with(ids, watch))
         ids, visits = ids[good], visits[good]
@@ -100,7 +96,7 @@ class _TrainTasks(Tasks):
         else:
             with watch.on("decode"):
                 placed = Placed(*stack(pictures, shared=self.gives == "pixels"), list(range(len(good))))
-        where = Where(epoch, step, len(every))
+        where = Where(epoch, step, num)
         batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch)
         return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
 
@@ -133,6 +129,22 @@ def _nothing_of(cache: DecodedCache) -> Callable[[int], Picture]:
     return look
 
 
+class _Steps(Sequence[tuple[int, ...]]):
+    """The tasks of an epoch, each made when it is taken: an epoch's order is long, and workers need none of it."""
+
+    def __init__(self, order: EpochOrder, epoch: int, steps: range, place: tuple[int, int]) -> None:
+        self.order, self.epoch, self.steps, self.place = order, epoch, steps, place
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, item: Any) -> Any:
+        step, batch = self.steps[item], self.order.config.train.global_batch
+        every, visits = (global_batch_ids(part, step, batch) for part in self.order.entries(self.epoch))
+        own = (rank_part(part, *self.place).tolist() for part in (every, visits))
+        return (self.epoch, step, len(every), *chain.from_iterable(own))
+
+
 class TrainLoader:
     """A rank's batches, epoch by epoch.
 
@@ -163,11 +175,12 @@ class TrainLoader:
         tick: Callable[[], None] = lambda: None,
         device: torch.device | None = None,
     ) -> None:
+        self._order, self._place = EpochOrder(dataset, config), (rank, world)
         tasks = _TrainTasks(dataset, config, rank, world, scale, tick)
         self._finisher = BatchAugmenter(config, device or torch.device("cpu"), tasks.cache, tick, scale)
         tasks.gives = self._finisher.wants
         self.notes = [tasks.note, self._finisher.note]
-        self.steps_per_epoch = num_steps(tasks.order.length(), config.train.global_batch)
+        self.steps_per_epoch = num_steps(self._order.length(), config.train.global_batch)
         self._pool: Pool[Batch | Pictures] = Pool(tasks, config.data.num_workers)
         self._batches: Iterator[Batch] = iter(())
 
@@ -177,7 +190,7 @@ class TrainLoader:
         Raises:
             DataError: a sample that cannot be read; names shard and key.
         """
-        tasks = [(epoch, step) for step in range(start_step, self.steps_per_epoch)]
+        tasks = _Steps(self._order, epoch, range(start_step, self.steps_per_epoch), self._place)
         self._batches = self._finisher.finish(self._pool.run(tasks))
         return self._batches
 

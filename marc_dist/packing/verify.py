@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from marc_dist.config import DataError
+from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
 from marc_dist.packing.tar import members
@@ -66,14 +67,18 @@ def _index(dataset: Dataset) -> list[str]:
 
 def fingerprint(dataset: Dataset) -> str:
     """The content's fingerprint, computed anew from the index."""
-    rows = zip(dataset.keys, dataset.split, dataset.labels, dataset.scene, dataset.crc32, dataset.size, strict=True)
+    rows = zip(dataset.keys, dataset.split, _masked(dataset), dataset.scene, dataset.crc32, dataset.size, strict=True)
     return content_fingerprint(
         dataset.classes,
-        (
-            (str(key), str(split), np.packbits(bits, bitorder="little").tobytes(), str(scene), int(crc), int(size))
-            for key, split, bits, scene, crc, size in rows
-        ),
+        ((str(key), str(split), bits, str(scene), int(crc), int(size)) for key, split, bits, scene, crc, size in rows),
     )
+
+
+def _masked(dataset: Dataset) -> Iterator[bytes]:
+    """Each sample's label bits, those beyond the last class zero."""
+    for start in range(0, len(dataset), CHUNK):
+        labels = dataset.label_rows(slice(start, start + CHUNK))
+        yield from map(bytes, np.packbits(labels, axis=1, bitorder="little"))
 
 
 def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
@@ -117,5 +122,5 @@ def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] 
         labels = None
     if labels is None:
         return [f"{key}: no readable JSON beside the picture"]
-    expected = [name for name, on in zip(dataset.classes, dataset.labels[row], strict=True) if on]
+    expected = [name for name, on in zip(dataset.classes, dataset.label_rows(row), strict=True) if on]
     return [] if labels == expected else [f"{key}: labels {labels} differ from the index's {expected}"]

@@ -86,7 +86,7 @@ def example_sheet(galleries: Galleries, examples: Sequence[Example], title: str,
 
 def labels_of(dataset: Dataset, sample: int) -> list[str]:
     """The names of a sample's labels, in class order."""
-    return [printable(name) for name, on in zip(dataset.classes, dataset.labels[sample], strict=True) if on]
+    return [printable(name) for name, on in zip(dataset.classes, dataset.label_rows(sample), strict=True) if on]
 
 
 def key_of(dataset: Dataset, sample: int) -> str:

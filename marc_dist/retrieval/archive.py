@@ -14,6 +14,7 @@ from marc_dist import comm
 from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, ConfigError, DataError
 from marc_dist.config.suggest import suggestion
+from marc_dist.data.columns import distinct
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.decode import Query, read_any
 from marc_dist.data.plan import rank_part
@@ -89,7 +90,7 @@ class Archive:
         if index_dir is not None:
             check_index_dir(index_dir)
         self.dataset = open_dataset(archive_dir or self._kept_root(index_dir))
-        self.splits = sorted(set(splits)) or sorted(set(self.dataset.split.tolist()))
+        self.splits = sorted(set(splits)) or distinct(self.dataset.split)
         self.ids = np.concatenate([self.dataset.rows(split) for split in self.splits])  # as the vectors lie in files
         name = f"trained-{config.eval.features}-{self.dataset.fingerprint[:12]}"
         self.folder = index_dir or encoder_dir / "embeddings" / name
@@ -176,7 +177,7 @@ class Archive:
                     f"--label {label}: the archive knows no such label{suggestion(label, self.dataset.classes)}; "
                     f"it has {', '.join(self.dataset.classes)}"
                 )
-            ids = ids[self.dataset.labels[ids, self.dataset.classes.index(label)]]
+            ids = ids[self.dataset.label_rows(ids)[:, self.dataset.classes.index(label)]]
         if not len(ids):
             raise DataError(f"{self.dataset.root}: no image carries all of {', '.join(labels)}")
         return ids

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from marc_dist import metrics
 from marc_dist.config import Config, DataError
+from marc_dist.data.columns import distinct
 from marc_dist.files import set_member, write_set
 from marc_dist.metrics.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
 from marc_dist.retrieval.embedding_map import map_samples
@@ -94,7 +95,7 @@ def _curves(one: Searched, third: metrics.Int) -> dict[str, Any] | None:
 
 def _side(side: Side) -> dict[str, Any]:
     dataset = side.dataset
-    splits = sorted({str(split) for split in dataset.split[side.ids].tolist()})
+    splits = distinct(dataset.split, side.ids)
     return {
         "name": dataset.name,
         "title": dataset.title,

@@ -30,6 +30,7 @@ from torch.nn import Module
 
 from marc_dist import comm
 from marc_dist.config import ConfigError, DataError, LaunchError
+from marc_dist.data.columns import distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.model import Encoder
 from marc_dist.files import make_folder, sync_folder, write_atomic
@@ -222,7 +223,7 @@ class Store:
 
 def splits_of(dataset: Dataset, ids: Int) -> list[str]:
     """Names of the splits that ``ids`` lie in, sorted."""
-    return sorted(set(dataset.split[ids].tolist()))
+    return distinct(dataset.split, ids)
 
 
 def _same(part: dict[str, Any], made: Made, *, exactly: bool) -> bool:

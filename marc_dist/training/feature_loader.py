@@ -94,7 +94,7 @@ class FeatureLoader:
             views = self._views(epoch, mine, rank_part(global_batch_ids(visits, step, batch), self.rank, self.world))
             yield Batch(
                 images=torch.from_numpy(views),
-                labels=torch.from_numpy(self.dataset.labels[mine]),
+                labels=torch.from_numpy(self.dataset.label_rows(mine)),
                 ids=torch.from_numpy(mine.copy()),
                 step=step,
                 global_size=len(every),

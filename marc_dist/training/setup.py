@@ -299,7 +299,7 @@ class Setup:
     def _refuse_several_labels(self) -> None:
         """``supcon_single`` wants one label a sample: say so before anything is trained."""
         rows = self.dataset.rows(self.config.data.train_split)
-        several = rows[self.dataset.labels[rows].sum(axis=1) > 1]
+        several = rows[self.dataset.label_rows(rows).sum(axis=1) > 1]
         if self.config.loss.name == "supcon_single" and len(several):
             raise ConfigError(
                 f"loss.name=supcon_single: expected one label a sample, but {len(several)} of {len(rows)} have more, "

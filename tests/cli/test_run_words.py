@@ -75,7 +75,9 @@ def test_a_run_folder_holds_absolute_paths(tmp_path: Path, monkeypatch: pytest.M
     found = {key: written[key.split(".")[0]][key.split(".")[1]] for key in PATHS}
     assert found == {
         "train.run_dir": f"{tmp_path}/runs/a", "data.dir": f"{tmp_path}/../x",
-        "data.cache_dir": f"{tmp_path}/home/cache", "data.features_dir": None, "data.urls": [f"{tmp_path}/s/{{0..3}}.tar", "s3://b/k.tar", "pipe:cat x.tar"],
+        "data.cache_dir": f"{tmp_path}/home/cache",
+        "data.features_dir": None,
+        "data.urls": [f"{tmp_path}/s/{{0..3}}.tar", "s3://b/k.tar", "pipe:cat x.tar"],
         "model.weights": f"{tmp_path}/w.pth", "eval.archive_dir": "/data/y", "eval.queries_dir": None,
     }  # fmt: skip
     config = load_config(tmp_path / "runs/a/config.yaml")

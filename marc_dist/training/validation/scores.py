@@ -49,7 +49,7 @@ def check_groups(dataset: Dataset, data: DataConfig, objectives: Sequence[str], 
     """
     queries, archive = dataset.validation_rows(data), dataset.train_rows(data)
     counts = dataset.label_counts(archive)
-    known, third = dataset.labels[queries].any(axis=0) & (counts > 0), metrics.label_thirds(counts)
+    known, third = dataset.label_rows(queries).any(axis=0) & (counts > 0), metrics.label_thirds(counts)
     groups = {f"{name}_mAP": third == at for at, name in enumerate(metrics.THIRDS)}
     for name in objectives:
         if name in groups and not (known & groups[name]).any():
@@ -172,14 +172,14 @@ def _scores(
 
     asks, answers = unit[np.searchsorted(ids, queries)], unit[np.searchsorted(ids, archive)]
     scoring = metrics.Scoring((K,), relevance=config.eval.relevance)
-    sets = metrics.distinct_sets(dataset.labels[archive])
+    sets = metrics.distinct_sets(dataset.label_rows(archive))
     size = max(LEAST, min(BLOCK, SCORES // len(archive)))
     starts = range(0, len(queries), size)
     mine: list[tuple[int, dict[str, NDArray[Any]], NDArray[Any]]] = []
     for turn in range(0, len(starts), comm.world()):
         for start in starts[turn : turn + comm.world()][comm.rank() :][:1]:
             block = slice(start, start + size)
-            asked, own = dataset.labels[queries[block]], np.full(len(queries[block]), -1)
+            asked, own = dataset.label_rows(queries[block]), np.full(len(queries[block]), -1)
             ranking = full_ranking(asks[block], answers, own)
             found = metrics.score_queries(ranking, asked, sets, own, scoring, complete=True)
             label_ap = metrics.score_labels(ranking, asked, sets, own, complete=True)

@@ -1,0 +1,210 @@
+"""The columns of an index, laid out in one block of memory that every process of a rank maps.
+
+``index.parquet`` is compressed, so it cannot be mapped; a decoded copy on disk would need a place, an owner and an end.
+So the rows are decoded once, into memory without a file, and a loader process maps that memory by the name that the
+system gives it. Where there is no such memory, or it has gone, a process decodes ``index.parquet`` for itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGN = 64
+TOKEN_BYTES = 32
+CHUNK = 1 << 16  # rows decoded at a time
+
+
+class Texts:
+    """Strings, one a row, as one run of UTF-8: a string is made when it is asked for.
+
+    Args:
+        ends: (n,) where each ends in ``data``, ascending.
+        data: of all.
+    """
+
+    def __init__(self, ends: NDArray[np.uint64], data: NDArray[np.uint8]) -> None:
+        self.ends, self.data = ends, data
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _one(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.data[start : int(self.ends[row])].tobytes().decode()
+
+    def _many(self, rows: NDArray[np.int64]) -> list[str]:
+        starts = np.where(rows > 0, self.ends[rows - 1], 0) if len(rows) else rows
+        view = self.data.data
+        return [str(view[a:b], "utf-8") for a, b in zip(starts.tolist(), self.ends[rows].tolist(), strict=True)]
+
+    def __getitem__(self, item: Any) -> Any:
+        """The string of a row, or (m,) objects of a slice, of ids or of a mask, as of an array."""
+        if isinstance(item, int | np.integer):
+            if not -len(self) <= item < len(self):
+                raise IndexError(f"row {item} of {len(self)}")
+            return self._one(int(item) % len(self))
+        rows = np.arange(len(self))[item]
+        found = np.empty(len(rows), dtype=object)
+        found[:] = self._many(rows)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), CHUNK):
+            yield from self._many(np.arange(start, min(start + CHUNK, len(self))))
+
+    def tolist(self) -> list[str]:
+        """All strings."""
+        return list(self)
+
+    def copy(self) -> NDArray[np.object_]:
+        """All strings, as an array."""
+        return np.asarray(self[:], dtype=object)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.copy() if dtype is None else self.copy().astype(dtype)
+
+    def __eq__(self, other: object) -> NDArray[np.bool_]:  # type: ignore[override]  # as an array compares
+        return np.asarray(self.copy() == (other.copy() if isinstance(other, Texts) else other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Codes(Texts):
+    """Strings of which few are different, as ``Texts``: a small number a row, and what the numbers mean.
+
+    Args:
+        codes: (n,) unsigned.
+        names: of each code, distinct.
+    """
+
+    def __init__(self, codes: NDArray[Any], names: Texts) -> None:
+        self.codes, self.names = codes, names
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def _one(self, row: int) -> str:
+        return self.names._one(int(self.codes[row]))
+
+    def _many(self, rows: NDArray[np.int64]) -> list[str]:
+        names = self.names.tolist()
+        return [names[code] for code in self.codes[rows].tolist()]
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, int | np.integer):
+            return super().__getitem__(item)
+        return self.names.copy()[self.codes[item]]
+
+    def __eq__(self, other: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        if not isinstance(other, str):
+            return super().__eq__(other)
+        code = next((number for number, name in enumerate(self.names) if name == other), len(self.names))
+        return np.asarray(self.codes == code)
+
+    __hash__ = None
+
+
+def distinct(column: Texts | NDArray[np.object_], rows: NDArray[np.int64] | None = None) -> list[str]:
+    """The different strings of a column, or of these rows of it, sorted."""
+    if isinstance(column, Codes):
+        used = np.bincount(column.codes if rows is None else column.codes[rows], minlength=len(column.names))
+        return sorted(name for name, num in zip(column.names, used.tolist(), strict=True) if num)
+    return sorted(set((column if rows is None else column[rows]).tolist()))
+
+
+class Block:
+    """Named arrays side by side in memory that other processes of this machine and user can map; read-only.
+
+    Pickled, it is a name: whoever unpickles it maps the same memory. ``BlockGoneError`` where that is not possible.
+
+    Args:
+        arrays: what goes in; copied.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        end = TOKEN_BYTES
+        for name, array in arrays.items():
+            start = -(-end // ALIGN) * ALIGN
+            self._layout[name] = array.dtype.str, array.shape, start
+            end = start + array.nbytes
+        self._place = None
+        try:
+            file = os.memfd_create("marc-index")  # Linux
+        except (AttributeError, OSError):
+            self._memory = mmap.mmap(-1, end)
+        else:
+            finalize(self, os.close, file)
+            os.ftruncate(file, end)
+            self._memory = mmap.mmap(file, end)
+            self._place = f"/proc/{os.getpid()}/fd/{file}"
+        self._memory[:TOKEN_BYTES] = self._token = secrets.token_bytes(TOKEN_BYTES)
+        for name, array in arrays.items():
+            self._array(name)[...] = array
+        self.arrays = self._read_only()
+
+    def _array(self, name: str) -> NDArray[Any]:
+        kind, shape, start = self._layout[name]
+        return np.ndarray(shape, dtype=kind, buffer=self._memory, offset=start)
+
+    def _read_only(self) -> dict[str, NDArray[Any]]:
+        arrays = {name: self._array(name) for name in self._layout}
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layout": self._layout, "_place": self._place, "_token": self._token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._place is None:
+            raise BlockGoneError
+        try:
+            file = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                self._memory = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+            finally:
+                os.close(file)
+        except (OSError, ValueError):
+            raise BlockGoneError from None
+        if self._memory[:TOKEN_BYTES] != self._token:  # on another machine, or of another process of that number
+            raise BlockGoneError
+        self.arrays = self._read_only()
+
+
+class BlockGoneError(Exception):
+    """The memory of a ``Block`` cannot be mapped here."""
+
+
+def text_arrays(name: str, texts: Any) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``Texts``, for a ``Block``.
+
+    Args:
+        name: of the column.
+        texts: a pyarrow array of ``large_string`` without empty cells.
+    """
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    first, last = (int(ends[0]), int(ends[-1])) if len(ends) else (0, 0)
+    every = np.frombuffer(data, dtype=np.uint8)[first:last] if last > first else np.zeros(0, dtype=np.uint8)
+    kind = np.uint32 if last - first < 1 << 32 else np.uint64
+    return {f"{name}.ends": (ends[1:] - first).astype(kind), f"{name}.data": every}
+
+
+def texts_of(arrays: Mapping[str, NDArray[Any]], name: str) -> Texts:
+    """The column that ``text_arrays`` has laid out."""
+    return Texts(arrays[f"{name}.ends"], arrays[f"{name}.data"])
+
+
+def smallest(codes: NDArray[np.int64], num: int) -> NDArray[Any]:
+    """Codes below ``num`` in the smallest unsigned type that holds them."""
+    return codes.astype(np.min_scalar_type(max(num - 1, 0)))
