@@ -20,6 +20,7 @@ from rich.table import Table
 
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import load_recipe
 from marc_dist.packing.reading.samples import Source
@@ -134,6 +135,7 @@ def _pack(options: argparse.Namespace) -> int:
             classes=classes,
             allow=allow,
             workers=workers,
+            foreign=options.to_png,
         )
         kept = 0 if options.dry_run else _write(source, out, options, workers)
     _summary(source, out, options.dry_run)
@@ -168,7 +170,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
 
 def _summary(source: Source, out: Path, dry_run: bool) -> None:
     console = Console()
-    splits = list(dict.fromkeys(sample.split for sample in source.samples))
+    splits = sorted({sample.split for sample in source.samples}, key=split_order)
     console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
     table = Table("class", *splits, box=None)
     counts = Counter((label, sample.split) for sample in source.samples for label in sample.labels)

@@ -34,6 +34,8 @@ CHECKS = (
     "empty_labels",
     "label_range",
     "duplicates",
+    "class_names",
+    "bands",
 )
 
 
