@@ -183,7 +183,7 @@ class TestSplits:
         source = folder(tmp_path)
         assert splits(source) == {"a/1.png": "train", "a/2.png": "test", "b/3.png": "train"}
         (tmp_path / "test.txt").write_text("a/2.png\na/1.png\n")
-        refused(tmp_path, "test.txt: a/1 stands in the list of train, too")
+        refused(tmp_path, "train.txt: a/1 stands in the list of test, too")
 
     def test_two_families_of_lists_that_differ_are_refused(self, tmp_path: Path) -> None:
         pictures(tmp_path, "a/1.png", "a/2.png", "b/3.png")

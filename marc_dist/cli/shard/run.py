@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -20,9 +21,10 @@ from rich.table import Table
 
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.packing.inspection import inspect
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
-from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.reading.unpack import opened
@@ -42,10 +44,13 @@ def shard(options: argparse.Namespace) -> int:
         return _list_recipes()
     if options.info:
         return _show_recipe(options.info)
+    if options.schema:
+        print(schema_text(Recipe), end="")
+        return 0
     if options.verify:
         return _verify(Path(options.verify))
     with _termination_as_interrupt():
-        return _pack(options)
+        return _inspect(options) if options.inspect else _pack(options)
 
 
 @contextmanager
@@ -89,6 +94,18 @@ def _show_recipe(name: str) -> int:
     }
     for key, value in lines.items():
         Console().print(f"[bold]{key:>12}[/]  {escape(value)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    place = user_path(options.inspect)
+    recipe = load_recipe("folder")
+    name = place.name.partition(".")[0] or "inspected"
+    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside)) as roots:
+        text = inspect(roots, recipe, name, workers=options.workers or os.cpu_count() or 1, foreign=options.to_png)
+    for root in roots:
+        text = text.replace(str(root), str(place))
+    print(text, end="")
     return 0
 
 

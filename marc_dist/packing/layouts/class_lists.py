@@ -74,13 +74,16 @@ def _yaml(file: File) -> ClassList | None:
 
 
 def _table(file: File, tree: Tree) -> ClassList | None:
+    lines = _lines(file)
+    if lines is not None and lines.numbered:
+        return lines
     try:
         rows = read_rows(file.path)
     except DataError:
         return None
     width = len(rows[0].cells) if rows else 0
     if not rows or any(len(row.cells) != width for row in rows):
-        return _lines(file)
+        return lines
     if any(stem_of(cell) in tree.stems for row in rows[:50] for cell in row.cells):
         return None  # a label table
     header = [plain(cell) for cell in rows[0].cells]
@@ -93,7 +96,7 @@ def _table(file: File, tree: Tree) -> ClassList | None:
             return None
         return ClassList(file, colours=colours)  # type: ignore[arg-type]
     if width == 1:
-        return _lines(file)
+        return lines
     numbers = [place for place in range(width) if all(row.cells[place].isdigit() for row in rows[1:]) and len(rows) > 2]
     names = [place for place in range(width) if not any(row.cells[place].isdigit() for row in rows[1:])]
     if len(numbers) == 1 and names:

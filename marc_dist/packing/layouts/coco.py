@@ -86,10 +86,10 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
             named = {images[number]: {categories[kind] for kind in kinds} for number, kinds in present.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file.path}: not a sound COCO file ({type(error).__name__}: {error}); mend it") from None
-        for place, (number, name) in enumerate(sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))):
-            if order and name not in order:
-                raise DataError(f"{file.path}: category {name!r} is not in {files[0].path.name}; one list for all files")
-            order.setdefault(name, place)
+        names = [name for _, name in sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))]
+        order = order or {name: place for place, name in enumerate(names)}
+        if set(names) != set(order):
+            raise DataError(f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all")
         keys = pictures_named(str(file.path), named, pictures)
         for key, found in zip(keys, named.values(), strict=True):
             labels.setdefault(key, set()).update(found)

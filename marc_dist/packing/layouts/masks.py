@@ -56,12 +56,15 @@ class Values:
     looked_at: int = 0
 
 
-def detect(tree: Tree) -> Layout | None:
+def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
     """Masks beside pictures, if there are any; their classes where a file names them.
 
     Without one the recipe gives each value a made-up name, and the layout is unclear: somebody has to name them.
+
+    Args:
+        tree: everything that lies there.
+        pairings: what ``find_pairings`` found in it.
     """
-    pairings = find_pairings(tree)
     if not pairings:
         return None
     pairing = pairings[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from marc_dist.config import DataError, build
@@ -23,16 +24,19 @@ def layouts_of(recipe: Recipe, tree: Tree) -> list[Layout]:
     Raises:
         DataError: a label table that cannot be read.
     """
+    pairings = masks.find_pairings(tree)
+    aside = pairings[0].recipe if pairings else {}
+    rest = replace(tree, pictures=pairings[0].pictures) if pairings else tree
     found = [
-        tables.detect(tree, recipe.tables),
-        coco.detect(tree),
-        objects.detect(tree),
-        yolo.detect(tree),
-        masks.detect(tree),
+        tables.detect(rest, recipe.tables),
+        coco.detect(rest),
+        objects.detect(rest),
+        yolo.detect(rest),
+        masks.detect(tree, pairings),
+        folders.detect(rest),
     ]
     fits = [layout for layout in found if layout is not None]
-    plain = folders.detect(tree)
-    return [*fits, *([plain] if plain is not None else [])]
+    return [layout if layout.kind == "masks" else replace(layout, recipe={**layout.recipe, **aside}) for layout in fits]
 
 
 def choose(recipe: Recipe, tree: Tree, wanted: str = "auto") -> Layout:

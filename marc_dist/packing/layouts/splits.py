@@ -106,7 +106,8 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
         if family is not None and file.path.suffix.lower() in LISTS:
             groups[family[0]][family[1]].append(file)
     families: list[tuple[dict[str, File], dict[str, str]]] = []
-    for group in list(groups.values())[:MAX_LIST_FILES]:
+    by_name = sorted(groups, key=lambda family: len(family[1]))  # train.txt before ship_train.txt
+    for group in [groups[family] for family in by_name][:MAX_LIST_FILES]:
         files = {split: found[0] for split, found in group.items() if len(found) == 1}
         if len(files) < 2 or any(len(found) > 1 for found in group.values()):
             continue

@@ -110,8 +110,14 @@ def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | Non
         return Candidate(file, tuple(rows[0].cells), names, "", "one-hot") if named else None
     if full.labels is None and not named and not _any_binary(full.body, full.classes):
         return None  # names of pictures with other facts about them
+    if full.body and full.body[0] is rows[0] and not named and _is_list_of_signs(full.body):
+        return None  # Pascal VOC's list of a split and a class
     split = "" if full.split is None else full.header[full.split]
     return Candidate(file, tuple(full.header), names, split, "list" if full.labels is not None else "one-hot")
+
+
+def _is_list_of_signs(body: Sequence[Any]) -> bool:
+    return all(row.cells[-1] in ("-1", "0", "1") for row in body)
 
 
 def _any_binary(body: Sequence[Any], places: Sequence[int]) -> bool:

@@ -119,7 +119,7 @@ def discover(
     Args:
         recipe: of the data set.
         roots: folders, searched to any depth.
-        rule: how masks are read, for sets that have some.
+        rule: how masks are read; without it only their place tells them.
         foreign: take BMP, GIF and WebP for pictures, too.
 
     Raises:
@@ -139,7 +139,7 @@ def discover(
             found.annotations.append(file)
         elif is_list or name in recipe.ignore:
             continue
-        elif rule and name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
+        elif name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
             found.masks.append(file)
         elif name.endswith(taken) and _is_picture(file, recipe):
             found.pictures.append(file)
@@ -166,9 +166,11 @@ def _may_be_mask(file: File, recipe: Recipe) -> bool:
     return not recipe.pictures.folders or not recipe.masks.folders or not _is_picture(file, recipe)
 
 
-def _is_mask(file: File, recipe: Recipe, rule: MaskRule) -> bool:
+def _is_mask(file: File, recipe: Recipe, rule: MaskRule | None) -> bool:
     folders = {name.lower() for name in recipe.masks.folders}
     if recipe.masks.suffix:
         inside = not folders or bool(folders & set(file.parts[:-1]))
         return inside and stem_of(file.parts[-1]).endswith(recipe.masks.suffix.lower())
-    return bool(folders & set(file.parts[:-1])) or (file.parts[-1].endswith(".png") and is_mask(file.path, rule))
+    if folders & set(file.parts[:-1]):
+        return True
+    return rule is not None and file.parts[-1].endswith(".png") and is_mask(file.path, rule)

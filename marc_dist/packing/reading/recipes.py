@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -137,10 +138,10 @@ class Recipe(Section):
     masks: MaskEntry = MaskEntry()
     recognise: bool = Field(False, description="find out the layout, by structure; what is said here is then a default")
     ignore: tuple[str, ...] = Field((), description="names of files that are no data, lower case")
-    pair_by: Literal["name", "folder_and_name", "path"] = Field(
+    pair_by: Literal["name", "folder_and_name", "path", "tree"] = Field(
         "name",
-        description="what pairs a picture with its labels; `path`: names may repeat from folder to folder, the folders "
-        "named in pictures.folders and masks.folders left out",
+        description="what pairs a picture with its labels; `path`: names may repeat from folder to folder; `tree`: as "
+        "path, in parallel trees: folders that only tell pictures from masks (images, masks_png) do not count",
     )
     companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
     tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
@@ -201,3 +202,23 @@ def load_recipe(name: str) -> Recipe:
     """
     path = find_preset("shards", name)
     return build(Recipe, {"name": path.stem, **load_yaml(path)}, place=f"{path}: ")
+
+
+def schema_text(section: type[Section], indent: str = "") -> str:
+    """The keys of a recipe as YAML with their defaults, each with its meaning.
+
+    Args:
+        section: the recipe, or a part of it.
+        indent: before every line.
+    """
+    lines = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            lines.append(f"{indent}{name}:\n{schema_text(kind, indent + '  ')}")
+            continue
+        default = "" if field.is_required() else json.dumps(field.get_default(), default=list)
+        entry = {"classes": ClassEntry}.get(name)
+        lines.append(f"{indent}{name}: {default}  # {field.description}\n")
+        lines.append(schema_text(entry, indent + "  #   ") if entry is not None else "")
+    return "".join(lines)
