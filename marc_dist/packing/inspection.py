@@ -1,4 +1,4 @@
-"""An unknown folder -> what lies in it, as comments, and the recipe that would pack it, as YAML: one text that is both."""
+"""An unknown folder -> what lies in it, as comments, and the recipe that would pack it, as YAML: both in one text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LOOKED_AT = 1000  # pictures whose headers tell sizes and modes
 SHOWN = 8
 WIDTH = 110
 ORDER = (
-    "title", "licence", "citation", "download", "layout", "labels", "tables", "table", "separator", "annotations", "classes",
-    "pictures", "masks", "pair_by", "scene", "splits", "policies",
+    "title", "licence", "citation", "download", "layout", "labels", "tables", "table", "separator", "annotations",
+    "classes", "pictures", "masks", "pair_by", "scene", "splits", "policies",
 )  # fmt: skip
 
 

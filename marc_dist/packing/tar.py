@@ -25,7 +25,11 @@ RECORD = tarfile.RECORDSIZE
 FORMATS = {
     "jpg": ("JPEG", "MPO"), "png": ("PNG",), "tif": ("TIFF",), "bmp": ("BMP",), "gif": ("GIF",), "webp": ("WEBP",),
 }  # fmt: skip
-AGAIN: dict[str, dict[str, Any]] = {"jpg": {"quality": 100, "subsampling": 0}, "png": {}, "tif": {"compression": "tiff_deflate"}}
+AGAIN: dict[str, dict[str, Any]] = {
+    "jpg": {"quality": 100, "subsampling": 0},
+    "png": {},
+    "tif": {"compression": "tiff_deflate"},
+}
 """How a picture that had to be turned is written; a JPEG as nearly the same as JPEG can."""
 BUFFER = 1 << 20
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
@@ -130,10 +134,18 @@ def header(name: str, size: int) -> bytes:
 
 
 class Demands(NamedTuple):
-    """What every picture must be: ``size`` width and height, if any; ``bands``: without a fourth band that says something."""
+    """What every picture must be.
+
+    Attributes:
+        size: width and height, if any.
+        bands: without a fourth band that holds something.
+    """
 
     size: tuple[int, int] | None = None
     bands: bool = True
+
+
+ANY_PICTURE = Demands()
 
 
 class StoredPicture(NamedTuple):
@@ -162,7 +174,8 @@ def picture(entry: Entry, demands: Demands) -> StoredPicture:
     lost = losses(data, str(entry.file))
     if lost.band and demands.bands:
         raise DataError(
-            f"{entry.file}: has a fourth band (alpha, or near infrared) that would be dropped; to drop it: --allow bands"
+            f"{entry.file}: has a fourth band (alpha, or near infrared) that would be dropped; to drop it: --allow "
+            "bands"
         )
     remark = "band dropped" if lost.band else "opaque band dropped" if lost.opaque else ""
     if lost.turn != 1:
@@ -210,7 +223,7 @@ def pixels(data: bytes, place: str) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
-def write_part(path: Path, entries: Sequence[Entry], demands: Demands = Demands()) -> ShardPart:
+def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICTURE) -> ShardPart:
     """Write a run of a shard's samples: KEY.ext, KEY.json, KEY.ext, ...
 
     Args:

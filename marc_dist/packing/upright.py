@@ -1,4 +1,4 @@
-"""What a picture would lose when it is stored as it lies there: its EXIF turn, a fourth band, all frames but the first."""
+"""What a picture would lose when it is stored as it lies there: its EXIF turn, a fourth band, further frames."""
 
 from __future__ import annotations
 

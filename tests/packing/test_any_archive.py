@@ -160,7 +160,9 @@ class TestSplits:
         [("train", "test"), ("Train", "Test"), ("training", "validation"), ("images/train", "images/val")],
     )
     def test_folders(self, tmp_path: Path, train: str, test: str) -> None:
-        pictures(tmp_path, *(f"{split}/{name}/{n}.png" for split in (train, test) for name in ("a", "b") for n in (1, 2)))
+        pictures(
+            tmp_path, *(f"{split}/{name}/{n}.png" for split in (train, test) for name in ("a", "b") for n in (1, 2))
+        )
         source = folder(tmp_path)
         assert source.classes == ("a", "b")
         other = "val" if "val" in test else "test"
@@ -218,7 +220,9 @@ class TestNames:
         assert len(folder(tmp_path).samples) == 3
 
     def test_two_folders_that_look_alike_are_one_class(self, tmp_path: Path) -> None:
-        pictures(tmp_path, *(f"{unicodedata.normalize(form, 'forêt')}/{form}.png" for form in ("NFC", "NFD")), "mer/1.png")
+        pictures(
+            tmp_path, *(f"{unicodedata.normalize(form, 'forêt')}/{form}.png" for form in ("NFC", "NFD")), "mer/1.png"
+        )
         assert folder(tmp_path).classes == ("forêt", "mer")
         given = folder(tmp_path, classes=[unicodedata.normalize("NFD", "forêt"), "mer"])
         assert given.classes == ("forêt", "mer")
@@ -252,7 +256,9 @@ class TestArchives:
 
     def test_kinds(self, tmp_path: Path) -> None:
         deflate64 = self.zipped(tmp_path / "deflate64.zip", method=9)
-        assert "packed with Deflate64, which Python cannot unpack; unpack it yourself" in self.error(deflate64, tmp_path)
+        assert "packed with Deflate64, which Python cannot unpack; unpack it yourself" in self.error(
+            deflate64, tmp_path
+        )
         assert "packed with Zstandard" in self.error(self.zipped(tmp_path / "zstd.zip", method=93), tmp_path)
         assert "locked with a password" in self.error(self.zipped(tmp_path / "locked.zip", flags=1), tmp_path)
         whole = self.zipped(tmp_path / "whole.zip").read_bytes()
@@ -300,7 +306,9 @@ class TestPictures:
 
     @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
     @pytest.mark.parametrize("turn", [2, 3, 5, 6, 8])
-    def test_exif_turns_are_applied(self, tmp_path: Path, kind: str, turn: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_exif_turns_are_applied(
+        self, tmp_path: Path, kind: str, turn: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         root = pictures(tmp_path / "in", f"beach/1.{kind}", f"river/2.{kind}", size=(32, 16))
         exif = Image.Exif()
         exif[274] = turn
@@ -316,7 +324,9 @@ class TestPictures:
         difference = np.abs(np.asarray(stored, dtype=int) - np.asarray(query, dtype=int))
         assert difference.max() <= (6 if kind == "jpg" else 0)
 
-    def test_a_fourth_band_is_dropped_only_with_a_word(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_fourth_band_is_dropped_only_with_a_word(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         root = pictures(tmp_path / "in", "beach/1.png", "river/2.png")
         rgba = downloads.picture(5, (24, 16)).convert("RGBA")
         downloads.save(rgba, root / "beach/1.png")
@@ -325,7 +335,9 @@ class TestPictures:
         rgba.putalpha(downloads.picture(6, (24, 16)).convert("L"))
         downloads.save(rgba, root / "beach/1.png")
         code, _ = self.packed(root, "--force")
-        assert code == 2 and "has a fourth band (alpha, or near infrared) that would be dropped" in capsys.readouterr().err
+        assert (
+            code == 2 and "has a fourth band (alpha, or near infrared) that would be dropped" in capsys.readouterr().err
+        )
         code, _ = self.packed(root, "--force", "--allow", "bands")
         assert code == 0 and "1 pictures whose fourth band was dropped: 1" in capsys.readouterr().out
 

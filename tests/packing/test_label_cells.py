@@ -61,7 +61,9 @@ def test_blanks_are_a_mark_only_where_words_combine_freely() -> None:
     assert bound_words(["a b", "b c", "c a"]) is None
 
 
-NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\'\"[](){},;|"), min_size=1)
+NAME = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\'\"[](){},;|"), min_size=1
+)
 
 
 @given(st.lists(NAME.filter(lambda name: name.lower() not in ("nan", "none")), max_size=4))

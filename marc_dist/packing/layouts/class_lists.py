@@ -87,7 +87,10 @@ def _table(file: File, tree: Tree) -> ClassList | None:
     if any(stem_of(cell) in tree.stems for row in rows[:50] for cell in row.cells):
         return None  # a label table
     header = [plain(cell) for cell in rows[0].cells]
-    channels = [next((header.index(n) for n in names if n in header), -1) for names in (("r", "red"), ("g", "green"), ("b", "blue"))]
+    channels = [
+        next((header.index(n) for n in names if n in header), -1)
+        for names in (("r", "red"), ("g", "green"), ("b", "blue"))
+    ]
     if width >= 4 and min(channels) >= 0:
         place = next((header.index(n) for n in ("name", "class", "classname", "label", "category") if n in header), 0)
         try:

@@ -31,7 +31,11 @@ def detect(tree: Tree) -> Layout | None:
             content = load_json(file.path)
         except DataError:
             continue
-        if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS) and content["categories"]:
+        if (
+            isinstance(content, dict)
+            and all(isinstance(content.get(key), list) for key in KEYS)
+            and content["categories"]
+        ):
             found.append((file, len(content["images"]), len(content["categories"])))
     if not found:
         return None
@@ -41,7 +45,10 @@ def detect(tree: Tree) -> Layout | None:
     recipe: dict[str, Any] = {"labels": ["coco"], "pair_by": "path", "annotations": names}
     unclear, notes = "", []
     if len(splits) == len(files) and len(set(splits.values())) == len(files) > 1:
-        recipe["splits"] = {"lists": {splits[f]: n for f, n in zip(files, names, strict=True)}, "source": "a COCO file each"}
+        recipe["splits"] = {
+            "lists": {splits[f]: n for f, n in zip(files, names, strict=True)},
+            "source": "a COCO file each",
+        }
         line = f"{len(files)} splits ({', '.join(splits.values())})"
     elif len(files) == 1:
         other = find_splits(tree, tree.pictures)
@@ -49,7 +56,9 @@ def detect(tree: Tree) -> Layout | None:
     else:
         recipe["splits"] = DRAWN
         line = "splits unknown"
-        unclear = f"several COCO files for one split ({', '.join(names[:4])}); name those to read in the recipe (annotations)"
+        unclear = (
+            f"several COCO files for one split ({', '.join(names[:4])}); name those to read in the recipe (annotations)"
+        )
     total = sum(num for _, num, _ in found)
     text = f"COCO: {', '.join(names[:4])}, {total} images, {found[0][2]} categories, {line}; packed as image-level sets"
     return Layout("coco", text, recipe, unclear, tuple(notes))
@@ -89,8 +98,10 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
         names = [name for _, name in sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))]
         order = order or {name: place for place, name in enumerate(names)}
         if set(names) != set(order):
-            raise DataError(f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all")
-        keys = pictures_named(str(file.path), named, pictures)
+            raise DataError(
+                f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all"
+            )
+        keys = pictures_named(str(file.path), named, pictures, _split(file))
         for key, found in zip(keys, named.values(), strict=True):
             labels.setdefault(key, set()).update(found)
     if not source.classes:
@@ -98,5 +109,7 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
     place_of = {name: number for number, name in enumerate(source.classes)}
     unknown = sorted({name for found in labels.values() for name in found} - set(place_of))
     if unknown:
-        raise DataError(f"{files[0].path}: category {unknown[0]!r} is not in the class list ({', '.join(source.classes)})")
+        raise DataError(
+            f"{files[0].path}: category {unknown[0]!r} is not in the class list ({', '.join(source.classes)})"
+        )
     return {key: tuple(sorted(place_of[name] for name in found)) for key, found in labels.items()}

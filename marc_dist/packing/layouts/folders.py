@@ -14,8 +14,13 @@ from marc_dist.packing.reading.names import composed, is_folder_word, split_word
 from marc_dist.packing.reading.samples import Labels, Source
 
 
-def detect(tree: Tree) -> Layout | None:
-    """Folders that may be classes, if every picture lies in one."""
+def detect(tree: Tree, *, any_name: bool = False) -> Layout | None:
+    """Folders that may be classes, if every picture lies in one.
+
+    Args:
+        tree: everything that lies there.
+        any_name: classes may be called like folders of a download (images, masks).
+    """
     if not tree.pictures or any(not file.folders for file in tree.pictures):
         return None
     splits = find_splits(tree, tree.pictures)
@@ -23,7 +28,7 @@ def detect(tree: Tree) -> Layout | None:
     shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
     shared = len(os.path.commonprefix([file.folders for file in tree.pictures]))
     deep = next((file for file in tree.pictures if len(_above(file, shared)) > 1), None)
-    unclear = splits.unclear
+    unclear = splits.unclear or ("" if any_name else _roles(tree.pictures))
     if deep is not None and not unclear:
         unclear = (
             f"{deep.origin} lies below several folders that could be its class ({', '.join(_above(deep, shared))}); to "
@@ -34,14 +39,28 @@ def detect(tree: Tree) -> Layout | None:
     return Layout("folders", line, recipe, unclear, tuple(splits.notes))
 
 
+def _roles(pictures: Sequence[File]) -> str:
+    """Why it cannot be said which files are the pictures: some lie in ``image``, others in ``label_color``."""
+    roles = {tuple(f for f in file.folders if is_folder_word(f) and split_word(f) is None): file for file in pictures}
+    if len(roles) < 2:
+        return ""
+    (one, first), (two, second), *_ = sorted(roles.items())
+    return (
+        f"some pictures lie in {'/'.join(one) or 'no such folder'} ({first.origin}), some in {'/'.join(two)} "
+        f"({second.origin}): which are the pictures? name their folder in a recipe (pictures: folders), or, if these "
+        "are classes: --allow class_names"
+    )
+
+
 def _above(file: File, shared: int = 0) -> list[str]:
-    """The folders above a picture that could be a class; those that all pictures share, ``shared`` of them, could not."""
+    """The folders above a picture that could be its class; the first ones, which all pictures share, could not."""
     return [folder for folder in file.folders[shared:] if split_word(folder) is None and not is_folder_word(folder)]
 
 
 def class_folders(pictures: Sequence[File], with_splits: bool) -> list[str]:
-    """The folder that is each picture's class: the one right above it; where all of those have names such as ``images``,
-    the lowest that has another one.
+    """The folder that is each picture's class: the one right above it.
+
+    Where all of those have names such as ``images``, it is the lowest that has another one.
 
     Args:
         pictures: each in a folder.
@@ -50,7 +69,9 @@ def class_folders(pictures: Sequence[File], with_splits: bool) -> list[str]:
     names = [composed(file.folders[-1]) for file in pictures]
     no_class = [is_folder_word(name) or (with_splits and split_word(name) is not None) for name in names]
     if all(no_class):
-        return [composed(_above(file)[-1]) if _above(file) else name for file, name in zip(pictures, names, strict=True)]
+        return [
+            composed(_above(file)[-1]) if _above(file) else name for file, name in zip(pictures, names, strict=True)
+        ]
     return names
 
 

@@ -37,6 +37,7 @@ class Pairing:
     pictures: list[File]
     recipe: dict[str, Any]
     line: str
+    unclear: str = ""
 
 
 @dataclass
@@ -71,7 +72,7 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
     splits = find_splits(tree, pairing.pictures)
     recipe: dict[str, Any] = {"labels": ["masks"], "pair_by": "tree", **pairing.recipe, "splits": splits.recipe}
     notes = [*splits.notes, *(f"or: {other.line}" for other in pairings[1:])]
-    unclear = ""
+    unclear = pairing.unclear
     if len(pairings) > 1:
         unclear = f"two sets of masks: {pairing.line}; or {pairings[1].line}; name one in a recipe (masks: folders)"
     try:
@@ -86,15 +87,20 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
     else:
         kind = "values without names"
         unclear = unclear or (
-            f"{pairing.line}: {len(classes)} values without names; see them with marc-shard --inspect, name them in the "
-            "recipe that it prints"
+            f"{pairing.line}: {len(classes)} values without names; see them with marc-shard --inspect, name them in "
+            "the recipe that it prints"
         )
     line = f"masks beside pictures: {pairing.line}, {len(classes)} classes ({kind}), {splits.line}"
     return Layout("masks", line, recipe, unclear or splits.unclear, tuple([*notes, *more]))
 
 
-def find_pairings(tree: Tree) -> list[Pairing]:
-    """Every way in which some of the files are masks of the others."""
+def find_pairings(tree: Tree, *, by_content: bool = True) -> list[Pairing]:
+    """Every way in which some of the files are masks of the others.
+
+    Args:
+        tree: everything that lies there.
+        by_content: look for masks that no folder and no ending names, too.
+    """
     files = [*tree.pictures, *tree.foreign]
     found: list[Pairing] = []
     by_folder: dict[str, list[File]] = defaultdict(list)
@@ -112,7 +118,7 @@ def find_pairings(tree: Tree) -> list[Pairing]:
         others = [file for file in tree.pictures if id(file) not in names]
         if ended and others and _look_like_masks(ended):
             found += _paired(ended, others, {}, "masks beside pictures in one folder")
-    return found or _parallel(tree)
+    return found or (_parallel(tree) if by_content else [])
 
 
 def _parallel(tree: Tree) -> list[Pairing]:
@@ -168,11 +174,19 @@ def _paired(
     if where:
         recipe["pictures"] = where
     ended = f", {of_picture or '(no ending)'} and {of_mask}" if of_mask or of_picture else ""
-    return [Pairing(masks, pictures, recipe, f"{line}{ended}: {len(masks)} masks, {len(pictures)} pictures")]
+    left = next((file.origin for file in pictures if not stem_of(file.path.name).endswith(of_picture)), "")
+    unclear = f"pictures whose names do not end in {of_picture}, such as {left}: are they some, too?" if left else ""
+    return [Pairing(masks, pictures, recipe, f"{line}{ended}: {len(masks)} masks, {len(pictures)} pictures", unclear)]
 
 
 def pair_key(file: File, suffix: str, dropped: set[str]) -> str:
-    """What a picture and its mask have in common."""
+    """What a picture and its mask have in common.
+
+    Args:
+        file: one of them.
+        suffix: the ending that its kind's names have of their own.
+        dropped: names of folders that only tell one kind from the other, lower case.
+    """
     return "/".join((*tree_parts(file.folders, dropped), stem_of(file.path.name).removesuffix(suffix)))
 
 
@@ -186,11 +200,17 @@ def endings(pictures: Sequence[str], masks: Sequence[str]) -> tuple[str, str] | 
     have = set(pictures)
     if 2 * sum(name in have for name in masks) >= len(masks):
         return "", ""
-    ends_of = [Counter(name[at.start() :] for name in names for at in re.finditer(r"[_-]", name)) for names in (pictures, masks)]
+    ends_of = [
+        Counter(name[at.start() :] for name in names for at in re.finditer(r"[_-]", name))
+        for names in (pictures, masks)
+    ]
     best: tuple[int, tuple[str, str]] = (0, ("", ""))
     for end in [name for name, num in ends_of[1].most_common(30) if 2 * num >= len(masks)]:
         bases = {name.removesuffix(end) for name in masks if name.endswith(end)}
-        for other in ["", *(name for name, num in ends_of[0].most_common(30) if 2 * num >= len(pictures) and name != end)]:
+        for other in [
+            "",
+            *(name for name, num in ends_of[0].most_common(30) if 2 * num >= len(pictures) and name != end),
+        ]:
             hits = sum(name.endswith(other) and name[: len(name) - len(other)] in bases for name in pictures)
             best = max(best, (hits, (other, end)), key=lambda one: (one[0], -len("".join(one[1]))))
     return best[1] if 2 * best[0] >= len(masks) else None
@@ -206,8 +226,10 @@ def count_values(masks: Sequence[File]) -> Values:
     for file in spread(masks, COUNTED):
         one = mask_values(file.path)
         values.looked_at += 1
-        ramp = bool(one.indices) and one.colours is not None and all(
-            colour == (index,) * 3 for colour, index in zip(one.colours, one.indices, strict=True)
+        ramp = (
+            bool(one.indices)
+            and one.colours is not None
+            and all(colour == (index,) * 3 for colour, index in zip(one.colours, one.indices, strict=True))
         )
         keys: Sequence[Any] = one.colours if one.colours is not None and not ramp else one.indices
         counter: Counter[Any] = values.colours if one.colours is not None and not ramp else values.indices
@@ -215,13 +237,13 @@ def count_values(masks: Sequence[File]) -> Values:
             counter[key] += area
             values.folders[key][file.folders[-1] if file.folders else ""] += 1
         if len(values.colours) > 4 * MAX_VALUES:
-            raise DataError(f"{file.path}: its masks hold over {len(values.colours)} colours; drawn over, or saved as JPEG?")
+            raise DataError(
+                f"{file.path}: its masks hold over {len(values.colours)} colours; drawn over, or saved as JPEG?"
+            )
     return values
 
 
-def _classes(
-    values: Values, listed: ClassList | None
-) -> tuple[list[dict[str, Any]], dict[str, Any], str, list[str]]:
+def _classes(values: Values, listed: ClassList | None) -> tuple[list[dict[str, Any]], dict[str, Any], str, list[str]]:
     """The recipe's classes and masks, the file that names them, and notes."""
     seen = f"in {values.looked_at} masks"
     if values.colours:

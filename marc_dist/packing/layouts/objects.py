@@ -138,5 +138,3 @@ def read(source: Source, files: Sequence[File]) -> Labels:
     if unknown:
         raise DataError(f"{files[0].path}: {unknown[0]!r} is not in the class list ({', '.join(source.classes)})")
     return {key: tuple(sorted(place[name] for name in names)) for key, names in named.items()}
-
-

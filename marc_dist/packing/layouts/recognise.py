@@ -14,17 +14,19 @@ from marc_dist.packing.reading.discover import UNREAD
 from marc_dist.packing.reading.recipes import Recipe
 
 
-def layouts_of(recipe: Recipe, tree: Tree) -> list[Layout]:
+def layouts_of(recipe: Recipe, tree: Tree, wanted: str = "auto", *, any_name: bool = False) -> list[Layout]:
     """Every layout that fits, the likeliest first. Folders count as classes only where nothing else names any.
 
     Args:
         recipe: whose names of tables come first.
         tree: everything that lies there.
+        wanted: kind of the labels, when somebody said so.
+        any_name: classes may be called like folders of a download.
 
     Raises:
         DataError: a label table that cannot be read.
     """
-    pairings = masks.find_pairings(tree)
+    pairings = masks.find_pairings(tree, by_content=wanted != "folders")
     aside = pairings[0].recipe if pairings else {}
     rest = replace(tree, pictures=pairings[0].pictures) if pairings else tree
     found = [
@@ -33,19 +35,20 @@ def layouts_of(recipe: Recipe, tree: Tree) -> list[Layout]:
         objects.detect(rest),
         yolo.detect(rest),
         masks.detect(tree, pairings),
-        folders.detect(rest),
+        folders.detect(rest, any_name=any_name),
     ]
     fits = [layout for layout in found if layout is not None]
     return [layout if layout.kind == "masks" else replace(layout, recipe={**layout.recipe, **aside}) for layout in fits]
 
 
-def choose(recipe: Recipe, tree: Tree, wanted: str = "auto") -> Layout:
+def choose(recipe: Recipe, tree: Tree, wanted: str = "auto", *, any_name: bool = False) -> Layout:
     """The layout that fits.
 
     Args:
         recipe: see ``layouts_of``.
         tree: everything that lies there.
         wanted: kind of the labels, when somebody said so.
+        any_name: classes may be called like folders of a download.
 
     Raises:
         DataError: none fits, two do, or it cannot be said how it is meant.
@@ -53,7 +56,7 @@ def choose(recipe: Recipe, tree: Tree, wanted: str = "auto") -> Layout:
     where = ", ".join(map(str, tree.roots))
     if not tree.pictures:
         raise DataError(f"{where}: {nothing_there(tree, recipe)}")
-    fits = layouts_of(recipe, tree)
+    fits = layouts_of(recipe, tree, wanted, any_name=any_name)
     if wanted != "auto":
         fits = [layout for layout in fits if layout.kind == wanted]
         if not fits:
@@ -116,7 +119,8 @@ def nothing_there(tree: Tree, recipe: Recipe) -> str:
         named = ", ".join(f"{num} {kind}" for kind, num in sorted(there.items()))
         return f"{named} files are not taken; convert them to PNG or JPEG first (gdal_translate does most)"
     seen = ", ".join(f"{num} {kind}" for kind, num in tree.kinds().most_common(5))
-    return f"found no pictures of {recipe.title}{f', only {seen}' if seen else ''}; expected {recipe.layout or 'pictures'}"
+    what = "pictures" if recipe.recognise else f"pictures of {recipe.title}"
+    return f"found no {what}{f', only {seen}' if seen else ''}; expected {recipe.layout or 'pictures'}"
 
 
 def _no_labels(tree: Tree, recipe: Recipe) -> str:

@@ -48,15 +48,20 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
     options: dict[str, tuple[dict[str, object], dict[str, str]]] = {}
     if by_folder:
         names = {split: folder for split, folder in by_folder.items()}
-        chosen = {name_of(file.origin): _split_of(file) or "" for file in pictures}
-        options[f"folders {', '.join(names.values())}"] = ({"folders": names, "source": "the archive's folders"}, chosen)
+        chosen = {name_of(file.origin): split_of(file) or "" for file in pictures}
+        options[f"folders {', '.join(names.values())}"] = (
+            {"folders": names, "source": "the archive's folders"},
+            chosen,
+        )
     for files, chosen in families:
         named = {split: shortest_name(file, tree) for split, file in files.items()}
         options[f"lists {', '.join(named.values())}"] = ({"lists": named, "source": "the archive's lists"}, chosen)
     if not options:
         return Splits(dict(DRAWN), "no split, 80 / 20 drawn by hash", unclear, notes)
     (line, (recipe, first)), *others = options.items()
-    differ = [other for other, (_, chosen) in others if any(first.get(key, split) != split for key, split in chosen.items())]
+    differ = [
+        other for other, (_, chosen) in others if any(first.get(key, split) != split for key, split in chosen.items())
+    ]
     differ += [other for other, (_, chosen) in others if set(chosen) != set(first) and other not in differ]
     if differ and not unclear:
         unclear = f"two splits fit that differ: {line}, or {differ[0]}; name one in the recipe (splits)"
@@ -64,17 +69,20 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
     kind = "folders" if "folders" in recipe else "lists"
     values = recipe[kind]
     assert isinstance(values, dict)
-    recipe[kind] = {split: values[split] for split in sorted(values, key=lambda s: (order.index(s) if s in order else 3))}
-    return Splits(recipe, f"{len(values)} splits ({line})", unclear, [*notes, *(f"or: splits from {o}" for o in differ)])
+    recipe[kind] = {split: values[split] for split in sorted(values, key=lambda s: order.index(s) if s in order else 3)}
+    return Splits(
+        recipe, f"{len(values)} splits ({line})", unclear, [*notes, *(f"or: splits from {o}" for o in differ)]
+    )
 
 
-def _split_of(file: File) -> str | None:
+def split_of(file: File) -> str | None:
+    """The split that one of a picture's folders names, if any."""
     return next((split for folder in file.folders if (split := split_word(folder)) is not None), None)
 
 
 def _by_folder(pictures: Sequence[File]) -> tuple[dict[str, str], str, list[str]]:
     """Split -> folder; why it is not plain; notes."""
-    of = [(next((f for f in file.folders if split_word(f)), ""), _split_of(file)) for file in pictures]
+    of = [(next((f for f in file.folders if split_word(f)), ""), split_of(file)) for file in pictures]
     names: dict[str, set[str]] = defaultdict(set)
     for folder, split in of:
         if split is not None:
@@ -121,7 +129,7 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
         try:
             for split, names in listed.items():
                 place = files[split].origin
-                lists[split] = (place, [key for key in pictures_named(place, names, keys) if key in keys])
+                lists[split] = (place, [key for key in pictures_named(place, names, keys, split) if key in keys])
             chosen = split_of_lists(lists)
         except DataError as error:
             fault = fault or str(error)
@@ -151,7 +159,9 @@ def _family(file: File) -> tuple[tuple[str, str], str] | None:
 def shortest_name(file: File, tree: Tree) -> str:
     """A file's name for a recipe: with as many of its folders as tell it from others."""
     parts = file.origin.split("/")
-    every = Counter("/".join(other.parts[-num:]) for other in [*tree.tables, *tree.jsons] for num in range(1, len(parts) + 1))
+    every = Counter(
+        "/".join(other.parts[-num:]) for other in [*tree.tables, *tree.jsons] for num in range(1, len(parts) + 1)
+    )
     for num in range(1, len(parts) + 1):
         end = "/".join(parts[-num:])
         if every[end.lower()] == 1:

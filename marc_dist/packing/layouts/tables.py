@@ -1,4 +1,4 @@
-"""Label tables: one, or some with a part of the rows each (a split, a class, a folder), whose rows name the pictures."""
+"""Label tables whose rows name the pictures: one, or some with a part of the rows each (a split, a class)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.class_lists import is_class_list
-from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name
+from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name, split_of
 from marc_dist.packing.layouts.tree import Layout, Tree
 from marc_dist.packing.reading.columns import Columns, find_columns
 from marc_dist.packing.reading.discover import File, matches
@@ -43,13 +43,17 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     Raises:
         DataError: a table of such a name that cannot be read.
     """
-    found = [c for file in [*tree.tables, *tree.jsons][:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None]
+    found = [
+        c for file in [*tree.tables, *tree.jsons][:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None
+    ]
     if not found:
         return None
     named = [c for c in found if _is_named(c.file, tables)]
     groups = _groups(named or found)
     names = [", ".join(sorted({shortest_name(c.file, tree) for c in group})[:3]) for group in groups]
-    unclear = f"labels stand in {names[0]} and in {names[1]}; name the table to read with --table" if len(groups) > 1 else ""
+    unclear = (
+        f"labels stand in {names[0]} and in {names[1]}; name the table to read with --table" if len(groups) > 1 else ""
+    )
     group = groups[0]
     first = group[0]
     recipe: dict[str, Any] = {"labels": ["table"], "pair_by": "path"}
@@ -148,10 +152,20 @@ def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str
         # a split column is the table's own word; folders that say the same are no second one
         rows = _column_splits(first)
         line = f"splits {', '.join(rows)} from its column {first.split_column!r}"
-        differ = "folders" in splits.recipe and set(rows) != set(splits.recipe["folders"])  # type: ignore[arg-type]
+        differ = "folders" in splits.recipe and _differ(tree, first)
         unclear = f"two splits fit that differ: column {first.split_column!r}, or {splits.line}" if differ else ""
         return {**DRAWN, "source": f"column {first.split_column!r} of the table"}, line, unclear, []
     return splits.recipe, splits.line, splits.unclear, splits.notes
+
+
+def _differ(tree: Tree, candidate: Candidate) -> bool:
+    """Whether the split column says of some picture another split than its folder does."""
+    rows = read_rows(candidate.file.path)
+    place = list(rows[0].cells).index(candidate.split_column)
+    said = {stem_of(name): one_split(row.cells[place]) for name, row in zip(candidate.names, rows[1:], strict=True)}
+    return any(
+        said.get(stem_of(file.path.name), split) != split for file in tree.pictures for split in [split_of(file)]
+    )
 
 
 def _column_splits(candidate: Candidate) -> list[str]:
@@ -159,4 +173,3 @@ def _column_splits(candidate: Candidate) -> list[str]:
     rows = read_rows(candidate.file.path)
     place = list(rows[0].cells).index(candidate.split_column)
     return sorted({one_split(row.cells[place]) for row in rows[1:]})
-

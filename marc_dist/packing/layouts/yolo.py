@@ -28,7 +28,9 @@ def detect(tree: Tree) -> Layout | None:
     names = listed.names if listed is not None else {}
     unclear = ""
     if not all(number in names for number in numbers):
-        unclear = f"class numbers up to {numbers[-1]} and no list of names (classes.txt, data.yaml); name them in the recipe"
+        unclear = (
+            f"class numbers up to {numbers[-1]} and no list of names (classes.txt, data.yaml); name them in the recipe"
+        )
         names = {number: f"class_{number}" for number in range(numbers[-1] + 1)}
     splits = find_splits(tree, tree.pictures)
     recipe: dict[str, Any] = {
@@ -94,6 +96,8 @@ def read(source: Source, files: Sequence[File], keys: set[str]) -> Labels:
             continue
         numbers = _numbers(file)
         if numbers and max(numbers) >= len(source.classes):
-            raise DataError(f"{file.path}: class number {max(numbers)}, and the recipe has {len(source.classes)} classes")
+            raise DataError(
+                f"{file.path}: class number {max(numbers)}, and the recipe has {len(source.classes)} classes"
+            )
         labels[key] = tuple(sorted(numbers))
     return labels

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from marc_dist.config import DataError
 
-ARCHIVES = re.compile(r"(?i).*\.(zip|zipx|tar|tgz|tbz2?|txz|tar\.\w+|rar|7z|gz|bz2|xz|zst|z\d\d|\d{3}|tar\.\w+[a-z]{2})")
-PART = re.compile(r"(?i).*(\.(zip|7z|rar|tar|tar\.\w+|tgz)\.\d{2,4}|\.z\d\d|\.part\d+\.rar|\.r\d\d|\.tar\.(gz|bz2|xz)\w{2})")
+ARCHIVES = re.compile(
+    r"(?i).*\.(zip|zipx|tar|tgz|tbz2?|txz|tar\.\w+|rar|7z|gz|bz2|xz|zst|z\d\d|\d{3}|tar\.\w+[a-z]{2})"
+)
+PART = re.compile(
+    r"(?i).*(\.(zip|7z|rar|tar|tar\.\w+|tgz)\.\d{2,4}|\.z\d\d|\.part\d+\.rar|\.r\d\d|\.tar\.(gz|bz2|xz)\w{2})"
+)
 METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 97: "WavPack", 98: "PPMd", 99: "AES"}
 READABLE = (0, 8, 12, 14)  # stored, deflated, bzip2, LZMA
 STARTS = {
@@ -21,10 +25,10 @@ STARTS = {
 
 
 def what_is(path: Path) -> str:
-    """One line about a file that is neither a zip nor a tar, with its remedy; no message when nothing is known of it."""
+    """One line about a file that is neither a zip nor a tar, with its remedy; empty when nothing is known of it."""
     if PART.fullmatch(path.name):
         return (
-            f"{path}: a part of a split archive; put the parts together (`7z x` of the first one, or `cat` in order, or "
+            f"{path}: a part of a split archive; put the parts together (`7z x` of the first one, `cat` in order, or "
             "`zip -s 0`) and pass the whole"
         )
     try:
@@ -34,7 +38,7 @@ def what_is(path: Path) -> str:
         return ""
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return f"{path}: a web page, not an archive: the download failed (a quota, a login?); fetch it again in a browser"
+        return f"{path}: a web page, not an archive: the download failed (a quota, a login?); use a browser"
     if not start:
         return f"{path}: an empty file: the download failed; fetch it again"
     for sign, kind in STARTS.items():
@@ -42,7 +46,7 @@ def what_is(path: Path) -> str:
             remedy = "fetch it with `git lfs pull`" if "LFS" in kind else "unpack it yourself and pass the folder"
             return f"{path}: {kind}; {remedy}"
     if start.startswith(b"PK\x03\x04"):
-        return f"{path}: a zip without its end: the download was cut short, or it is a part of a split one; fetch it again"
+        return f"{path}: a zip without its end: a download cut short, or a part of a split one; fetch it again"
     return ""
 
 
@@ -61,7 +65,9 @@ def check_zip(path: Path, members: list[zipfile.ZipInfo]) -> None:
             method = METHODS.get(member.compress_type, f"method {member.compress_type}")
             raise DataError(f"{path}: {member.filename} is packed with {method}, which Python cannot unpack; {remedy}")
     if list(path.parent.glob(f"{path.stem}.z[0-9][0-9]")):
-        raise DataError(f"{path}: the last part of a split archive; join the parts (`zip -s 0`, or 7z) and pass the whole")
+        raise DataError(
+            f"{path}: the last part of a split archive; join the parts (`zip -s 0`, or 7z) and pass the whole"
+        )
     seen: dict[str, int] = {}
     for member in members:
         if not member.is_dir() and seen.setdefault(member.filename, member.CRC) != member.CRC:

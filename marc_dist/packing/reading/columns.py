@@ -12,7 +12,9 @@ from marc_dist.packing.reading.label_cells import UnclearCell, literal
 from marc_dist.packing.reading.names import split_word, stem_of
 from marc_dist.packing.reading.sheets import Row
 
-IMAGE = re.compile(r"(image|img|picture|photo|file|tile|patch|chip|sample|name|path|key|id)+s?(label)?s?|filename|fname|")
+IMAGE = re.compile(
+    r"(image|img|picture|photo|file|tile|patch|chip|sample|name|path|key|id)+s?(label)?s?|filename|fname|"
+)
 LISTS = re.compile(r"(multi)?(label|tag|class|categor(y|ie)|landcover|landuse)(s|es)?(name|list|text|str)?s?")
 SPLITS = ("split", "splits", "set", "subset", "partition", "phase", "usage", "datasplit", "datasetsplit")
 OTHER = re.compile(

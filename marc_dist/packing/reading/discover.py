@@ -19,7 +19,22 @@ from marc_dist.packing.reading.recipes import Recipe
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff")
 FOREIGN = (".bmp", ".gif", ".webp")  # taken with --to-png only
-UNREAD = (".jp2", ".j2k", ".heic", ".avif", ".ppm", ".npy", ".img", ".ecw", ".sid", ".hdf", ".h5", ".nc", ".svs", ".jxl")
+UNREAD = (
+    ".jp2",
+    ".j2k",
+    ".heic",
+    ".avif",
+    ".ppm",
+    ".npy",
+    ".img",
+    ".ecw",
+    ".sid",
+    ".hdf",
+    ".h5",
+    ".nc",
+    ".svs",
+    ".jxl",
+)
 TABLES = (".csv", ".tsv", ".xlsx", ".mat", ".parquet", ".jsonl", ".ndjson")
 JUNK_FILES = re.compile(r"(?i)(\..*|thumbs\.db|desktop\.ini|(readme|legend|licen[cs]e)(\.[a-z]+)*)")
 JUNK_FOLDERS = ("__macosx", ".git", "@eadir")
@@ -147,7 +162,7 @@ def discover(
             if name.endswith(TABLES):
                 found.other_tables.append(file)
             kind = file.path.suffix.lower() or name
-            found.passed_over[f"{kind} outside {recipe.pictures.folders[0]}" if name.endswith(taken) else kind] += 1
+            found.passed_over[f"{kind} that are not the recipe's pictures" if name.endswith(taken) else kind] += 1
             if is_archive(name):
                 found.archives.append(file)
     order = [pattern.lower() for pattern in recipe.tables]

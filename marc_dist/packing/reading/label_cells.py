@@ -24,8 +24,8 @@ def literal(cell: str) -> list[str] | None:
     """The names of a cell that holds a list as JSON, Python or NumPy write it; None when it holds no such list.
 
     Args:
-        cell: ``['a', 'b']``, ``["a"]``, ``('a',)``, ``{'a', 'b'}``, ``['a' 'b']``, ``array(['a'], dtype=object)``, ``[]``,
-            ``[a, b]``.
+        cell: ``['a', 'b']``, ``["a"]``, ``('a',)``, ``{'a', 'b'}``, ``['a' 'b']``, ``[a, b]``, ``[]``,
+            ``array(['a'], dtype=object)``.
 
     Raises:
         UnclearCell: a list of lists, of names without marks between them, a bracket that does not close.
@@ -130,10 +130,12 @@ def bound_words(cells: Sequence[str]) -> str | None:
             beside[word].add(around[0] if len(around) == 1 else "")
     for word in sorted(beside):
         if len(beside[word]) == 1 and (other := next(iter(beside[word]))):
-            return next(" ".join(pair) for pair in ((word, other), (other, word)) if any(" ".join(pair) in c for c in cells))
+            return next(
+                " ".join(pair) for pair in ((word, other), (other, word)) if any(" ".join(pair) in c for c in cells)
+            )
     return None
 
 
 def is_name(name: str) -> bool:
     """Whether a text may be a class name: brackets or quotes around it tell that a list was read as a name."""
-    return not (name[:1] in "[{'\"" or name[-1:] in "]}\"" or (name[:1] == "(" and name[-1:] == ")" and "," in name))
+    return not (name[:1] in "[{'\"" or name[-1:] in ']}"' or (name[:1] == "(" and name[-1:] == ")" and "," in name))

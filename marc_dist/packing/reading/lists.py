@@ -47,7 +47,9 @@ def listed_names(path: Path, stems: Collection[str]) -> list[str]:
     return [name_of(row.cells[shape.image]) for row in shape.body]
 
 
-def pictures_named(place: str, names: Iterable[str], pictures: Collection[str]) -> tuple[str, ...]:
+def pictures_named(
+    place: str, names: Iterable[str], pictures: Collection[str], split: str | None = None
+) -> tuple[str, ...]:
     """Which picture each name means when names repeat: its path ends in the name, or the name ends in its whole path.
 
     A name that fits no picture stays as it is.
@@ -56,6 +58,7 @@ def pictures_named(place: str, names: Iterable[str], pictures: Collection[str]) 
         place: of the names, for messages.
         names: as ``name_of`` writes them.
         pictures: keys, folders included.
+        split: of the names; where one fits several pictures, those in a folder of this split are meant.
 
     Raises:
         DataError: a name fits several pictures.
@@ -68,6 +71,8 @@ def pictures_named(place: str, names: Iterable[str], pictures: Collection[str]) 
     for name in names:
         whole = next((end for end in _endings(name) if end in pictures), name)
         fits = ending.get(name, [whole])
+        if len(fits) > 1 and split is not None:
+            fits = [key for key in fits if split in map(split_word, key.split("/")[:-1])] or fits
         if len(fits) > 1:
             raise DataError(
                 f"{place}: {name!r} fits {len(fits)} pictures, such as {fits[0]} and {fits[1]}; write their folders too"

@@ -147,9 +147,7 @@ def _entry(path: Path, palette: list[int], value: int) -> Colour:
     return palette[3 * value], palette[3 * value + 1], palette[3 * value + 2]
 
 
-def _by_colour(
-    path: Path, colours: list[Colour], areas: list[int], rule: MaskRule, least: float
-) -> frozenset[int]:
+def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
     total: dict[int, int] = {}
     for colour, area in zip(colours, areas, strict=True):
         if colour in rule.ignore_colours:
@@ -160,9 +158,7 @@ def _by_colour(
     return frozenset(number for number, area in total.items() if area >= least)
 
 
-def _by_index(
-    path: Path, values: list[int], areas: list[int], rule: MaskRule, least: float
-) -> frozenset[int]:
+def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
     if not rule.indices:
         raise DataError(
             f"{path}: a mask without a palette, and copies of this set disagree about index values; "

@@ -25,8 +25,8 @@ CORE = {
     "image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "jpegs",
     "png", "pngs", "tif", "tiff", "tifs", "bmp", "webp", "mask", "masks", "label", "labels", "labelled", "labeled",
     "annotation", "annotations", "anno", "annos", "ann", "anns", "gt", "gts", "groundtruth", "seg", "segmentation",
-    "segmentations", "trainval", "dataset", "datasets", "dir", "split", "splits", "xml", "xmls", "json", "bbox", "bboxes",
-    *SPLIT_WORDS,
+    "segmentations", "trainval", "dataset", "datasets", "dir", "split", "splits", "xml", "xmls", "json", "bbox",
+    "bboxes", *SPLIT_WORDS,
 }  # fmt: skip
 BESIDE = {
     "color", "colour", "colors", "colours", "gray", "grey", "rgb", "rgba", "irrg", "rgbir", "index", "indexed", "raw",

@@ -59,7 +59,9 @@ class MaskEntry(Section):
     ignore_indices: tuple[int, ...] = Field((), description="values that mean nothing")
     ignore_colours: tuple[tuple[Channel, Channel, Channel], ...] = Field((), description="colours that mean nothing")
     min_area_px: int = Field(1, ge=1, description="pixels from which a class counts as present")
-    min_share: float = Field(0.0, ge=0, le=1, description="share of a mask's pixels from which a class counts as present")
+    min_share: float = Field(
+        0.0, ge=0, le=1, description="share of a mask's pixels from which a class counts as present"
+    )
 
 
 class SplitEntry(Section):

@@ -97,7 +97,7 @@ def _recognised(
     """
     tree = survey(roots, foreign=foreign)
     if table is None:
-        layout = choose(recipe, tree, labels)
+        layout = choose(recipe, tree, labels, any_name="class_names" in allow)
     else:
         splits = find_splits(tree, tree.pictures)
         if splits.unclear:
@@ -217,13 +217,7 @@ def _labels(
         if kind == "masks":
             assert rule is not None
             return _from_masks(_by_key(source, found.masks, "masks", source.recipe.masks.suffix), rule, workers)
-        if kind == "coco":
-            return coco.read(source, found.annotations, pictures)
-        if kind == "objects":
-            return objects.read(source, found.annotations)
-        if kind == "yolo":
-            return yolo.read(source, found.annotations, set(pictures))
-        return folders.read(source, pictures)
+        return _from_annotations(source, kind, found.annotations, pictures)
 
     labels = read(kinds[0])
     _pairing(source, kinds[0], labels, pictures)
@@ -237,6 +231,16 @@ def _labels(
                 raise DataError(f"{error}; to leave the {kind} aside: --labels {kinds[0]}") from None
             source.warnings.append(f"labels: {kind} not compared: {error}")
     return labels, split_of
+
+
+def _from_annotations(source: Source, kind: str, files: list[File], pictures: dict[str, File]) -> Labels:
+    if kind == "coco":
+        return coco.read(source, files, pictures)
+    if kind == "objects":
+        return objects.read(source, files)
+    if kind == "yolo":
+        return yolo.read(source, files, set(pictures))
+    return folders.read(source, pictures)
 
 
 def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -> tuple[Labels, dict[str, str]]:

@@ -110,7 +110,7 @@ def _by_list(source: Source, kept: Mapping[str, File], files: Sequence[File]) ->
         if len(fits) != 1:
             raise DataError(f"splits.lists.{split}: expected one file {pattern}, got {len(fits)}")
         path = fits[0].path
-        found = pictures_named(str(path), listed_names(path, stems), places)
+        found = pictures_named(str(path), listed_names(path, stems), places, split)
         lists[split] = (str(path), [places[name] for name in found if name in places])
     chosen = split_of_lists(lists)
     left = [file.origin for key, file in kept.items() if key not in chosen]

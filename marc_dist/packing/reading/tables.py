@@ -57,8 +57,8 @@ def read_table(
     Args:
         path: ``.csv``, ``.tsv``, ``.txt``, ``.xlsx``, ``.parquet``, ``.jsonl``, ``.json`` or ``.mat``.
         classes: class names of the columns; needed by ``.mat``, which has none.
-        stems: names of the pictures: they tell which column names them. Needed by ``.mat``; its columns run over them in
-            natural order.
+        stems: names of the pictures: they tell which column names them. Needed by ``.mat``; its columns run over them
+            in natural order.
         separator: between the names in a ``labels`` column (``image,labels``); None = to be seen.
         columns: which column is which; what it leaves open is found.
 
@@ -135,9 +135,9 @@ def _matrix(path: Path, shape: Shape) -> NDArray[np.bool_]:
             value = known.get(row.cells[place].lower())
             if value is None:
                 raise DataError(
-                    f"{path}: row {row.line} ({row.cells[shape.image]}), column {shape.header[place]!r}: expected 0 or 1, "
-                    f"got {row.cells[place]!r}; a column of names? say table: labels in the recipe; none of labels? table: "
-                    "ignore"
+                    f"{path}: row {row.line} ({row.cells[shape.image]}), column {shape.header[place]!r}: expected 0 or "
+                    f"1, got {row.cells[place]!r}; a column of names? say table: labels in the recipe; none of labels? "
+                    "table: ignore"
                 )
             labels[number, column] = value
     return labels
@@ -158,20 +158,20 @@ def _listed(
         for name in names:
             if not is_name(name):
                 raise DataError(f"{path}: row {row.line}, column {column!r}: {name!r} is half a list, no name; mend it")
-    spelled = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
-    names = tuple(classes) if classes else tuple(sorted(spelled.values()))
-    place = {normal_name(name): number for number, name in enumerate(names)}
-    labels = np.zeros((len(body), len(names)), dtype=bool)
+    spellings = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
+    order = tuple(classes) if classes else tuple(sorted(spellings.values()))
+    place = {normal_name(name): number for number, name in enumerate(order)}
+    labels = np.zeros((len(body), len(order)), dtype=bool)
     for number, (row, found) in enumerate(zip(body, lists, strict=True)):
         for name in found:
             if normal_name(name) not in place:
                 mark = "; is it half a name? say what stands between names with --separator"
                 raise DataError(
                     f"{path}: row {row.line} ({row.cells[shape.image]}): label {name!r} is not in the class list"
-                    f"{suggestion(name, names)}{mark if ' ' in row.cells[shape.labels] else ''}"
+                    f"{suggestion(name, order)}{mark if ' ' in row.cells[shape.labels] else ''}"
                 )
             labels[number, place[normal_name(name)]] = True
-    return names, labels
+    return order, labels
 
 
 def _names_in(
@@ -192,9 +192,7 @@ def _names_in(
     raise DataError(f"{path}: column {shape.header[shape.labels]!r}: {unclear}") from None
 
 
-def _by_number(
-    path: Path, column: str, lists: list[list[str]], classes: Sequence[str] | None
-) -> list[list[str]]:
+def _by_number(path: Path, column: str, lists: list[list[str]], classes: Sequence[str] | None) -> list[list[str]]:
     """Class numbers, which need a list of names; 0 is the first."""
     largest = max(int(name) for names in lists for name in names)
     if not classes or largest >= len(classes):

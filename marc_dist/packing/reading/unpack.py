@@ -94,31 +94,36 @@ def _temporary(beside: Path) -> Iterator[Path]:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar; members that would leave the folder are refused by the libraries or kept inside."""
     try:
-        if archive.is_file() and PART.fullmatch(archive.name):
+        if not archive.is_file():
+            raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
+        if PART.fullmatch(archive.name):
             raise DataError(what_is(archive))
-        if archive.is_file() and zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened_zip:
-                infos = opened_zip.infolist()
-                for info in infos:  # some programs of Windows write them against the standard; unzip turns them, too
-                    info.filename = info.filename.replace("\\", "/")
-                check_zip(archive, infos)
-                _check(archive, ((info.filename, info.file_size) for info in infos), folder)
-                for info in infos:
-                    opened_zip.extract(info, folder)
-        elif archive.is_file() and _is_tar(archive):
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, folder)
+        elif _is_tar(archive):
             _check(archive, _plain_members(archive), folder)
             for tar, member in members(archive, "r:*"):
                 tar.extract(member, folder, filter="data")
         else:
-            if archive.is_file() and (known := what_is(archive)):
-                raise DataError(known)
-            raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
+            generic = f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first"
+            raise DataError(what_is(archive) or generic)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{archive}: cannot be unpacked beside the target ({error.strerror or error})") from None
     except Exception as error:  # the libraries raise whatever comes up: BadZipFile, LZMAError, OverflowError, ...
         raise DataError(f"{archive}: damaged archive ({error or type(error).__name__}); fetch it again") from None
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened_zip:
+        infos = opened_zip.infolist()
+        for info in infos:  # some programs of Windows write them against the standard; unzip turns them, too
+            info.filename = info.filename.replace("\\", "/")
+        check_zip(archive, infos)
+        _check(archive, ((info.filename, info.file_size) for info in infos), folder)
+        for info in infos:
+            opened_zip.extract(info, folder)
 
 
 def _is_tar(archive: Path) -> bool:
