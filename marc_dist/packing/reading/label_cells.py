@@ -6,7 +6,6 @@ Whatever is not plainly one of them is refused: half a name, a bracket or a quot
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 MARKS = (";", "|", ",")
@@ -122,17 +121,17 @@ def bound_words(cells: Sequence[str]) -> str | None:
     Args:
         cells: words between blanks.
     """
-    beside: dict[str, set[str]] = defaultdict(set)
+    beside: dict[str, set[str]] = {}
     for cell in set(cells):
         words = cell.split()
         for place, word in enumerate(words):
-            around = [*words[max(0, place - 1) : place], *words[place + 1 : place + 2]]
-            beside[word].add(around[0] if len(around) == 1 else "")
+            around = {*words[max(0, place - 1) : place], *words[place + 1 : place + 2]}
+            beside[word] = beside.get(word, around) & around
     for word in sorted(beside):
-        if len(beside[word]) == 1 and (other := next(iter(beside[word]))):
-            return next(
-                " ".join(pair) for pair in ((word, other), (other, word)) if any(" ".join(pair) in c for c in cells)
-            )
+        for other in sorted(beside[word]):
+            for pair in (f"{word} {other}", f"{other} {word}"):
+                if any(pair in " ".join(cell.split()) for cell in cells):
+                    return pair
     return None
 
 

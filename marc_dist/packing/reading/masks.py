@@ -6,10 +6,11 @@ Published masks of one set disagree about index values but agree about colours, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from marc_dist.config import DataError
 from marc_dist.data.decode import MAX_PIXELS
 
 Colour = tuple[int, int, int]
+SHOWN = 20  # values that a message lists
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # what keeps every pixel's value
 
 
@@ -149,13 +151,52 @@ def _entry(path: Path, palette: list[int], value: int) -> Colour:
 
 def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
     total: dict[int, int] = {}
+    known = {*rule.colours, *rule.ignore_colours}
+    _all_known(path, "colour", {c: area for c, area in zip(colours, areas, strict=True) if c not in known})
     for colour, area in zip(colours, areas, strict=True):
         if colour in rule.ignore_colours:
             continue
-        if colour not in rule.colours:
-            raise DataError(f"{path}: colour {colour} ({area} pixels) belongs to no class of this set; is it its mask?")
         total[rule.colours[colour]] = total.get(rule.colours[colour], 0) + area
     return frozenset(number for number, area in total.items() if area >= least)
+
+
+class UnknownValues(DataError):
+    """Colours or values of a mask that no class has.
+
+    Attributes:
+        pixels: of each.
+    """
+
+    pixels: Mapping[Any, int] = {}
+
+
+def _all_known(path: Path, kind: str, unknown: Mapping[Any, int]) -> None:
+    if unknown:
+        value, area = next(iter(unknown.items()))
+        error = UnknownValues(f"{path}: {kind} {value} ({area} pixels) belongs to no class of this set; is it its mask?")
+        error.pixels = unknown
+        raise error
+
+
+def all_unknown(errors: Sequence[UnknownValues]) -> DataError:
+    """One error for many masks: the first one's, then every value that no class has, as a recipe would list it.
+
+    Args:
+        errors: at least one.
+    """
+    pixels: Counter[Any] = Counter()
+    masks: Counter[Any] = Counter()
+    for error in errors:
+        pixels.update(error.pixels)
+        masks.update(list(error.pixels))
+    shown = sorted(pixels, key=lambda value: -pixels[value])[:SHOWN]
+    told = ", ".join(f"{value} in {masks[value]} masks ({pixels[value]} pixels)" for value in shown)
+    colours = [value for value in shown if isinstance(value, tuple)]
+    entries = ", ".join(f"{{name: NAME, colour: {list(colour)}}}" for colour in colours)
+    table = ", ".join(f"{value}: NAME" for value in shown if not isinstance(value, tuple))
+    paste = f"classes: [{entries}]" if colours else f"masks: {{index_orders: {{NAME: {{{table}}}}}}}"
+    more = f" and {len(pixels) - SHOWN} more" if len(pixels) > SHOWN else ""
+    return DataError(f"{errors[0]} In {len(errors)} masks: {told}{more}; to add to the recipe: {paste}")
 
 
 def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
@@ -165,10 +206,10 @@ def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule, l
             f"say which order it has with --index-order {' or '.join(rule.orders) or 'NAME'}"
         )
     total: dict[int, int] = {}
+    known = {*rule.indices, *rule.ignore_indices}
+    _all_known(path, "value", {v: area for v, area in zip(values, areas, strict=True) if v not in known})
     for value, area in zip(values, areas, strict=True):
         if value in rule.ignore_indices:
             continue
-        if value not in rule.indices:
-            raise DataError(f"{path}: value {value} ({area} pixels) belongs to no class of this set; is it its mask?")
         total[rule.indices[value]] = total.get(rule.indices[value], 0) + area
     return frozenset(number for number, area in total.items() if area >= least)

@@ -58,6 +58,18 @@ def decoded(data: bytes) -> str:
         return data.decode("latin-1")
 
 
+def is_guessed(path: Path) -> bool:
+    """Whether a text is of an encoding that its bytes do not tell: not UTF-8, and without a mark."""
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        return False
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data[:2] not in (b"\xff\xfe", b"\xfe\xff")
+    return False
+
+
 def _text(path: Path) -> list[Row]:
     text = decoded(path.read_bytes())
     delimiter = delimiter_of(text, path.suffix.lower())

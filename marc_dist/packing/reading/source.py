@@ -23,7 +23,7 @@ from marc_dist.packing.layouts.splits import find_splits
 from marc_dist.packing.layouts.tree import Layout, survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
 from marc_dist.packing.reading.lists import pictures_named
-from marc_dist.packing.reading.masks import MaskRule, read_mask
+from marc_dist.packing.reading.masks import MaskRule, UnknownValues, all_unknown, read_mask
 from marc_dist.packing.reading.names import composed, is_folder_word, name_of, normal_name, stem_of, tree_parts
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.samples import Labels, Source, expectations
@@ -304,6 +304,9 @@ def _from_masks(masks: dict[str, File], rule: MaskRule, workers: int) -> Labels:
             raise DataError("a process that read masks was killed; out of memory? try --workers 1") from None
     else:
         results = [read(path) for path in paths]
+    unknown = [result for result in results if isinstance(result, UnknownValues)]
+    if unknown:
+        raise all_unknown(unknown)
     labels: Labels = {}
     for key, result in zip(masks, results, strict=True):
         if isinstance(result, DataError):

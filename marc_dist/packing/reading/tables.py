@@ -15,7 +15,7 @@ from marc_dist.config.suggest import suggestion
 from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns, plain
 from marc_dist.packing.reading.label_cells import UnclearCell, is_name, split_cells
 from marc_dist.packing.reading.names import name_of, natural_key, normal_name
-from marc_dist.packing.reading.sheets import Row, read_rows
+from marc_dist.packing.reading.sheets import Row, is_guessed, read_rows
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def read_table(
     if len(rows) < 2 or len(rows[0].cells) < 2:
         raise DataError(f"{path}: expected a header and rows `image,label,label,...`, got {len(rows)} rows")
     rows = _without_empty_columns(path, rows)
+    guessed = "not UTF-8, read as Latin-1; if names look wrong, save it as UTF-8"
     shape = find_columns(path, rows, columns or Columns(), set(stems or ()))
+    shape.notes += [guessed] if is_guessed(path) else []
     for row in shape.body:
         if not row.cells[shape.image]:
             raise DataError(f"{path}: row {row.line}: names no picture")
