@@ -13,7 +13,10 @@ from marc_dist.config import DataError
 from marc_dist.packing.reading.samples import LabelledPicture, Source
 from marc_dist.packing.tar import Entry
 
-EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tif", ".tiff": "tif"}
+EXTENSIONS = {
+    ".jpg": "jpg", ".jpeg": "jpg", ".jfif": "jpg", ".png": "png", ".tif": "tif", ".tiff": "tif", ".bmp": "bmp",
+    ".gif": "gif", ".webp": "webp",
+}  # fmt: skip
 KEY_BYTES = 80  # leaves room for the extension in ustar's 100
 SPLIT_ORDER = ("train", "val", "test")
 
@@ -65,7 +68,7 @@ def plan_entries(source: Source, *, to_png: bool) -> dict[str, Pairs]:
     """
     samples = sorted(source.samples, key=lambda sample: sample.origin)
     kinds = Counter(EXTENSIONS[sample.file.suffix.lower()] for sample in samples)
-    as_png = {"jpg", "tif", "png"} if to_png else {"tif"} if source.recipe.tif == "png" else set()
+    as_png = set(EXTENSIONS.values()) if to_png else {"tif"} if source.recipe.tif == "png" else set()
     stored = {"png" if kind in as_png else kind for kind in kinds}
     if len(stored) > 1:
         named = " and ".join(f"{num} {kind}" for kind, num in sorted(kinds.items()))
@@ -80,8 +83,12 @@ def plan_entries(source: Source, *, to_png: bool) -> dict[str, Pairs]:
         }
         entry = Entry(sample.file, key, kind, "png" if kind in as_png else kind, meta)
         splits[sample.split].append((sample, entry))
-    names = sorted(splits, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else 3, name))
-    return {name: sorted(splits[name], key=lambda pair: pair[1].key) for name in names}
+    return {name: sorted(splits[name], key=lambda pair: pair[1].key) for name in sorted(splits, key=split_order)}
+
+
+def split_order(name: str) -> tuple[int, str]:
+    """Splits in the order in which they are shown: train, val, test, others by name."""
+    return SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name
 
 
 def cut(pairs: Pairs, samples_per_shard: int, shard_mb: float | None) -> Iterator[list[Entry]]:

@@ -19,11 +19,10 @@ from marc_dist.packing.layout import cut, plan_entries
 from marc_dist.packing.manifest import describe
 from marc_dist.packing.publish import publication
 from marc_dist.packing.reading.samples import LabelledPicture, Source, odd_sizes
-from marc_dist.packing.tar import Entry, Location, ShardPart, WrittenShard, pixels, write_part
+from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, pixels, write_part
 from marc_dist.packing.worker_pool import PoolTask, work
 
 Progress = Callable[[int, int], None]
-Size = tuple[int, int] | None
 PART = 64  # samples that a process writes at a time: shards are few, and no core may wait for the others' last one
 
 
@@ -63,12 +62,15 @@ def pack(
     if not plan:
         raise DataError(f"{source.recipe.title}: nothing to pack")
     strict = source.recipe.policies.size == "stop" and "size" not in source.allow
-    size = source.recipe.expect.image_size if strict else None
+    demands = Demands(
+        source.recipe.expect.image_size if strict else None,
+        source.recipe.policies.bands == "stop" and "bands" not in source.allow,
+    )
     with publication(out, force, shard_records.sweep if resume else None) as folder:
         left = shard_records.left_over(folder)
         _room(source, out, sum(left.values()))
         tasks = [
-            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, size)
+            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, demands)
             for split, pairs in plan.items()
             for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb))
         ]
@@ -80,6 +82,7 @@ def pack(
         odd_sizes(
             source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows}
         )
+        _remarks(source, [row for written in shards.values() for shard in written for row in shard.rows])
         _duplicates(source, plan, shards, folder)
         describe(source, plan, shards, folder)
         shard_records.forget(folder)
@@ -93,7 +96,7 @@ class _ShardTask:
     path: Path
     split: str
     entries: list[Entry]
-    size: Size
+    demands: Demands
     shard: WrittenShard | None = None
     parts: dict[int, ShardPart] = field(default_factory=dict)
 
@@ -105,17 +108,17 @@ class _ShardTask:
         return self.path.with_name(f"{self.path.name}.{start:06d}")
 
     def take_over(self) -> PoolTask:
-        return shard_records.take_over, (self.path, self.entries, shard_records.plan_digest(self.entries, self.size))
+        return shard_records.take_over, (self.path, self.entries, shard_records.plan_digest(self.entries, self.demands))
 
     def write(self) -> list[PoolTask]:
         return [
-            (write_part, (self.part_path(start), self.entries[start : start + PART], self.size))
+            (write_part, (self.part_path(start), self.entries[start : start + PART], self.demands))
             for start in self.starts
         ]
 
     def finish(self) -> PoolTask:
         files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
-        return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.size))
+        return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.demands))
 
 
 def _room(source: Source, out: Path, have: int) -> None:
@@ -161,6 +164,20 @@ def _write_shards(tasks: Sequence[_ShardTask], left: dict[str, int], workers: in
         jobs += [task.take_over()] if task.path.name in left else task.write()
     work(jobs, finished, workers)
     return kept
+
+
+def _remarks(source: Source, rows: Sequence[Location]) -> None:
+    """Tell what was done to pictures."""
+    told = {
+        "turned": "pictures turned as their EXIF note says",
+        "band dropped": "pictures whose fourth band was dropped",
+        "opaque band dropped": "pictures whose fourth band says nothing; it was dropped",
+    }
+    for remark, text in told.items():
+        keys = [row.key for row in rows if remark in row.remark.split(", ")]
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        if keys:
+            source.warnings.append(f"pictures: {len(keys)} {text}: {', '.join(keys[:3])}{more}")
 
 
 def _duplicates(

@@ -21,10 +21,10 @@ from PIL import features
 
 from marc_dist import __version__
 from marc_dist.files import sync_folder
-from marc_dist.packing.tar import Entry, Location, ShardPart, WrittenShard, join_parts, read
+from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, join_parts, read
 
 FOLDER = ".finished"  # inside the folder that is being written
-FORMAT = 2
+FORMAT = 3
 KINDS = {"plan": str, "sources": list, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 
@@ -33,10 +33,10 @@ def _codecs() -> tuple[str | None, ...]:
     return (PIL.__version__, *(features.version(name) for name in ("jpg", "zlib", "libtiff")))
 
 
-def plan_digest(entries: Sequence[Entry], size: tuple[int, int] | None) -> str:
+def plan_digest(entries: Sequence[Entry], demands: Demands) -> str:
     """Hash of everything that a shard's bytes and facts depend on besides the source files' content."""
     plan = [[entry.key, entry.source_ext, entry.ext, entry.meta] for entry in entries]
-    return hashlib.sha256(json.dumps([FORMAT, __version__, _codecs(), size, plan]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, __version__, _codecs(), demands, plan]).encode()).hexdigest()
 
 
 def record(folder: Path, shard: WrittenShard, plan: str, sources: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def _load(folder: Path, name: str) -> dict[str, Any] | None:
 
 def _is_row(row: Any) -> bool:
     kinds = [type(value) for value in row] if isinstance(row, list) else []
-    return kinds == [str, int, int, int, int, int, str]
+    return kinds == [str, int, int, int, int, int, str, str]
 
 
 def take_over(path: Path, entries: Sequence[Entry], plan: str) -> WrittenShard | None:

@@ -14,14 +14,23 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import ROWS, Examined, decode_rgb, examine
+from marc_dist.packing.upright import losses, upright
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
-FORMATS = {"jpg": ("JPEG", "MPO"), "png": ("PNG",), "tif": ("TIFF",)}
+FORMATS = {
+    "jpg": ("JPEG", "MPO"), "png": ("PNG",), "tif": ("TIFF",), "bmp": ("BMP",), "gif": ("GIF",), "webp": ("WEBP",),
+}  # fmt: skip
+AGAIN: dict[str, dict[str, Any]] = {
+    "jpg": {"quality": 100, "subsampling": 0},
+    "png": {},
+    "tif": {"compression": "tiff_deflate"},
+}
+"""How a picture that had to be turned is written; a JPEG as nearly the same as JPEG can."""
 BUFFER = 1 << 20
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 
@@ -70,7 +79,10 @@ class Entry(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where a sample came to lie. ``glance`` is the same for equal pixels, and rarely for others."""
+    """Where a sample came to lie. ``glance`` is the same for equal pixels, and rarely for others.
+
+    ``remark``: what was done to the picture: ``turned``, ``band dropped``, ``opaque band dropped``; or nothing.
+    """
 
     key: str
     offset: int
@@ -79,6 +91,7 @@ class Location(NamedTuple):
     width: int
     height: int
     glance: str
+    remark: str = ""
 
 
 class ShardPart(NamedTuple):
@@ -120,30 +133,67 @@ def header(name: str, size: int) -> bytes:
     return b"".join((text, blank[len(text) : 124], octal, blank[135:148], b"%06o\0 " % total, blank[156:]))
 
 
-def picture(entry: Entry, size: tuple[int, int] | None) -> tuple[bytes, bytes, Examined]:
-    """A picture's bytes as they are, as they will be stored, and decoded: all of them are looked at while packing.
+class Demands(NamedTuple):
+    """What every picture must be.
+
+    Attributes:
+        size: width and height, if any.
+        bands: without a fourth band that holds something.
+    """
+
+    size: tuple[int, int] | None = None
+    bands: bool = True
+
+
+ANY_PICTURE = Demands()
+
+
+class StoredPicture(NamedTuple):
+    """A picture's bytes as they are, as they will be stored, decoded, and what was done to it."""
+
+    source: bytes
+    data: bytes
+    found: Examined
+    remark: str
+
+
+def picture(entry: Entry, demands: Demands) -> StoredPicture:
+    """Read a picture for its shard: all of its bytes are looked at while packing.
 
     Args:
         entry: which.
-        size: the width and height that it must have, if any.
+        demands: what it must be.
 
     Raises:
-        DataError: cannot be read, damaged, of another kind than its name says, or of another size.
+        DataError: cannot be read, damaged, of another kind than its name says, or not what is demanded.
     """
     data = read(entry.file)
     found = examine(data, str(entry.file), reduced=entry.ext == entry.source_ext)
     if found.format not in FORMATS[entry.source_ext]:
         raise DataError(f"{entry.file}: holds {found.format}, not what its name says; rename it")
-    if size is not None and found.size != size:
+    lost = losses(data, str(entry.file))
+    if lost.band and demands.bands:
         raise DataError(
-            f"{entry.file}: expected {size[0]}x{size[1]} pixels, got {found.size[0]}x{found.size[1]}; resize it, or go "
-            "on with --allow size"
+            f"{entry.file}: has a fourth band (alpha, or near infrared) that would be dropped; to drop it: --allow "
+            "bands"
         )
-    if entry.ext == entry.source_ext:
-        return data, data, found
+    remark = "band dropped" if lost.band else "opaque band dropped" if lost.opaque else ""
+    if lost.turn != 1:
+        image = upright(data)
+        found, remark = Examined(image, image.size, found.format), ", ".join(filter(None, ("turned", remark)))
+    if demands.size is not None and found.size != demands.size:
+        raise DataError(
+            f"{entry.file}: expected {demands.size[0]}x{demands.size[1]} pixels, got {found.size[0]}x{found.size[1]}; "
+            "resize it, or go on with --allow size"
+        )
+    if entry.ext == entry.source_ext and lost.turn == 1:
+        return StoredPicture(data, data, found, remark)
     buffer = io.BytesIO()
-    found.image.convert("RGB").save(buffer, "PNG")
-    return data, buffer.getvalue(), found
+    if entry.ext == "png":
+        found.image.convert("RGB").save(buffer, "PNG")
+    else:
+        found.image.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}[entry.ext], **AGAIN[entry.ext])
+    return StoredPicture(data, buffer.getvalue(), found, remark)
 
 
 def read(file: Path) -> bytes:
@@ -173,13 +223,13 @@ def pixels(data: bytes, place: str) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
-def write_part(path: Path, entries: Sequence[Entry], size: tuple[int, int] | None = None) -> ShardPart:
+def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICTURE) -> ShardPart:
     """Write a run of a shard's samples: KEY.ext, KEY.json, KEY.ext, ...
 
     Args:
         path: of the new file.
         entries: its samples in order.
-        size: see ``picture``.
+        demands: see ``picture``.
 
     Raises:
         DataError: a picture that cannot be packed.
@@ -188,14 +238,14 @@ def write_part(path: Path, entries: Sequence[Entry], size: tuple[int, int] | Non
     rows, sources, offset = [], [], 0
     with path.open("xb", buffering=BUFFER) as file:
         for entry in entries:
-            source, data, found = picture(entry, size)
+            source, data, found, remark = picture(entry, demands)
             text = _encode(entry.meta).encode()
             start = offset + BLOCK
             for name, content in ((entry.ext, data), ("json", text)):
                 padding = -len(content) % BLOCK
                 file.write(header(f"{entry.key}.{name}", len(content)) + content + bytes(padding))
                 offset += BLOCK + len(content) + padding
-            rows.append(Location(entry.key, start, len(data), zlib.crc32(data), *found.size, _glance(found)))
+            rows.append(Location(entry.key, start, len(data), zlib.crc32(data), *found.size, _glance(found), remark))
             sources.append(hashlib.sha256(source).hexdigest())
     return ShardPart(rows, sources)
 

@@ -64,7 +64,7 @@ def test_a_wrong_word_is_a_usage_error() -> None:
         (("--workers", "-1"), "--workers: expected 0 (every core) or more, got -1"),
         (("--shard-mb", "0"), "--shard-mb: expected megabytes above 0, got 0.0"),
         (("--shard-mb", "nan"), "--shard-mb: expected megabytes above 0, got nan"),
-        (("--labels", "masks"), "--labels masks: folder has table, folders here"),
+        (("--labels", "masks"), "--labels masks: folder has table here"),
         (("--index-order", "x"), "--index-order: folder knows no index table, got 'x'"),
         (("--classes", "water"), "label 'bare soil' is not in the class list"),
     ],

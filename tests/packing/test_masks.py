@@ -104,6 +104,18 @@ def test_dlrsd_masks_in_images_may_be_rgb(tmp_path: Path) -> None:
         assert list(sample.labels) == [label for label, on in enumerate(rows[sample.file.stem]) if on]
 
 
+def test_all_unmapped_values_are_listed_at_once(tmp_path: Path) -> None:
+    root = downloads.whdld(tmp_path, num=4)
+    for number, colours in ((1, [(1, 2, 3)]), (3, [(1, 2, 3), (9, 9, 8)])):
+        downloads.save(downloads.mask(range(len(colours)), colours), root / "ImagesPNG" / f"wh000{number}.png")
+    with pytest.raises(DataError) as error:
+        read_source(load_recipe("whdld"), [root])
+    message = str(error.value)
+    assert "wh0001.png: colour (1, 2, 3) (65536 pixels) belongs to no class" in message and "\n" not in message
+    assert "In 2 masks: (1, 2, 3) in 2 masks (98304 pixels), (9, 9, 8) in 1 masks (32768 pixels)" in message
+    assert "classes: [{name: NAME, colour: [1, 2, 3]}, {name: NAME, colour: [9, 9, 8]}]" in message
+
+
 def test_masks_that_cannot_be_compared_stop_unless_left_aside(tmp_path: Path) -> None:
     downloads.dlrsd(tmp_path)
     bad = tmp_path / "DLRSD" / "Labels" / "harbor" / "harbor01.png"

@@ -176,7 +176,7 @@ def test_broken_and_foreign_archives_are_named(tmp_path: Path) -> None:
     recipe = load_recipe("whdld")
     (tmp_path / "x.rar").write_bytes(b"Rar!\x1a\x07\x00" + bytes(100))
     with (
-        pytest.raises(DataError, match="expected a folder, a .zip or a .tar file"),
+        pytest.raises(DataError, match="x.rar: a RAR archive; unpack it yourself and pass the folder"),
         opened(recipe, [tmp_path / "x.rar"], tmp_path),
     ):
         pass
@@ -233,7 +233,7 @@ class TestFolder:
             ("image,water\na.png,1\nb.png,1\nc.png,1\n", "labels in the table without a picture.*c"),
             ("image,water\na.png,1\na.png,0\nb.png,1\n", "rows of one name: a"),
             ("image,water,Water\na.png,1,1\nb.png,1,0\n", "two columns for 'water'|two columns for 'Water'"),
-            ("image,water,split\na.png,1,Train\nb.png,1,test\n", "split 'Train', expected a lower-case word"),
+            ("image,water,split\na.png,1,9th\nb.png,1,test\n", "split '9th', expected a lower-case word"),
             ("image,water\na.png,0\nb.png,1\n", r"pictures without any label \(1, kept as negatives\): a.png"),
         ],
     )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from marc_dist.config import DataError
-from marc_dist.packing.reading.tables import in_class_order, name_of, normal_name, read_table, stem_of
+from marc_dist.packing.reading.names import name_of, normal_name, stem_of
+from marc_dist.packing.reading.tables import in_class_order, read_table
 from tests import downloads
 
 NAMES = [f"{scene}{number:02d}" for scene in ("agricultural", "airplane", "tenniscourt") for number in range(12)]
@@ -104,7 +105,10 @@ def test_empty_columns_at_the_right_are_no_classes(tmp_path: Path) -> None:
 
 
 def test_lists_of_names(tmp_path: Path) -> None:
-    blanks = read_table(written(tmp_path, "image,tags\nx,haze primary\ny,\nz,primary\n"))
+    text = "image,tags\nx,haze primary\ny,\nz,primary\n"
+    with pytest.raises(DataError, match="column 'tags': 'haze primary' may be one name or two; .*--separator"):
+        read_table(written(tmp_path, text))
+    blanks = read_table(written(tmp_path, text), separator=" ")
     assert blanks.classes == ("haze", "primary") and blanks.labels.sum(axis=1).tolist() == [2, 0, 1]
     semicolons = read_table(written(tmp_path, "image,labels\nx,bare soil; mobile home\ny,bare soil\n"))
     assert semicolons.classes == ("bare soil", "mobile home")

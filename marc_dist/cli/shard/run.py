@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -20,8 +21,10 @@ from rich.table import Table
 
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.packing.inspection import inspect
+from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
-from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.reading.unpack import opened
@@ -41,10 +44,13 @@ def shard(options: argparse.Namespace) -> int:
         return _list_recipes()
     if options.info:
         return _show_recipe(options.info)
+    if options.schema:
+        print(schema_text(Recipe), end="")
+        return 0
     if options.verify:
         return _verify(Path(options.verify))
     with _termination_as_interrupt():
-        return _pack(options)
+        return _inspect(options) if options.inspect else _pack(options)
 
 
 @contextmanager
@@ -91,6 +97,18 @@ def _show_recipe(name: str) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    place = user_path(options.inspect)
+    recipe = load_recipe("folder")
+    name = place.name.partition(".")[0] or "inspected"
+    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside)) as roots:
+        text = inspect(roots, recipe, name, workers=options.workers or os.cpu_count() or 1, foreign=options.to_png)
+    for root in roots:
+        text = text.replace(str(root), str(place))
+    print(text, end="")
+    return 0
+
+
 def _verify(path: Path) -> int:
     with _bar() as bar:
         task = bar.add_task("reading", total=None, rate="")
@@ -134,6 +152,7 @@ def _pack(options: argparse.Namespace) -> int:
             classes=classes,
             allow=allow,
             workers=workers,
+            foreign=options.to_png,
         )
         kept = 0 if options.dry_run else _write(source, out, options, workers)
     _summary(source, out, options.dry_run)
@@ -168,7 +187,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
 
 def _summary(source: Source, out: Path, dry_run: bool) -> None:
     console = Console()
-    splits = list(dict.fromkeys(sample.split for sample in source.samples))
+    splits = sorted({sample.split for sample in source.samples}, key=split_order)
     console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
     table = Table("class", *splits, box=None)
     counts = Counter((label, sample.split) for sample in source.samples for label in sample.labels)

@@ -10,7 +10,8 @@ from marc_dist.config.suggest import suggestion
 
 USAGE = """\
 --dataset NAME --source DIR_OR_ARCHIVE [--out DIR] [options]
---list | --info NAME | --verify DIR"""
+--inspect DIR_OR_ARCHIVE > mine.yaml
+--list | --info NAME | --schema | --verify DIR"""
 EPILOG = """\
 examples:
   marc-shard --list                          the data sets that marc-shard knows
@@ -20,6 +21,9 @@ examples:
   marc-shard --dataset folder --source my_pictures --out data/mine
                                              pictures + labels.csv, or one
                                              folder for each class
+  marc-shard --inspect my_pictures > mine.yaml
+                                             what lies there, and a recipe
+                                             to edit; then --dataset mine.yaml
   marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume
                                              after a crash, go on from there
   marc-shard --verify data/whdld             read back and check every byte
@@ -34,6 +38,8 @@ CHECKS = (
     "empty_labels",
     "label_range",
     "duplicates",
+    "class_names",
+    "bands",
 )
 
 
@@ -44,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--dataset", metavar="NAME", help="pack: a name of --list, or a path to a recipe's YAML file")
     what.add_argument("--list", action="store_true", help="list the recipes")
     what.add_argument("--info", metavar="NAME", help="show one recipe: source, layout, classes, splits")
+    what.add_argument(
+        "--inspect",
+        metavar="DIR_OR_ARCHIVE",
+        help="say what lies in a folder or archive, and print the recipe that would pack it",
+    )
+    what.add_argument("--schema", action="store_true", help="print the keys of a recipe, each with its meaning")
     what.add_argument("--verify", metavar="DIR", help="check a shard folder: structure, checksums, labels, pictures")
     where = words.add_argument_group("from where to where")
     where.add_argument(
@@ -99,7 +111,7 @@ def check_words(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names the option and what it may be.
     """
-    if options.list or options.info or options.verify:
+    if options.list or options.info or options.verify or options.schema:
         return
     allowed_checks(options.allow)
     if options.samples_per_shard < 1:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
 from marc_dist.config import DataError
+from marc_dist.packing.reading.archive_kinds import is_archive
 from marc_dist.packing.reading.masks import MaskRule, is_mask
+from marc_dist.packing.reading.names import stem_of
 from marc_dist.packing.reading.recipes import Recipe
 
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-TABLES = (".csv", ".tsv", ".xlsx", ".mat")
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff")
+FOREIGN = (".bmp", ".gif", ".webp")  # taken with --to-png only
+UNREAD = (
+    ".jp2",
+    ".j2k",
+    ".heic",
+    ".avif",
+    ".ppm",
+    ".npy",
+    ".img",
+    ".ecw",
+    ".sid",
+    ".hdf",
+    ".h5",
+    ".nc",
+    ".svs",
+    ".jxl",
+)
+TABLES = (".csv", ".tsv", ".xlsx", ".mat", ".parquet", ".jsonl", ".ndjson")
 JUNK_FILES = re.compile(r"(?i)(\..*|thumbs\.db|desktop\.ini|(readme|legend|licen[cs]e)(\.[a-z]+)*)")
 JUNK_FOLDERS = ("__macosx", ".git", "@eadir")
 
@@ -32,9 +53,14 @@ class File:
         return tuple(self.origin.lower().split("/"))
 
     @cached_property
+    def folders(self) -> tuple[str, ...]:
+        """Folders below the root, as written."""
+        return tuple(self.origin.split("/")[:-1])
+
+    @cached_property
     def origin(self) -> str:
-        """Place below the root."""
-        return self.path.relative_to(self.root).as_posix()
+        """Place below the root; names that look alike are alike, whichever system wrote them."""
+        return unicodedata.normalize("NFC", self.path.relative_to(self.root).as_posix())
 
 
 @dataclass
@@ -44,7 +70,10 @@ class DownloadContent:
     pictures: list[File] = field(default_factory=list)
     masks: list[File] = field(default_factory=list)
     tables: list[File] = field(default_factory=list)
+    annotations: list[File] = field(default_factory=list)
+    lists: list[File] = field(default_factory=list)
     other_tables: list[File] = field(default_factory=list)
+    archives: list[File] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
@@ -68,7 +97,36 @@ def _is_junk(path: Path) -> bool:
     return bool(JUNK_FILES.fullmatch(path.name)) or path.name.lower() in JUNK_FOLDERS
 
 
-def discover(recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None) -> DownloadContent:
+def walk(roots: Sequence[Path], keep: set[str]) -> Iterator[File]:
+    """Every file of a download in the order of its places; system litter is passed over.
+
+    Args:
+        roots: folders, searched to any depth.
+        keep: names of folders that mean something, lower case.
+
+    Raises:
+        DataError: a name that is not UTF-8; shards could not tell it.
+    """
+    for given in roots:
+        root = content_root(given, keep)
+        for path in sorted(root.rglob("*")):
+            file = File(root, path)
+            if not path.is_file() or set(file.parts[:-1]) & set(JUNK_FOLDERS) or JUNK_FILES.fullmatch(file.parts[-1]):
+                continue
+            if not file.origin.isascii() and file.origin != file.origin.encode(errors="replace").decode():
+                raise DataError(f"{root}: {ascii(file.origin)}: a name that is not UTF-8; rename it, as with convmv")
+            yield file
+
+
+def matches(file: File, pattern: str) -> bool:
+    """Whether a name, or a path's end, as recipes have it, is this file's; ``*`` stands for any text."""
+    parts = pattern.lower().replace("[", "[[]").split("/")
+    return len(file.parts) >= len(parts) and all(map(fnmatchcase, file.parts[-len(parts) :], parts))
+
+
+def discover(
+    recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None, *, foreign: bool = False
+) -> DownloadContent:
     """Tell pictures, masks and tables apart; system litter and the recipe's list of non-data are passed over.
 
     Folder names alone do not decide: in older copies of DLRSD the folder ``Images`` holds the masks.
@@ -76,35 +134,58 @@ def discover(recipe: Recipe, roots: Sequence[Path], rule: MaskRule | None = None
     Args:
         recipe: of the data set.
         roots: folders, searched to any depth.
-        rule: how masks are read, for sets that have some.
+        rule: how masks are read; without it only their place tells them.
+        foreign: take BMP, GIF and WebP for pictures, too.
 
     Raises:
         DataError: a name that is not UTF-8; shards could not tell it.
     """
     found = DownloadContent()
-    tables = [name.lower() for name in recipe.tables]
-    folders = {name.lower() for name in recipe.masks.folders}
-    keep = folders | {name.lower() for name in recipe.splits.folders.values()}
-    for given in roots:
-        root = content_root(given, keep)
-        for path in sorted(root.rglob("*")):
-            file = File(root, path)
-            name = file.parts[-1]
-            if not path.is_file() or set(file.parts[:-1]) & set(JUNK_FOLDERS):
-                continue
-            if not file.origin.isascii() and file.origin != file.origin.encode(errors="replace").decode():
-                raise DataError(f"{root}: {ascii(file.origin)}: a name that is not UTF-8; rename it, as with convmv")
-            if name in tables:
-                found.tables.append(file)
-            elif JUNK_FILES.fullmatch(name) or name in recipe.ignore:
-                continue
-            elif not name.endswith(PICTURES):
-                if name.endswith(TABLES):
-                    found.other_tables.append(file)
-                found.passed_over[path.suffix.lower() or name] += 1
-            elif rule and name.endswith(".png") and (set(file.parts[:-1]) & folders or is_mask(path, rule)):
-                found.masks.append(file)
-            else:
-                found.pictures.append(file)
-    found.tables.sort(key=lambda file: tables.index(file.parts[-1]))
+    keep = {name.lower() for name in (*recipe.masks.folders, *recipe.splits.folders.values())}
+    lists = list(recipe.splits.lists.values())
+    taken = PICTURES + FOREIGN if foreign else PICTURES
+    for file in walk(roots, keep):
+        name = file.parts[-1]
+        is_list = any(matches(file, pattern) for pattern in lists)
+        found.lists += [file] * is_list
+        if any(matches(file, pattern) for pattern in recipe.tables):
+            found.tables.append(file)
+        elif any(matches(file, pattern) for pattern in recipe.annotations):
+            found.annotations.append(file)
+        elif is_list or name in recipe.ignore:
+            continue
+        elif name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
+            found.masks.append(file)
+        elif name.endswith(taken) and _is_picture(file, recipe):
+            found.pictures.append(file)
+        else:
+            if name.endswith(TABLES):
+                found.other_tables.append(file)
+            kind = file.path.suffix.lower() or name
+            found.passed_over[f"{kind} that are not the recipe's pictures" if name.endswith(taken) else kind] += 1
+            if is_archive(name):
+                found.archives.append(file)
+    order = [pattern.lower() for pattern in recipe.tables]
+    found.tables.sort(key=lambda file: next(n for n, pattern in enumerate(order) if matches(file, pattern)))
     return found
+
+
+def _is_picture(file: File, recipe: Recipe) -> bool:
+    folders = {name.lower() for name in recipe.pictures.folders}
+    suffix = recipe.pictures.suffix.lower()
+    return (not folders or bool(folders & set(file.parts[:-1]))) and stem_of(file.parts[-1]).endswith(suffix)
+
+
+def _may_be_mask(file: File, recipe: Recipe) -> bool:
+    """Whether a file's place lets it be a mask: where the recipe says which folders hold pictures, no other tells."""
+    return not recipe.pictures.folders or not recipe.masks.folders or not _is_picture(file, recipe)
+
+
+def _is_mask(file: File, recipe: Recipe, rule: MaskRule | None) -> bool:
+    folders = {name.lower() for name in recipe.masks.folders}
+    if recipe.masks.suffix:
+        inside = not folders or bool(folders & set(file.parts[:-1]))
+        return inside and stem_of(file.parts[-1]).endswith(recipe.masks.suffix.lower())
+    if folders & set(file.parts[:-1]):
+        return True
+    return rule is not None and file.parts[-1].endswith(".png") and is_mask(file.path, rule)

@@ -6,9 +6,11 @@ Published masks of one set disagree about index values but agree about colours, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,8 @@ from marc_dist.config import DataError
 from marc_dist.data.decode import MAX_PIXELS
 
 Colour = tuple[int, int, int]
+SHOWN = 20  # values that a message lists
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # what keeps every pixel's value
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class MaskRule:
         ignore_indices: grey values that mean nothing.
         min_area_px: pixels from which a class counts as present.
         orders: names of the index orders to choose from when ``indices`` is empty.
+        min_share: share of a mask's pixels from which a class counts as present.
     """
 
     colours: Mapping[Colour, int]
@@ -38,6 +43,7 @@ class MaskRule:
     ignore_indices: frozenset[int]
     min_area_px: int
     orders: tuple[str, ...] = ()
+    min_share: float = 0.0
 
 
 def is_mask(path: Path, rule: MaskRule | None = None) -> bool:
@@ -69,10 +75,49 @@ def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
     Raises:
         DataError: damaged, or a colour or value that the rule does not know; names file and value.
     """
+    values = mask_values(path)
+    least = max(rule.min_area_px, rule.min_share * values.num_pixels)
+    if values.colours is None:
+        return _by_index(path, values.indices, values.areas, rule, least)
+    if values.indices and not rule.colours:
+        return _by_index(path, values.indices, values.areas, rule, least)
+    ramp = bool(values.indices) and all(c == (i, i, i) for c, i in zip(values.colours, values.indices, strict=True))
+    if not ramp or set(values.colours) <= {*rule.colours, *rule.ignore_colours}:
+        return _by_colour(path, values.colours, values.areas, rule, least)
+    return _by_index(path, values.indices, values.areas, rule, least)  # a grey ramp: written for want of a palette
+
+
+class MaskValues(NamedTuple):
+    """What a mask holds: its values, ascending, and the pixels of each.
+
+    Attributes:
+        mode: as Pillow calls it.
+        indices: values of a mask of one band; empty for RGB.
+        colours: colour of each value, of RGB masks and of those with a palette; else None.
+        areas: pixels of each.
+        num_pixels: of the whole mask.
+    """
+
+    mode: str
+    indices: list[int]
+    colours: list[Colour] | None
+    areas: list[int]
+    num_pixels: int
+
+
+def mask_values(path: Path) -> MaskValues:
+    """Every value of a mask.
+
+    Args:
+        path: a PNG, TIFF, BMP or GIF file.
+
+    Raises:
+        DataError: damaged, too large, or of another kind.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG",)) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
                         f"{path}: a mask of {image.width}x{image.height} pixels, expected at most {MAX_PIXELS}"
@@ -89,18 +134,13 @@ def read_mask(path: Path, rule: MaskRule) -> frozenset[int]:
         flat = pixels.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1])
         values, areas = np.unique(flat, return_counts=True)
         colours = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
-        return _by_colour(path, colours, areas.tolist(), rule)
+        return MaskValues(mode, [], colours, areas.tolist(), flat.size)
     if mode not in ("P", "L", "1"):
         raise DataError(f"{path}: expected a mask of 8-bit indices or RGB colours, got mode {mode}")
     histogram = np.bincount(pixels.ravel().astype(np.uint8), minlength=256)
     indices = np.flatnonzero(histogram).tolist()
-    areas = histogram[indices].tolist()
-    if palette is not None and rule.colours:
-        colours = [_entry(path, palette, value) for value in indices]
-        ramp = all(colour == (value, value, value) for colour, value in zip(colours, indices, strict=True))
-        if not ramp or set(colours) <= {*rule.colours, *rule.ignore_colours}:
-            return _by_colour(path, colours, areas, rule)
-    return _by_index(path, indices, areas, rule)  # a grey ramp is what programs write for want of a palette
+    entries = [_entry(path, palette, value) for value in indices] if palette is not None else None
+    return MaskValues(mode, indices, entries, histogram[indices].tolist(), pixels.size)
 
 
 def _entry(path: Path, palette: list[int], value: int) -> Colour:
@@ -109,29 +149,67 @@ def _entry(path: Path, palette: list[int], value: int) -> Colour:
     return palette[3 * value], palette[3 * value + 1], palette[3 * value + 2]
 
 
-def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule) -> frozenset[int]:
+def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
     total: dict[int, int] = {}
+    known = {*rule.colours, *rule.ignore_colours}
+    _all_known(path, "colour", {c: area for c, area in zip(colours, areas, strict=True) if c not in known})
     for colour, area in zip(colours, areas, strict=True):
         if colour in rule.ignore_colours:
             continue
-        if colour not in rule.colours:
-            raise DataError(f"{path}: colour {colour} ({area} pixels) belongs to no class of this set; is it its mask?")
         total[rule.colours[colour]] = total.get(rule.colours[colour], 0) + area
-    return frozenset(number for number, area in total.items() if area >= rule.min_area_px)
+    return frozenset(number for number, area in total.items() if area >= least)
 
 
-def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule) -> frozenset[int]:
+class UnknownValues(DataError):
+    """Colours or values of a mask that no class has.
+
+    Attributes:
+        pixels: of each.
+    """
+
+    pixels: Mapping[Any, int] = {}
+
+
+def _all_known(path: Path, kind: str, unknown: Mapping[Any, int]) -> None:
+    if unknown:
+        value, area = next(iter(unknown.items()))
+        error = UnknownValues(f"{path}: {kind} {value} ({area} pixels) belongs to no class of this set; is it its mask?")
+        error.pixels = unknown
+        raise error
+
+
+def all_unknown(errors: Sequence[UnknownValues]) -> DataError:
+    """One error for many masks: the first one's, then every value that no class has, as a recipe would list it.
+
+    Args:
+        errors: at least one.
+    """
+    pixels: Counter[Any] = Counter()
+    masks: Counter[Any] = Counter()
+    for error in errors:
+        pixels.update(error.pixels)
+        masks.update(list(error.pixels))
+    shown = sorted(pixels, key=lambda value: -pixels[value])[:SHOWN]
+    told = ", ".join(f"{value} in {masks[value]} masks ({pixels[value]} pixels)" for value in shown)
+    colours = [value for value in shown if isinstance(value, tuple)]
+    entries = ", ".join(f"{{name: NAME, colour: {list(colour)}}}" for colour in colours)
+    table = ", ".join(f"{value}: NAME" for value in shown if not isinstance(value, tuple))
+    paste = f"classes: [{entries}]" if colours else f"masks: {{index_orders: {{NAME: {{{table}}}}}}}"
+    more = f" and {len(pixels) - SHOWN} more" if len(pixels) > SHOWN else ""
+    return DataError(f"{errors[0]} In {len(errors)} masks: {told}{more}; to add to the recipe: {paste}")
+
+
+def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
     if not rule.indices:
         raise DataError(
             f"{path}: a mask without a palette, and copies of this set disagree about index values; "
             f"say which order it has with --index-order {' or '.join(rule.orders) or 'NAME'}"
         )
-    present = set()
+    total: dict[int, int] = {}
+    known = {*rule.indices, *rule.ignore_indices}
+    _all_known(path, "value", {v: area for v, area in zip(values, areas, strict=True) if v not in known})
     for value, area in zip(values, areas, strict=True):
         if value in rule.ignore_indices:
             continue
-        if value not in rule.indices:
-            raise DataError(f"{path}: value {value} ({area} pixels) belongs to no class of this set; is it its mask?")
-        if area >= rule.min_area_px:
-            present.add(rule.indices[value])
-    return frozenset(present)
+        total[rule.indices[value]] = total.get(rule.indices[value], 0) + area
+    return frozenset(number for number, area in total.items() if area >= least)

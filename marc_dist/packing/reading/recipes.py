@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -10,10 +11,12 @@ from pydantic import Field, field_validator, model_validator
 
 from marc_dist.config import ConfigError, build, find_preset, load_yaml
 from marc_dist.config.section import Section
+from marc_dist.packing.reading.columns import Columns
 from marc_dist.packing.reading.masks import MaskRule
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Policy = Literal["stop", "warn"]
+LabelKind = Literal["table", "masks", "folders", "coco", "objects", "yolo"]
 
 
 class ClassEntry(Section):
@@ -26,28 +29,54 @@ class ClassEntry(Section):
     colour: tuple[Channel, Channel, Channel] | None = Field(None, description="colour in masks, red green blue")
 
 
+class PictureEntry(Section):
+    """Which of the picture files are the pictures."""
+
+    folders: tuple[str, ...] = Field((), description="names of folders that hold the pictures; empty = anywhere")
+    suffix: str = Field("", description="end of the pictures' names that the names of their labels lack: _sat")
+
+
+class TableEntry(Section):
+    """Which column of a label table is which; what is empty is found by name and content."""
+
+    image: str = Field("", description="column that names the pictures")
+    labels: str = Field("", description="column that holds names of classes")
+    split: str = Field("", description="column that holds the split")
+    ignore: tuple[str, ...] = Field((), description="columns that are no labels")
+    parts: bool = Field(False, description="every table that `tables` names holds some of the rows")
+
+    def columns(self) -> Columns:
+        """For the reader of tables."""
+        return Columns(self.image, self.labels, self.split, self.ignore)
+
+
 class MaskEntry(Section):
     """How masks are told from pictures, and read."""
 
-    folders: tuple[str, ...] = Field((), description="names of folders that hold masks without a palette")
+    folders: tuple[str, ...] = Field((), description="names of folders that hold the masks")
+    suffix: str = Field("", description="end of the masks' names that the pictures' names lack: _mask")
     index_orders: Mapping[str, Mapping[int, str]] = Field({}, description="index tables by name: value -> class name")
     ignore_indices: tuple[int, ...] = Field((), description="values that mean nothing")
     ignore_colours: tuple[tuple[Channel, Channel, Channel], ...] = Field((), description="colours that mean nothing")
     min_area_px: int = Field(1, ge=1, description="pixels from which a class counts as present")
+    min_share: float = Field(
+        0.0, ge=0, le=1, description="share of a mask's pixels from which a class counts as present"
+    )
 
 
 class SplitEntry(Section):
-    """Where the splits come from: folders of the download, a column of the table, or shares drawn by hash."""
+    """Where the splits come from: folders of the download, lists, a column of the table, or shares drawn by hash."""
 
     folders: Mapping[str, str] = Field({}, description="split -> name of the folder that holds its pictures")
+    lists: Mapping[str, str] = Field({}, description="split -> file that names its pictures: a list, or a label file")
     shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field({}, description="split -> share of every scene")
     seed: int = Field(0, ge=0, description="of the draw by hash")
     source: str = Field("", description="where this split comes from, one line")
 
     @model_validator(mode="after")
     def _one_kind(self) -> SplitEntry:
-        if bool(self.folders) == bool(self.shares):
-            raise ValueError("expected either folders or shares")
+        if bool(self.folders) + bool(self.lists) + bool(self.shares) != 1:
+            raise ValueError("expected either folders, lists or shares")
         if self.shares and abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must add up to 1, got {sum(self.shares.values())}")
         return self
@@ -85,6 +114,8 @@ class Policies(Section):
     empty_labels: Policy = Field("stop", description="a picture that carries no label")
     label_range: Policy = Field("stop", description="more labels on a picture than the published set has")
     duplicates: Policy = Field("warn", description="equal pixels in two splits: a leak")
+    class_names: Policy = Field("stop", description="a class, taken from the data, with a folder's name: images, train")
+    bands: Policy = Field("stop", description="a picture has a fourth band, which would be dropped")
 
 
 class Recipe(Section):
@@ -98,15 +129,21 @@ class Recipe(Section):
     layout: str = Field("", description="what the download looks like inside")
     builtin: Literal["sample"] | None = Field(None, description="drawn by us instead of downloaded")
     classes: tuple[ClassEntry, ...] = Field((), description="classes in order; empty = taken from the data")
-    labels: tuple[Literal["table", "masks", "folders"], ...] = Field(
-        min_length=1, description="where labels may come from, the preferred first"
+    labels: tuple[LabelKind, ...] = Field(min_length=1, description="where labels may come from, the preferred first")
+    tables: tuple[str, ...] = Field((), description="file names of label tables, * for any text, the preferred first")
+    table: TableEntry = TableEntry()
+    separator: str | None = Field(None, min_length=1, description="between the names in a `labels` column; null = seen")
+    annotations: tuple[str, ...] = Field(
+        (), description="names of COCO, VOC, JSON or YOLO files, * for any text: instances_*.json"
     )
-    tables: tuple[str, ...] = Field((), description="file names of label tables, the preferred first")
-    separator: str = Field(" ", min_length=1, description="between the names in a `labels` column")
+    pictures: PictureEntry = PictureEntry()
     masks: MaskEntry = MaskEntry()
+    recognise: bool = Field(False, description="find out the layout, by structure; what is said here is then a default")
     ignore: tuple[str, ...] = Field((), description="names of files that are no data, lower case")
-    pair_by: Literal["name", "folder_and_name", "path"] = Field(
-        "name", description="what pairs a picture with its labels; `path`: names may repeat from folder to folder"
+    pair_by: Literal["name", "folder_and_name", "path", "tree"] = Field(
+        "name",
+        description="what pairs a picture with its labels; `path`: names may repeat from folder to folder; `tree`: as "
+        "path, in parallel trees: folders that only tell pictures from masks (images, masks_png) do not count",
     )
     companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
     tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
@@ -155,6 +192,7 @@ class Recipe(Section):
             ignore_indices=frozenset(self.masks.ignore_indices),
             min_area_px=self.masks.min_area_px,
             orders=tuple(orders),
+            min_share=self.masks.min_share,
         )
 
 
@@ -166,3 +204,23 @@ def load_recipe(name: str) -> Recipe:
     """
     path = find_preset("shards", name)
     return build(Recipe, {"name": path.stem, **load_yaml(path)}, place=f"{path}: ")
+
+
+def schema_text(section: type[Section], indent: str = "") -> str:
+    """The keys of a recipe as YAML with their defaults, each with its meaning.
+
+    Args:
+        section: the recipe, or a part of it.
+        indent: before every line.
+    """
+    lines = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            lines.append(f"{indent}{name}:\n{schema_text(kind, indent + '  ')}")
+            continue
+        default = "" if field.is_required() else json.dumps(field.get_default(), default=list)
+        entry = {"classes": ClassEntry}.get(name)
+        lines.append(f"{indent}{name}: {default}  # {field.description}\n")
+        lines.append(schema_text(entry, indent + "  #   ") if entry is not None else "")
+    return "".join(lines)

@@ -10,6 +10,8 @@ from pathlib import Path
 from marc_dist.config import DataError
 from marc_dist.packing.reading.recipes import Recipe
 
+Labels = dict[str, tuple[int, ...]]
+"""Key of a picture -> class numbers, ascending."""
 NAMED_SIZES = 60  # so many odd pictures are listed by name, more are counted
 
 

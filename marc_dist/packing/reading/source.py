@@ -6,7 +6,7 @@ Steps: open (folder or archive) -> tell pictures, masks and tables apart -> pair
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,15 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from marc_dist.config import DataError, list_presets
+from marc_dist.packing.layouts import coco, folders, objects, yolo
+from marc_dist.packing.layouts.recognise import choose, nothing_there, with_layout
+from marc_dist.packing.layouts.splits import find_splits
+from marc_dist.packing.layouts.tree import Layout, survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
-from marc_dist.packing.reading.masks import MaskRule, read_mask
+from marc_dist.packing.reading.lists import pictures_named
+from marc_dist.packing.reading.masks import MaskRule, UnknownValues, all_unknown, read_mask
+from marc_dist.packing.reading.names import composed, is_folder_word, name_of, normal_name, stem_of, tree_parts
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
-from marc_dist.packing.reading.samples import Source, expectations
+from marc_dist.packing.reading.samples import Labels, Source, expectations
 from marc_dist.packing.reading.splits import assign
-from marc_dist.packing.reading.tables import Table, in_class_order, read_table, stem_of
+from marc_dist.packing.reading.tables import in_class_order, read_table
 from marc_dist.packing.worker_pool import start_worker
 
-Labels = dict[str, tuple[int, ...]]
 MASKS_A_PROCESS = 200  # below, starting processes costs more than it saves
 
 
@@ -39,6 +44,7 @@ def read_source(
     classes: Sequence[str] | None = None,
     allow: Iterable[str] = (),
     workers: int = 1,
+    foreign: bool = False,
 ) -> Source:
     """Read a download.
 
@@ -51,25 +57,54 @@ def read_source(
         classes: the class list of a data set whose recipe has none.
         allow: names of checks that may fail.
         workers: processes that read masks.
+        foreign: take BMP, GIF and WebP pictures, too; they will be stored as PNG.
 
     Raises:
         DataError: the download is not this data set, or something in it is wrong; names the files.
     """
-    source = Source(recipe, tuple(classes or recipe.class_names), allow=frozenset(allow))
+    told: list[str] = []
+    if recipe.recognise:
+        recipe, told = _recognised(recipe, roots, labels, table, allow, foreign=foreign)
+        labels = "auto" if len(recipe.labels) == 1 else labels
+    given = [composed(name) for name in classes or recipe.class_names]
+    source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow))
     rule = recipe.mask_rule(index_order) if "masks" in recipe.labels or index_order else None
-    found = discover(recipe, roots, rule)
+    found = discover(recipe, roots, rule, foreign=foreign)
     if not found.pictures and (beside := _companions(recipe, roots)):
         source.warnings.append(f"pictures: taken from {', '.join(map(str, beside))}, beside the download")
-        found = discover(recipe, [*roots, *beside], rule)
+        found = discover(recipe, [*roots, *beside], rule, foreign=foreign)
     if table is not None:
         found.tables.insert(0, File(table.parent, table))
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
     known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
-    assign(source, pictures, known, split_of)
+    if not given:
+        no_class = [name for name in source.classes if is_folder_word(name)]
+        source.check("class_names", no_class, "classes called like folders of a download, not like what they show")
+    assign(source, pictures, known, split_of, found.lists)
     _tell_passed_over(source, found)
     expectations(source)
     return source
+
+
+def _recognised(
+    recipe: Recipe, roots: Sequence[Path], labels: str, table: Path | None, allow: Iterable[str], *, foreign: bool
+) -> tuple[Recipe, list[str]]:
+    """The recipe of the layout that fits, and what to tell about it.
+
+    Raises:
+        DataError: none fits, or two do.
+    """
+    tree = survey(roots, foreign=foreign)
+    if table is None:
+        layout = choose(recipe, tree, labels, any_name="class_names" in allow)
+    else:
+        splits = find_splits(tree, tree.pictures)
+        if splits.unclear:
+            raise DataError(f"{', '.join(map(str, roots))}: {splits.unclear}")
+        line = f"table: {table.name}, {splits.line}"
+        layout = Layout("table", line, {"labels": ["table"], "splits": splits.recipe}, notes=tuple(splits.notes))
+    return with_layout(recipe, layout), [f"layout: {note}" for note in (layout.line, *layout.notes)]
 
 
 def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
@@ -88,19 +123,22 @@ def _tell_passed_over(source: Source, found: DownloadContent) -> None:
         source.warnings.append(f"files: tables that were not read: {names}; name one with --table to take its labels")
 
 
-def _pair_key(recipe: Recipe, file: File) -> str:
-    stem = stem_of(file.path.name)
+def _pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
+    stem = stem_of(file.path.name).removesuffix(suffix.lower())
     if recipe.pair_by == "path":
         return "/".join((*file.parts[:-1], stem))
+    if recipe.pair_by == "tree":
+        dropped = {name.lower() for name in (*recipe.pictures.folders, *recipe.masks.folders)}
+        return "/".join((*tree_parts(file.folders, dropped), stem))
     return f"{file.parts[-2]}/{stem}" if recipe.pair_by == "folder_and_name" and len(file.parts) > 1 else stem
 
 
-def _by_key(source: Source, files: list[File], kind: str) -> dict[str, File]:
-    """Files by what they are paired by; the first of doubled ones."""
+def _by_key(source: Source, files: list[File], kind: str, suffix: str = "") -> dict[str, File]:
+    """Files by what they are paired by, the ending of their names left out; the first of doubled ones."""
     keyed: dict[str, File] = {}
     doubled = []
     for file in files:
-        key = _pair_key(source.recipe, file)
+        key = _pair_key(source.recipe, file, suffix)
         if key in keyed:
             doubled.append(f"{keyed[key].origin} and {file.origin}")
         else:
@@ -118,6 +156,8 @@ def _pictures(source: Source, found: DownloadContent, roots: Sequence[Path]) -> 
             if found.masks or found.tables
             else ""
         )
+        if not rest:
+            raise DataError(f"{where}: {nothing_there(survey(roots), recipe)}")
         raise DataError(f"{where}: found {rest}no pictures of {recipe.title}; expected {recipe.layout or 'pictures'}")
     pattern = recipe.expect.stem
     strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.path.name))]
@@ -126,7 +166,7 @@ def _pictures(source: Source, found: DownloadContent, roots: Sequence[Path]) -> 
             f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(found.pictures)} pictures have "
             f"other names, such as {strange[0].origin}{_other_recipe(found.pictures)}; expected {recipe.layout}"
         )
-    return _by_key(source, found.pictures, "pictures")
+    return _by_key(source, found.pictures, "pictures", recipe.pictures.suffix)
 
 
 def _other_recipe(pictures: Sequence[File]) -> str:
@@ -140,7 +180,9 @@ def _other_recipe(pictures: Sequence[File]) -> str:
 
 def _label_kinds(source: Source, found: DownloadContent, wanted: str, roots: Sequence[Path]) -> list[str]:
     """Which label sources there are, the one to use first."""
+    beside = bool(found.annotations)
     at_hand = {"table": bool(found.tables), "masks": bool(found.masks), "folders": True}
+    at_hand |= {"coco": beside, "objects": beside, "yolo": beside}
     kinds: list[str] = [kind for kind in source.recipe.labels if at_hand[kind]]
     if wanted != "auto":
         if wanted not in kinds:
@@ -169,13 +211,13 @@ def _labels(
 
     def read(kind: str) -> Labels:
         if kind == "table":
-            labels, splits = _from_table(source, found.tables, pictures)
+            labels, splits = _from_tables(source, found.tables, pictures)
             split_of.update(splits)
             return labels
         if kind == "masks":
             assert rule is not None
-            return _from_masks(_by_key(source, found.masks, "masks"), rule, workers)
-        return _from_folders(source, pictures)
+            return _from_masks(_by_key(source, found.masks, "masks", source.recipe.masks.suffix), rule, workers)
+        return _from_annotations(source, kind, found.annotations, pictures)
 
     labels = read(kinds[0])
     _pairing(source, kinds[0], labels, pictures)
@@ -191,54 +233,57 @@ def _labels(
     return labels, split_of
 
 
-def _from_table(source: Source, files: list[File], pictures: dict[str, File]) -> tuple[Labels, dict[str, str]]:
-    file = files[0]
-    same = [other.origin for other in files[1:] if other.parts[-1] == file.parts[-1]]
-    source.check("doubled", same, f"more label tables of the name {file.path.name} than {file.origin}, which is taken")
-    table = read_table(
-        file.path,
-        classes=source.classes or None,
+def _from_annotations(source: Source, kind: str, files: list[File], pictures: dict[str, File]) -> Labels:
+    if kind == "coco":
+        return coco.read(source, files, pictures)
+    if kind == "objects":
+        return objects.read(source, files)
+    if kind == "yolo":
+        return yolo.read(source, files, set(pictures))
+    return folders.read(source, pictures)
+
+
+def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -> tuple[Labels, dict[str, str]]:
+    """Labels and splits of the table, or of all tables where each holds a part of the rows."""
+    recipe, first = source.recipe, files[0]
+    if not recipe.table.parts:
+        same = [other.origin for other in files[1:] if other.parts[-1] == first.parts[-1]]
+        message = f"more label tables of the name {first.path.name} than {first.origin}, which is taken"
+        source.check("doubled", same, message)
+        files = files[:1]
+    read = partial(
+        read_table,
         stems=[stem_of(picture.path.name) for picture in pictures.values()],
-        separator=source.recipe.separator,
+        separator=recipe.separator,
+        columns=recipe.table.columns(),
     )
+    tables = [read(file.path, classes=source.classes or None) for file in files]
     if not source.classes:
-        source.classes = table.classes
-    aliases = [entry.aliases for entry in source.recipe.classes] or [()] * len(source.classes)
-    matrix = in_class_order(table, source.classes, aliases)
-    keys = table.stems if source.recipe.pair_by == "name" else _row_keys(table, pictures)
-    rows = Counter(keys)
-    source.check("doubled", [key for key, num in rows.items() if num > 1], f"{file.origin}: rows of one name")
-    labels = {key: tuple(np.flatnonzero(row).tolist()) for key, row in zip(keys, matrix, strict=True)}
-    return labels, dict(zip(keys, table.split, strict=True)) if table.split is not None else {}
+        named = {normal_name(name): name for table in reversed(tables) for name in reversed(table.classes)}
+        source.classes = tables[0].classes if len(named) == len(tables[0].classes) else tuple(sorted(named.values()))
+        if len(tables) > 1:
+            tables = [read(file.path, classes=source.classes) for file in files]
+    aliases = [entry.aliases for entry in recipe.classes] or [()] * len(source.classes)
+    labels: Labels = {}
+    split_of: dict[str, str] = {}
+    rows: Counter[str] = Counter()
+    for file, table in zip(files, tables, strict=True):
+        source.warnings += [f"table: {file.path.name}: {note}" for note in table.notes]
+        matrix = in_class_order(table, source.classes, aliases)
+        keys = table.stems if recipe.pair_by == "name" else _row_keys(file, table.names, pictures, recipe.table.parts)
+        rows.update(keys)
+        labels |= {key: tuple(np.flatnonzero(row).tolist()) for key, row in zip(keys, matrix, strict=True)}
+        split_of |= dict(zip(keys, table.split, strict=True)) if table.split is not None else {}
+    source.check("doubled", [key for key, num in rows.items() if num > 1], f"{first.origin}: rows of one name")
+    return labels, split_of
 
 
-def _row_keys(table: Table, pictures: Mapping[str, File]) -> tuple[str, ...]:
-    """Which picture each row means when names repeat: its path ends in the row's, or the row's ends in its whole path.
-
-    Raises:
-        DataError: a row fits several pictures.
-    """
-    ending: dict[str, list[str]] = defaultdict(list)
-    for key in pictures:
-        for end in _endings(key):
-            ending[end].append(key)
-    keys = []
-    for name in table.names:
-        whole = next((end for end in _endings(name) if end in pictures), name)
-        fits = ending.get(name, [whole])
-        if len(fits) > 1:
-            raise DataError(
-                f"{table.path}: {name!r} fits {len(fits)} pictures, such as {fits[0]} and {fits[1]}; "
-                "write their folders too"
-            )
-        keys.append(fits[0])
-    return tuple(keys)
-
-
-def _endings(path: str) -> list[str]:
-    """``a/b/c`` -> ``a/b/c``, ``b/c``, ``c``."""
-    parts = path.split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]
+def _row_keys(file: File, names: Sequence[str], pictures: Mapping[str, File], parts: bool) -> tuple[str, ...]:
+    """Which picture each row means; in a table of a part, names may be those below its own folder."""
+    if parts and file.folders:
+        below = [name_of("/".join((*file.folders, name))) for name in names]
+        names = [long if long in pictures else name for long, name in zip(below, names, strict=True)]
+    return pictures_named(str(file.path), names, pictures)
 
 
 def _mask_labels(path: Path, rule: MaskRule) -> tuple[int, ...] | DataError:
@@ -259,28 +304,15 @@ def _from_masks(masks: dict[str, File], rule: MaskRule, workers: int) -> Labels:
             raise DataError("a process that read masks was killed; out of memory? try --workers 1") from None
     else:
         results = [read(path) for path in paths]
+    unknown = [result for result in results if isinstance(result, UnknownValues)]
+    if unknown:
+        raise all_unknown(unknown)
     labels: Labels = {}
     for key, result in zip(masks, results, strict=True):
         if isinstance(result, DataError):
             raise result
         labels[key] = result
     return labels
-
-
-def _from_folders(source: Source, pictures: dict[str, File]) -> Labels:
-    """One folder a class: the folder right above a picture is its label."""
-    flat = [file.origin for file in pictures.values() if len(file.parts) < 2]
-    if flat:
-        raise DataError(
-            f"{flat[0]}: a picture in no folder, and no label table; expected {source.recipe.layout or 'labels'}"
-        )
-    names = {key: file.path.parent.name for key, file in pictures.items()}
-    if not source.classes:
-        source.classes = tuple(sorted(set(names.values())))
-    unknown = sorted(set(names.values()) - set(source.classes))
-    if unknown:
-        raise DataError(f"folder {unknown[0]!r} is not in the class list ({', '.join(source.classes)})")
-    return {key: (source.classes.index(name),) for key, name in names.items()}
 
 
 def _pairing(source: Source, kind: str, labels: Labels, pictures: dict[str, File]) -> None:

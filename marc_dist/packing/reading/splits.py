@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from marc_dist.config import DataError
-from marc_dist.packing.reading.discover import File
+from marc_dist.packing.reading.discover import File, matches
+from marc_dist.packing.reading.lists import listed_names, one_split, pictures_named, split_of_lists
+from marc_dist.packing.reading.names import composed, name_of, stem_of
 from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.reading.samples import LabelledPicture, Source
-from marc_dist.packing.reading.tables import stem_of
 
 
 def scene_of(recipe: Recipe, file: File) -> str:
@@ -42,7 +43,11 @@ def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float]
 
 
 def assign(
-    source: Source, pictures: Mapping[str, File], labels: Mapping[str, tuple[int, ...]], split_of: Mapping[str, str]
+    source: Source,
+    pictures: Mapping[str, File],
+    labels: Mapping[str, tuple[int, ...]],
+    split_of: Mapping[str, str],
+    lists: Sequence[File] = (),
 ) -> None:
     """Fill ``source.samples``: every picture that has labels, with its scene and split.
 
@@ -51,6 +56,7 @@ def assign(
         pictures: key -> file.
         labels: key -> class numbers.
         split_of: key -> split, when the table says so.
+        lists: the files that the recipe's lists name.
 
     Raises:
         DataError: a picture outside the split folders, or a split name that is no word.
@@ -59,8 +65,11 @@ def assign(
     kept = {key: file for key, file in sorted(pictures.items()) if key in labels}
     if recipe.splits.folders:
         chosen = _by_folder(recipe, kept)
+    elif recipe.splits.lists:
+        chosen = _by_list(source, kept, lists)
+        kept = {key: file for key, file in kept.items() if key in chosen}
     elif split_of:
-        chosen = {key: split_of[key] for key in kept}
+        chosen = {key: one_split(split_of[key]) for key in kept}
     else:
         groups: dict[str, list[str]] = defaultdict(list)
         for key, file in kept.items():
@@ -78,7 +87,7 @@ def assign(
 
 
 def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
-    names = {folder.lower(): split for split, folder in recipe.splits.folders.items()}
+    names = {composed(folder).lower(): split for split, folder in recipe.splits.folders.items()}
     chosen = {}
     for key, file in kept.items():
         split = next((names[part] for part in file.parts[:-1] if part in names), None)
@@ -88,4 +97,22 @@ def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
                 f"the split; expected {recipe.layout}"
             )
         chosen[key] = split
+    return chosen
+
+
+def _by_list(source: Source, kept: Mapping[str, File], files: Sequence[File]) -> dict[str, str]:
+    """The split of every picture that a list names."""
+    stems = {stem_of(file.path.name) for file in kept.values()}
+    places = {name_of(file.origin): key for key, file in kept.items()}
+    lists: dict[str, tuple[str, list[str]]] = {}
+    for split, pattern in source.recipe.splits.lists.items():
+        fits = [file for file in files if matches(file, pattern)]
+        if len(fits) != 1:
+            raise DataError(f"splits.lists.{split}: expected one file {pattern}, got {len(fits)}")
+        path = fits[0].path
+        found = pictures_named(str(path), listed_names(path, stems), places, split)
+        lists[split] = (str(path), [places[name] for name in found if name in places])
+    chosen = split_of_lists(lists)
+    left = [file.origin for key, file in kept.items() if key not in chosen]
+    source.check("missing", left, f"pictures in no list of a split ({len(left)}, left out)")
     return chosen

@@ -1,26 +1,21 @@
-"""Label tables as people publish them: csv, tsv, txt, xlsx and MATLAB files -> stems, class names, a 0/1 matrix."""
+"""Label tables as people publish them: text, sheets, parquet, JSON and MATLAB files -> names, classes, a 0/1 matrix."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
-
-DELIMITERS = (",", ";", "\t")
-MAX_ROWS = 1 << 20  # of a sheet, as Excel has it
-MAX_SHEET_BYTES = 1 << 29  # of an unpacked .xlsx file
+from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns, plain
+from marc_dist.packing.reading.label_cells import UnclearCell, is_name, split_cells
+from marc_dist.packing.reading.names import name_of, natural_key, normal_name
+from marc_dist.packing.reading.sheets import Row, is_guessed, read_rows
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,7 @@ class Table:
         classes: (L,) column names as written.
         labels: (N, L) bool.
         split: (N,) split names, when the file has such a column.
+        notes: what was left aside or joined, one line each.
     """
 
     path: Path
@@ -40,6 +36,7 @@ class Table:
     classes: tuple[str, ...]
     labels: NDArray[np.bool_]
     split: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -47,104 +44,51 @@ class Table:
         return tuple(name.rpartition("/")[2] for name in self.names)
 
 
-class _Row(NamedTuple):
-    """One row of a text or sheet, and its line there."""
-
-    line: int
-    cells: list[str]
-
-
-def name_of(name: str) -> str:
-    """``Images/Beach/beach_1.JPG`` -> ``images/beach/beach_1``."""
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    return (path.parent / stem_of(path.name)).as_posix().lower().lstrip("/")
-
-
-def stem_of(name: str) -> str:
-    """``Images/Beach/beach_1.JPG`` -> ``beach_1``: what pictures, masks and table rows are paired by."""
-    last = PurePosixPath(name.strip().replace("\\", "/")).name
-    base, dot, extension = last.rpartition(".")
-    return (base if dot and re.fullmatch(r"(?i)jpe?g|png|tiff?|bmp|gif|webp", extension) else last).lower()
-
-
-def normal_name(name: str) -> str:
-    """A class name without case, blanks, hyphens, underscores and the plural's s: ``bare-soil`` = ``Bare Soil``."""
-    plain = re.sub(r"[\W_]+", "", name.casefold())
-    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
-
-
-def natural_key(stem: str) -> tuple[str, int, str]:
-    """Order of MATLAB tables: name in lower case, then number."""
-    match = re.fullmatch(r"(.*?)_?(\d+)", stem.lower())
-    return (match[1], int(match[2]), stem) if match else (stem.lower(), -1, stem)
-
-
 def read_table(
-    path: Path, *, classes: Sequence[str] | None = None, stems: Sequence[str] | None = None, separator: str = " "
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    stems: Sequence[str] | None = None,
+    separator: str | None = None,
+    columns: Columns | None = None,
 ) -> Table:
     """Read a label table of any supported kind.
 
     Args:
-        path: ``.csv``, ``.tsv``, ``.txt``, ``.xlsx`` or ``.mat``.
+        path: ``.csv``, ``.tsv``, ``.txt``, ``.xlsx``, ``.parquet``, ``.jsonl``, ``.json`` or ``.mat``.
         classes: class names of the columns; needed by ``.mat``, which has none.
-        stems: names of the rows; needed by ``.mat``; its columns run over them in natural order.
-        separator: between the names in a ``labels`` column (``image,labels``).
+        stems: names of the pictures: they tell which column names them. Needed by ``.mat``; its columns run over them
+            in natural order.
+        separator: between the names in a ``labels`` column (``image,labels``); None = to be seen.
+        columns: which column is which; what it leaves open is found.
 
     Raises:
         DataError: not such a table; names file, row and column.
     """
-    try:
-        if path.suffix.lower() == ".mat":
+    if path.suffix.lower() == ".mat":
+        try:
             return _read_mat(path, classes, stems)
-        rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_text(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return _from_rows(path, rows, classes, separator)
-
-
-def _read_text(path: Path) -> list[_Row]:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(DELIMITERS, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        return [_Row(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not a table ({error})") from None
-
-
-def _read_xlsx(path: Path) -> list[_Row]:
-    import openpyxl
-
-    rows: list[_Row] = []
-    try:
-        with zipfile.ZipFile(path) as parts:
-            size = sum(part.file_size for part in parts.infolist())
-        if size > MAX_SHEET_BYTES:
-            raise DataError(f"{path}: {size / 1e6:.0f} MB unpacked, too large for a label table; save it as .csv")
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # remarks on styles and extensions
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            sheet = book.active
-            sheet.reset_dimensions()  # some programs claim all of the million rows and 16,384 columns
-            for line, row in enumerate(sheet.iter_rows(values_only=True), 1):
-                if line > MAX_ROWS:
-                    raise DataError(f"{path}: expected at most {MAX_ROWS} rows; save it as .csv")
-                cells = ["" if cell is None else str(cell).strip() for cell in row]
-                while cells and not cells[-1]:
-                    cells.pop()
-                if cells:
-                    rows.append(_Row(line, cells + [""] * (len(rows[0].cells) - len(cells) if rows else 0)))
-            book.close()
-    except (DataError, OSError):
-        raise
-    except Exception as error:  # openpyxl, its zip and its XML raise whatever comes up
-        raise DataError(f"{path}: not a readable .xlsx file ({error or type(error).__name__})") from None
-    return rows
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    rows = read_rows(path)
+    if len(rows) < 2 or len(rows[0].cells) < 2:
+        raise DataError(f"{path}: expected a header and rows `image,label,label,...`, got {len(rows)} rows")
+    rows = _without_empty_columns(path, rows)
+    guessed = "not UTF-8, read as Latin-1; if names look wrong, save it as UTF-8"
+    shape = find_columns(path, rows, columns or Columns(), set(stems or ()))
+    shape.notes += [guessed] if is_guessed(path) else []
+    for row in shape.body:
+        if not row.cells[shape.image]:
+            raise DataError(f"{path}: row {row.line}: names no picture")
+    if shape.labels is not None:
+        named, labels = _listed(path, shape, classes, separator)
+    else:
+        named, labels = tuple(shape.header[place] for place in shape.classes), _matrix(path, shape)
+    names = tuple(name_of(row.cells[shape.image]) for row in shape.body)
+    split = None if shape.split is None else tuple(row.cells[shape.split] for row in shape.body)
+    table = Table(path, names, named, labels, split, tuple(shape.notes))
+    one_each = shape.labels is not None and plain(shape.header[shape.labels]) in ("label", "tag", "class", "category")
+    return _joined(table) if one_each and len(set(names)) < len(names) else table
 
 
 def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | None) -> Table:
@@ -174,72 +118,106 @@ def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | 
     return Table(path, tuple(name_of(stem) for stem in ordered), tuple(classes), np.asarray(matrix) == 1)
 
 
-def _from_rows(path: Path, rows: list[_Row], classes: Sequence[str] | None, separator: str) -> Table:
-    if len(rows) < 2 or len(rows[0].cells) < 2:
-        raise DataError(f"{path}: expected a header and rows `image,label,label,...`, got {len(rows)} rows")
-    rows = _without_empty_columns(path, rows)
-    header, body = rows[0].cells, rows[1:]
-    lower = [name.lower() for name in header]
-    split = None
-    if "split" in lower[1:]:
-        place = lower.index("split", 1)
-        split = tuple(row.cells[place] for row in body)
-        header, lower = header[:place] + header[place + 1 :], lower[:place] + lower[place + 1 :]
-        body = [_Row(row.line, row.cells[:place] + row.cells[place + 1 :]) for row in body]
-    if lower[1:] in (["labels"], ["label"], ["tags"]):
-        named, labels = _listed(path, body, classes, separator)
-    else:
-        named, labels = tuple(header[1:]), _matrix(path, header, body)
-    return Table(path, tuple(name_of(row.cells[0]) for row in body), named, labels, split)
-
-
-def _without_empty_columns(path: Path, rows: list[_Row]) -> list[_Row]:
+def _without_empty_columns(path: Path, rows: list[Row]) -> list[Row]:
     """Rows of one length, without the empty columns that spreadsheets leave at the right."""
     width = len(rows[0].cells)
     for row in rows:
         if len(row.cells) != width:
             raise DataError(f"{path}: row {row.line} ({row.cells[0]}): expected {width} cells, got {len(row.cells)}")
-        if not row.cells[0] and row is not rows[0]:
-            raise DataError(f"{path}: row {row.line}: names no picture")
     keep = [column for column in range(width) if any(row.cells[column] for row in rows)]
-    return [_Row(row.line, [row.cells[column] for column in keep]) for row in rows]
+    return [Row(row.line, [row.cells[column] for column in keep]) for row in rows]
 
 
-def _matrix(path: Path, header: list[str], body: list[_Row]) -> NDArray[np.bool_]:
-    known = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-    labels = np.zeros((len(body), len(header) - 1), dtype=bool)
-    for number, row in enumerate(body):
-        for column, cell in enumerate(row.cells[1:]):
-            value = known.get(cell.lower())
+def _matrix(path: Path, shape: Shape) -> NDArray[np.bool_]:
+    cells = {row.cells[place].lower() for row in shape.body for place in shape.classes}
+    known = SIGNS if cells <= set(SIGNS) and cells & {"-1", "-1.0"} else TRUTH
+    labels = np.zeros((len(shape.body), len(shape.classes)), dtype=bool)
+    for number, row in enumerate(shape.body):
+        for column, place in enumerate(shape.classes):
+            value = known.get(row.cells[place].lower())
             if value is None:
                 raise DataError(
-                    f"{path}: row {row.line} ({row.cells[0]}), column {header[column + 1]!r}: expected 0 or 1, "
-                    f"got {cell!r}"
+                    f"{path}: row {row.line} ({row.cells[shape.image]}), column {shape.header[place]!r}: expected 0 or "
+                    f"1, got {row.cells[place]!r}; a column of names? say table: labels in the recipe; none of labels? "
+                    "table: ignore"
                 )
             labels[number, column] = value
     return labels
 
 
 def _listed(
-    path: Path, body: list[_Row], classes: Sequence[str] | None, separator: str
+    path: Path, shape: Shape, classes: Sequence[str] | None, separator: str | None
 ) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """``image,labels`` with names in one cell."""
-    if separator == " ":  # the default; names with blanks need another one, and then it shows
-        separator = next((mark for mark in (";", "|", ",") if any(mark in row.cells[1] for row in body)), " ")
-    lists = [[name.strip() for name in row.cells[1].split(separator) if name.strip()] for row in body]
-    spelled = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
-    names = tuple(classes) if classes else tuple(sorted(spelled.values()))
-    place = {normal_name(name): number for number, name in enumerate(names)}
-    labels = np.zeros((len(body), len(names)), dtype=bool)
+    assert shape.labels is not None
+    column, body = shape.header[shape.labels], shape.body
+    cells = [row.cells[shape.labels] for row in body]
+    single = plain(column) in ("label", "tag", "class", "category", "labelname", "classname")
+    lists = _names_in(path, shape, cells, separator, single, classes or ())
+    if all(name.isdigit() for names in lists for name in names) and any(lists):
+        lists = _by_number(path, column, lists, classes)
+    for row, names in zip(body, lists, strict=True):
+        for name in names:
+            if not is_name(name):
+                raise DataError(f"{path}: row {row.line}, column {column!r}: {name!r} is half a list, no name; mend it")
+    spellings = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
+    order = tuple(classes) if classes else tuple(sorted(spellings.values()))
+    place = {normal_name(name): number for number, name in enumerate(order)}
+    labels = np.zeros((len(body), len(order)), dtype=bool)
     for number, (row, found) in enumerate(zip(body, lists, strict=True)):
         for name in found:
             if normal_name(name) not in place:
+                mark = "; is it half a name? say what stands between names with --separator"
                 raise DataError(
-                    f"{path}: row {row.line} ({row.cells[0]}): label {name!r} is not in the class list"
-                    f"{suggestion(name, names)}"
+                    f"{path}: row {row.line} ({row.cells[shape.image]}): label {name!r} is not in the class list"
+                    f"{suggestion(name, order)}{mark if ' ' in row.cells[shape.labels] else ''}"
                 )
             labels[number, place[normal_name(name)]] = True
-    return names, labels
+    return order, labels
+
+
+def _names_in(
+    path: Path, shape: Shape, cells: list[str], separator: str | None, single: bool, known: Sequence[str]
+) -> list[list[str]]:
+    """The names in each cell; a cell at fault is named."""
+    try:
+        return split_cells(cells, separator, single, known)
+    except UnclearCell as error:
+        unclear = str(error)
+    for row, cell in zip(shape.body, cells, strict=True):
+        try:
+            split_cells([cell], separator, single, known)
+        except UnclearCell as error:
+            unclear = f"row {row.line}: {cell[:60]!r}: {error}" if "--separator" not in str(error) else unclear
+            break
+    assert shape.labels is not None
+    raise DataError(f"{path}: column {shape.header[shape.labels]!r}: {unclear}") from None
+
+
+def _by_number(path: Path, column: str, lists: list[list[str]], classes: Sequence[str] | None) -> list[list[str]]:
+    """Class numbers, which need a list of names; 0 is the first."""
+    largest = max(int(name) for names in lists for name in names)
+    if not classes or largest >= len(classes):
+        had = f"{len(classes)} classes are given" if classes else "no class list is given"
+        raise DataError(
+            f"{path}: column {column!r} holds numbers up to {largest}, and {had}; name them in order, the first for 0: "
+            "--classes A,B,..."
+        )
+    return [[classes[int(name)] for name in names] for names in lists]
+
+
+def _joined(table: Table) -> Table:
+    """Rows of one picture as one: a table with a row for each label."""
+    place = {name: number for number, name in enumerate(dict.fromkeys(table.names))}
+    labels = np.zeros((len(place), len(table.classes)), dtype=bool)
+    split: dict[str, str] = {}
+    for row, name in enumerate(table.names):
+        labels[place[name]] |= table.labels[row]
+        if table.split is not None and split.setdefault(name, table.split[row]) != table.split[row]:
+            raise DataError(f"{table.path}: {name} stands in two splits, {split[name]} and {table.split[row]}")
+    note = f"{len(table.names)} rows of {len(place)} pictures, a label each: joined"
+    splits = tuple(split.values()) if table.split is not None else None
+    return Table(table.path, tuple(place), table.classes, labels, splits, (*table.notes, note))
 
 
 def in_class_order(table: Table, names: Sequence[str], aliases: Sequence[Sequence[str]]) -> NDArray[np.bool_]:

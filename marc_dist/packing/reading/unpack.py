@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from marc_dist.config import DataError
+from marc_dist.packing.reading.archive_kinds import PART, check_zip, what_is
 from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.tar import BLOCK, members
 
@@ -51,6 +52,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
                 roots.append(place)
                 continue
             folder = stack.enter_context(_temporary(beside))
+            stack.enter_context(_called(folder, place))
             _unpack(place, folder)
             roots.append(folder)
         if recipe.builtin is not None and not places:
@@ -63,6 +65,17 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
                 raise DataError(f"{beside}: cannot draw the sample there ({error.strerror or error})") from None
             roots.append(folder)
         yield roots
+
+
+@contextmanager
+def _called(folder: Path, archive: Path) -> Iterator[None]:
+    """Errors name the archive, not the temporary folder that is gone when they are read."""
+    try:
+        yield
+    except DataError as error:
+        if str(folder) not in str(error):
+            raise
+        raise DataError(str(error).replace(str(folder), str(archive))) from None
 
 
 @contextmanager
@@ -81,22 +94,36 @@ def _temporary(beside: Path) -> Iterator[Path]:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar; members that would leave the folder are refused by the libraries or kept inside."""
     try:
-        if archive.is_file() and zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened_zip:
-                _check(archive, ((info.filename, info.file_size) for info in opened_zip.infolist()), folder)
-                opened_zip.extractall(folder)
-        elif archive.is_file() and _is_tar(archive):
+        if not archive.is_file():
+            raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
+        if PART.fullmatch(archive.name):
+            raise DataError(what_is(archive))
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, folder)
+        elif _is_tar(archive):
             _check(archive, _plain_members(archive), folder)
             for tar, member in members(archive, "r:*"):
                 tar.extract(member, folder, filter="data")
         else:
-            raise DataError(f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first")
+            generic = f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first"
+            raise DataError(what_is(archive) or generic)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{archive}: cannot be unpacked beside the target ({error.strerror or error})") from None
     except Exception as error:  # the libraries raise whatever comes up: BadZipFile, LZMAError, OverflowError, ...
         raise DataError(f"{archive}: damaged archive ({error or type(error).__name__}); fetch it again") from None
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened_zip:
+        infos = opened_zip.infolist()
+        for info in infos:  # some programs of Windows write them against the standard; unzip turns them, too
+            info.filename = info.filename.replace("\\", "/")
+        check_zip(archive, infos)
+        _check(archive, ((info.filename, info.file_size) for info in infos), folder)
+        for info in infos:
+            opened_zip.extract(info, folder)
 
 
 def _is_tar(archive: Path) -> bool:

@@ -1,0 +1,115 @@
+"""COCO: JSON files of images, annotations and categories; a picture's labels are the categories of its annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from marc_dist.config import DataError
+from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name
+from marc_dist.packing.layouts.tree import Layout, Tree
+from marc_dist.packing.reading.discover import File
+from marc_dist.packing.reading.lists import pictures_named
+from marc_dist.packing.reading.names import name_of, split_word, words_of
+from marc_dist.packing.reading.samples import Labels, Source
+from marc_dist.packing.reading.sheets import load_json
+
+KEYS = ("images", "annotations", "categories")
+
+
+def detect(tree: Tree) -> Layout | None:
+    """COCO files, if there are any."""
+    found = []
+    for file in tree.jsons:
+        if file.path.stat().st_size < 20:
+            continue
+        with file.path.open("rb") as opened:
+            start = opened.read(1 << 16)
+        if b"{" not in start[:8] or not any(f'"{key}"'.encode() in start for key in (*KEYS, "info", "licenses")):
+            continue
+        try:
+            content = load_json(file.path)
+        except DataError:
+            continue
+        if (
+            isinstance(content, dict)
+            and all(isinstance(content.get(key), list) for key in KEYS)
+            and content["categories"]
+        ):
+            found.append((file, len(content["images"]), len(content["categories"])))
+    if not found:
+        return None
+    files = [file for file, _, _ in found]
+    names = [shortest_name(file, tree) for file in files]
+    splits = {file: split for file in files if (split := _split(file)) is not None}
+    recipe: dict[str, Any] = {"labels": ["coco"], "pair_by": "path", "annotations": names}
+    unclear, notes = "", []
+    if len(splits) == len(files) and len(set(splits.values())) == len(files) > 1:
+        recipe["splits"] = {
+            "lists": {splits[f]: n for f, n in zip(files, names, strict=True)},
+            "source": "a COCO file each",
+        }
+        line = f"{len(files)} splits ({', '.join(splits.values())})"
+    elif len(files) == 1:
+        other = find_splits(tree, tree.pictures)
+        recipe["splits"], line, unclear, notes = other.recipe, other.line, other.unclear, other.notes
+    else:
+        recipe["splits"] = DRAWN
+        line = "splits unknown"
+        unclear = (
+            f"several COCO files for one split ({', '.join(names[:4])}); name those to read in the recipe (annotations)"
+        )
+    total = sum(num for _, num, _ in found)
+    text = f"COCO: {', '.join(names[:4])}, {total} images, {found[0][2]} categories, {line}; packed as image-level sets"
+    return Layout("coco", text, recipe, unclear, tuple(notes))
+
+
+def _split(file: File) -> str | None:
+    found = {split for word in words_of(file.path.stem) if (split := split_word(word)) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) -> Labels:
+    """The categories of every picture.
+
+    Args:
+        source: gets the classes, in the order of the categories' numbers, if it has none.
+        files: COCO files.
+        pictures: key -> file.
+
+    Raises:
+        DataError: not such a file, an annotation of an unknown image or category, files whose categories differ.
+    """
+    labels: dict[str, set[str]] = {}
+    order: dict[str, int] = {}
+    for file in files:
+        content = load_json(file.path)
+        try:
+            categories = {one["id"]: str(one["name"]).strip() for one in content["categories"]}
+            images = {one["id"]: name_of(str(one["file_name"])) for one in content["images"]}
+            present: dict[Any, set[Any]] = {number: set() for number in images}
+            for one in content["annotations"]:
+                segments = one.get("segments_info")
+                kinds = [one["category_id"]] if segments is None else [part["category_id"] for part in segments]
+                present[one["image_id"]].update(kinds)
+            named = {images[number]: {categories[kind] for kind in kinds} for number, kinds in present.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file.path}: not a sound COCO file ({type(error).__name__}: {error}); mend it") from None
+        names = [name for _, name in sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))]
+        order = order or {name: place for place, name in enumerate(names)}
+        if set(names) != set(order):
+            raise DataError(
+                f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all"
+            )
+        keys = pictures_named(str(file.path), named, pictures, _split(file))
+        for key, found in zip(keys, named.values(), strict=True):
+            labels.setdefault(key, set()).update(found)
+    if not source.classes:
+        source.classes = tuple(sorted(order, key=lambda name: order[name]))
+    place_of = {name: number for number, name in enumerate(source.classes)}
+    unknown = sorted({name for found in labels.values() for name in found} - set(place_of))
+    if unknown:
+        raise DataError(
+            f"{files[0].path}: category {unknown[0]!r} is not in the class list ({', '.join(source.classes)})"
+        )
+    return {key: tuple(sorted(place_of[name] for name in found)) for key, found in labels.items()}

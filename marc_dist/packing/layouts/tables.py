@@ -1,0 +1,175 @@
+"""Label tables whose rows name the pictures: one, or some with a part of the rows each (a split, a class)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from marc_dist.config import DataError
+from marc_dist.packing.layouts.class_lists import is_class_list
+from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name, split_of
+from marc_dist.packing.layouts.tree import Layout, Tree
+from marc_dist.packing.reading.columns import Columns, find_columns
+from marc_dist.packing.reading.discover import File, matches
+from marc_dist.packing.reading.lists import one_split
+from marc_dist.packing.reading.names import name_of, stem_of
+from marc_dist.packing.reading.sheets import MAX_SHEET_BYTES, read_rows
+
+MAX_TABLES = 400  # looked at
+JSON_TABLE = 1 << 26  # bytes of a .json file that may hold rows
+NAMED = ("labels.*", "multilabels.*", "multilabel.*", "metadata.*")  # tables by these names are read before others
+
+
+@dataclass
+class Candidate:
+    """A table whose rows name pictures of the download."""
+
+    file: File
+    header: tuple[str, ...]
+    names: list[str]
+    split_column: str
+    kind: str
+
+
+def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
+    """A label table, if there is one.
+
+    Args:
+        tree: everything that lies there.
+        tables: names of tables to prefer.
+
+    Raises:
+        DataError: a table of such a name that cannot be read.
+    """
+    found = [
+        c for file in [*tree.tables, *tree.jsons][:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None
+    ]
+    if not found:
+        return None
+    named = [c for c in found if _is_named(c.file, tables)]
+    groups = _groups(named or found)
+    names = [", ".join(sorted({shortest_name(c.file, tree) for c in group})[:3]) for group in groups]
+    unclear = (
+        f"labels stand in {names[0]} and in {names[1]}; name the table to read with --table" if len(groups) > 1 else ""
+    )
+    group = groups[0]
+    first = group[0]
+    recipe: dict[str, Any] = {"labels": ["table"], "pair_by": "path"}
+    patterns = list(dict.fromkeys(shortest_name(c.file, tree) for c in group))
+    if len(group) > 1:
+        folder, suffix = first.file.folders, first.file.path.suffix
+        one_folder = all(c.file.folders == folder for c in group) and folder
+        same_name = all(c.file.parts[-1] == first.file.parts[-1] for c in group)
+        recipe["tables"] = (
+            [first.file.path.name] if same_name
+            else [f"{folder[-1]}/*{suffix}"] if one_folder and len(group) > 3
+            else patterns
+        )  # fmt: skip
+        recipe["table"] = {"parts": True}
+    else:
+        recipe["tables"] = patterns
+    splits, line, more, notes = _splits(tree, group)
+    recipe["splits"] = splits
+    what = f"{names[0]}{f' and {len(group) - 3} more' if len(group) > 3 else ''}"
+    rows = sum(len(c.names) for c in group)
+    kind = "a column of names" if first.kind == "list" else "columns of 0 and 1"
+    others = [shortest_name(c.file, tree) for c in found if c not in group]
+    notes += [f"or: labels from {', '.join(others[:5])}"] if others else []
+    return Layout("table", f"table: {what}, {rows} rows, {kind}, {line}", recipe, unclear or more, tuple(notes))
+
+
+def _is_named(file: File, tables: Sequence[str], others: Sequence[str] = NAMED) -> bool:
+    return any(matches(file, pattern) for pattern in (*tables, *others))
+
+
+def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | None:
+    size = file.path.stat().st_size
+    if size > MAX_SHEET_BYTES or (file.path.suffix.lower() == ".json" and size > JSON_TABLE):
+        return None
+    named = _is_named(file, tables) and file.path.suffix.lower() != ".json"
+    try:
+        rows = read_rows(file.path)
+        expected = named and _is_named(file, tables, ()) and not is_class_list(file, tree)
+        if len(rows) < 2 or len(rows[0].cells) < 2:
+            return Candidate(file, (), [], "", "one-hot") if expected and rows and len(rows[0].cells) > 1 else None
+        width = len(rows[0].cells)
+        even = [row for row in rows if len(row.cells) == width]
+        shape = find_columns(file.path, even, Columns(), tree.stems, labels=False)
+        names = [row.cells[shape.image] for row in shape.body]
+        some = names[:: max(1, len(names) // 400)]
+        hits = sum(stem_of(name) in tree.stems for name in some)
+        if not expected and (not hits or (not named and 2 * hits < len(some))):
+            return None
+    except DataError:
+        if named:
+            raise
+        return None
+    try:
+        if len(even) < len(rows):
+            raise DataError(f"{file.path}: rows of unequal length")
+        full = find_columns(file.path, rows, Columns(), tree.stems)
+    except DataError:
+        return Candidate(file, tuple(rows[0].cells), names, "", "one-hot") if named else None
+    if full.labels is None and not named and not _any_binary(full.body, full.classes):
+        return None  # names of pictures with other facts about them
+    if full.body and full.body[0] is rows[0] and not named and _is_list_of_signs(full.body):
+        return None  # Pascal VOC's list of a split and a class
+    split = "" if full.split is None else full.header[full.split]
+    return Candidate(file, tuple(full.header), names, split, "list" if full.labels is not None else "one-hot")
+
+
+def _is_list_of_signs(body: Sequence[Any]) -> bool:
+    return all(row.cells[-1] in ("-1", "0", "1") for row in body)
+
+
+def _any_binary(body: Sequence[Any], places: Sequence[int]) -> bool:
+    return any({row.cells[place] for row in body} <= {"0", "1", "0.0", "1.0", "True", "False"} for place in places)
+
+
+def _groups(found: list[Candidate]) -> list[list[Candidate]]:
+    """Tables of one header whose rows name other pictures: parts of one. Each other table is a group of its own."""
+    by_header: dict[tuple[str, ...], list[Candidate]] = defaultdict(list)
+    for candidate in found:
+        by_header[tuple(sorted(candidate.header))].append(candidate)
+    groups: list[list[Candidate]] = []
+    for same in by_header.values():
+        rows = [name_of("/".join((*c.file.folders, name))) for c in same for name in c.names]
+        plain = [name_of(name) for c in same for name in c.names]
+        apart = len(set(plain)) == len(plain) or (
+            len(set(rows)) == len(rows) and len({c.file.folders for c in same}) == len(same)
+        )
+        groups += [same] if apart else [[candidate] for candidate in same]
+    return groups
+
+
+def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str, str, list[str]]:
+    """The recipe's ``splits``, in words, why it is unclear, and notes."""
+    splits = find_splits(tree, tree.pictures)
+    first = group[0]
+    if first.split_column:
+        # a split column is the table's own word; folders that say the same are no second one
+        rows = _column_splits(first)
+        line = f"splits {', '.join(rows)} from its column {first.split_column!r}"
+        differ = "folders" in splits.recipe and _differ(tree, first)
+        unclear = f"two splits fit that differ: column {first.split_column!r}, or {splits.line}" if differ else ""
+        return {**DRAWN, "source": f"column {first.split_column!r} of the table"}, line, unclear, []
+    return splits.recipe, splits.line, splits.unclear, splits.notes
+
+
+def _differ(tree: Tree, candidate: Candidate) -> bool:
+    """Whether the split column says of some picture another split than its folder does."""
+    rows = read_rows(candidate.file.path)
+    place = list(rows[0].cells).index(candidate.split_column)
+    said = {stem_of(name): one_split(row.cells[place]) for name, row in zip(candidate.names, rows[1:], strict=True)}
+    return any(
+        said.get(stem_of(file.path.name), split) != split for file in tree.pictures for split in [split_of(file)]
+    )
+
+
+def _column_splits(candidate: Candidate) -> list[str]:
+    """The splits that a table's column names."""
+    rows = read_rows(candidate.file.path)
+    place = list(rows[0].cells).index(candidate.split_column)
+    return sorted({one_split(row.cells[place]) for row in rows[1:]})

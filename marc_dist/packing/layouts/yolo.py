@@ -1,0 +1,103 @@
+"""YOLO: a text for each picture, a line an object: class number, then numbers from 0 to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from marc_dist.config import DataError
+from marc_dist.packing.layouts.class_lists import find_class_list
+from marc_dist.packing.layouts.splits import find_splits
+from marc_dist.packing.layouts.tree import Layout, Tree, spread
+from marc_dist.packing.reading.discover import File
+from marc_dist.packing.reading.names import tree_parts
+from marc_dist.packing.reading.samples import Labels, Source
+from marc_dist.packing.reading.sheets import decoded
+
+TRIED = 50
+
+
+def detect(tree: Tree) -> Layout | None:
+    """Texts of objects, each with the name of a picture."""
+    beside = [file for file in tree.texts if file.path.stem.lower() in tree.stems]
+    some = spread(beside, TRIED)
+    if not beside or not all(_sound(file) for file in some) or not any(_numbers(file) for file in some):
+        return None
+    numbers = sorted({number for file in beside for number in _numbers(file)})
+    listed = find_class_list(tree)
+    names = listed.names if listed is not None else {}
+    unclear = ""
+    if not all(number in names for number in numbers):
+        unclear = (
+            f"class numbers up to {numbers[-1]} and no list of names (classes.txt, data.yaml); name them in the recipe"
+        )
+        names = {number: f"class_{number}" for number in range(numbers[-1] + 1)}
+    splits = find_splits(tree, tree.pictures)
+    recipe: dict[str, Any] = {
+        "labels": ["yolo"],
+        "pair_by": "tree",
+        "annotations": sorted({f"{file.folders[-1]}/*.txt" if file.folders else "*.txt" for file in beside}),
+        "classes": [{"name": names.get(number, f"class_{number}")} for number in range(max([*names, *numbers]) + 1)],
+        "splits": splits.recipe,
+    }
+    where = f", names from {listed.file.origin}" if listed is not None and not unclear else ""
+    line = f"YOLO: {len(beside)} texts, {len(numbers)} classes{where}, {splits.line}; packed as image-level sets"
+    return Layout("yolo", line, recipe, unclear or splits.unclear, tuple(splits.notes))
+
+
+def _sound(file: File) -> bool:
+    try:
+        _numbers(file)
+    except DataError:
+        return False
+    return True
+
+
+def _numbers(file: File) -> set[int]:
+    """The class numbers of a text.
+
+    Raises:
+        DataError: a line of another kind.
+    """
+    try:
+        lines = decoded(file.path.read_bytes()).splitlines()
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error.strerror or error})") from None
+    found = set()
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            values = [float(word) for word in words[1:]]
+            if not words[0].isdigit() or len(values) < 4:
+                raise ValueError
+        except ValueError:
+            raise DataError(f"{file.path}: line {number}: expected a class number and 4 or more numbers") from None
+        found.add(int(words[0]))
+    return found
+
+
+def read(source: Source, files: Sequence[File], keys: set[str]) -> Labels:
+    """The class numbers in the text of every picture.
+
+    Args:
+        source: its classes are in the order of the numbers, from 0.
+        files: texts; those that belong to no picture are passed over.
+        keys: of the pictures. One without a text carries no object.
+
+    Raises:
+        DataError: a line of another kind, a number beyond the classes, or no classes.
+    """
+    labels: Labels = {}
+    for file in files:
+        key = "/".join((*tree_parts(file.folders), file.path.stem.lower()))
+        if key not in keys:
+            continue
+        numbers = _numbers(file)
+        if numbers and max(numbers) >= len(source.classes):
+            raise DataError(
+                f"{file.path}: class number {max(numbers)}, and the recipe has {len(source.classes)} classes"
+            )
+        labels[key] = tuple(sorted(numbers))
+    return labels
