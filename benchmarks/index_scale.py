@@ -157,7 +157,9 @@ def main() -> int:
     for num in options.rows:
         with tempfile.TemporaryDirectory() as place:
             subprocess.run(  # memory of the making goes with its process
-                [sys.executable, "-c", MAKE, place, str(num), str(options.labels)], cwd=Path(__file__).parent, check=True
+                [sys.executable, "-c", MAKE, place, str(num), str(options.labels)],
+                cwd=Path(__file__).parent,
+                check=True,
             )
             size = (Path(place) / "index.parquet").stat().st_size
             print(f"{num} rows, {options.labels} labels: index.parquet of {size / num:.1f} bytes a row")
@@ -181,7 +183,9 @@ def main() -> int:
     return 0 if holds else 1
 
 
-MAKE = "import sys; from pathlib import Path; import index_scale as m; m.make(Path(sys.argv[1]), *map(int, sys.argv[2:]))"
+MAKE = (
+    "import sys; from pathlib import Path; import index_scale as m; m.make(Path(sys.argv[1]), *map(int, sys.argv[2:]))"
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

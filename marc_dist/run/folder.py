@@ -117,7 +117,7 @@ def _norm(settings: Mapping[str, Any]) -> str | None:
 
 
 def write_config(config: Config, folder: Path | None = None) -> Path:
-    """Write the resolved settings into the run folder, or another one, paths absolute; it is itself a valid run file."""
+    """Write the resolved settings into the run folder, or another one, paths absolute: a valid run file."""
     path = (Path(config.train.run_dir) if folder is None else folder) / "config.yaml"
     write_atomic(path, dump_yaml(placed(config), comments=True).encode())
     return path

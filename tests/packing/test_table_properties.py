@@ -113,4 +113,4 @@ def test_a_download_with_any_table_is_packed_whole_or_refused(lines: list[list[s
             assert "\n" not in str(error)
             return
         assert len(source.samples) == 3 and all(sample.labels for sample in source.samples)
-        assert not any(set(name) & set("[]{}\"") for name in source.classes)
+        assert not any(set(name) & set('[]{}"') for name in source.classes)

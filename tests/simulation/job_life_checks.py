@@ -46,7 +46,18 @@ SETTLE_S = 1.3
 """Failures this close together may be taken for each other: a rank's end is seen a moment late."""
 THAW_S = 3 * REFRESH_S
 """Longest that a rank 0 writes on that was frozen, while another training was let in."""
-WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
+WAY_BACK = {
+    "kill rank",
+    "ask rank",
+    "stuck rank",
+    "freeze rank",
+    "pause rank",
+    "lose node",
+    "requeue",
+    "preempt",
+    "kill task",
+    "deaf",
+}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
 
@@ -143,7 +154,9 @@ class Checks:
             return
         mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
         if len(mine) > 1 + self.story.preset.max_restarts:
-            self.fail(3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}")
+            self.fail(
+                3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}"
+            )
         if job.id in self.cancelled and kernel.now > self.cancelled[job.id] + 31.0:
             self.fail(6, f"job {job.id} trains after its cancel")
 
@@ -168,7 +181,9 @@ class Checks:
         while stalls < len(mine) and steps[-2 - stalls] == steps[-1]:
             stalls += 1
         if stalls > self.story.preset.max_stalls:
-            self.fail(3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}")
+            self.fail(
+                3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}"
+            )
 
     # --- commands
 
@@ -249,7 +264,9 @@ class Checks:
             self.fail(5, f"nobody knows how it ended: {told}")
 
         if told.word != "done" and self._must_be_done():
-            self.fail(9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}")
+            self.fail(
+                9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}"
+            )
 
     def _must_be_done(self) -> bool:
         story = self.story
@@ -272,7 +289,9 @@ class Checks:
             rank = named(record.get("error")) if record.get("event") == "end" else None
             world = self._world_of(record)
             if rank is not None and world is not None and not self._possible(world, rank):
-                self.fail(7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}")
+                self.fail(
+                    7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}"
+                )
         for world in self.story.ranks.worlds.values():
             for when, _, reason in world.box.get("late", []):
                 self._late(world, when, reason)

@@ -24,7 +24,17 @@ import marc_dist.files as marc_files
 from marc_dist.cluster.rank_process import RankProcess
 from marc_dist.run import run_lock
 from marc_dist.training import signals, watchdog
-from tests.simulation.job_life_files import _FIRST_FD, ROOT, SharedFiles, SimFile, _Descriptor, _Entry, _error, _facts, _Listing
+from tests.simulation.job_life_files import (
+    _FIRST_FD,
+    ROOT,
+    SharedFiles,
+    SimFile,
+    _Descriptor,
+    _Entry,
+    _error,
+    _facts,
+    _Listing,
+)
 from tests.simulation.job_life_kernel import Condition, Exit, Kernel, Process, Tasklet
 
 Run = Callable[[list[str]], tuple[int, str, str]]

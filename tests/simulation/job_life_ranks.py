@@ -239,4 +239,3 @@ def named(error: str | None) -> int | None:
     """The rank that a job's error calls the first one."""
     found = NAMED.search(error or "")
     return None if found is None else int(found[1])
-

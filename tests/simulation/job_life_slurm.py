@@ -347,7 +347,9 @@ class Slurm:
         if job is None:
             return 1, "", "slurm_load_jobs error: Invalid job id specified"
         nodes = ",".join(node.name for node in job.nodes)
-        line = words[words.index("-o") + 1].replace("%i", job.id).replace("%T", self._told(job)).replace("%r", job.reason)
+        line = (
+            words[words.index("-o") + 1].replace("%i", job.id).replace("%T", self._told(job)).replace("%r", job.reason)
+        )
         return 0, line.replace("%N", nodes) + "\n", ""
 
     def _sacct(self, words: list[str]) -> tuple[int, str, str]:
@@ -367,7 +369,11 @@ class Slurm:
                 self.cancel(job)
         elif any(option.startswith("--signal=") for option in options):
             if job.state != "RUNNING":
-                return 1, "", f"scancel: error: Signal job error on job id {job.id}: Job/step already completing or completed"
+                return (
+                    1,
+                    "",
+                    f"scancel: error: Signal job error on job id {job.id}: Job/step already completing or completed",
+                )
             self.warn(job, signal.SIGUSR2)
         else:
             self.cancel(job)

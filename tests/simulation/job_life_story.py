@@ -158,7 +158,9 @@ class Story:
             "launch": self._launch,
             "launch local": self._launch_local,
             "train": lambda: self.ranks.rank(FOLDER),
-            "cancel": lambda: jobs_command._cancel(Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)),
+            "cancel": lambda: jobs_command._cancel(
+                Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)
+            ),
             "resume": self._resume,
             "status": self._status,
         }
@@ -191,9 +193,7 @@ class Story:
         return backends.run_local(job, Path(FOLDER), BytesIO())
 
     def _resume(self) -> int:
-        return jobs_command._resume(
-            Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None)
-        )
+        return jobs_command._resume(Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None))
 
     def _status(self) -> int:
         before = self.checks.living()
