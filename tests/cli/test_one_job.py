@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cli import jobs, launch, train
+from marc_dist.cluster.backends import run_local
 from marc_dist.config import load_config
 from marc_dist.run.attempts import begin_attempt, end_attempt
-from marc_dist.run.job import note_cancel, read_job
+from marc_dist.run.job import new_job, note_cancel, read_job
 from marc_dist.run.run_lock import RUN_LOCK, removal
 from tests.cli.test_train import SMALL
 
@@ -188,15 +190,18 @@ def test_a_run_whose_folder_is_removed_ends_with_one_line(sample_dir: Path, tmp_
     assert not (run / "encoder.safetensors").exists()
 
 
-def test_job_json_of_a_local_job_has_the_token_of_its_records(sample_dir: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert launch.main(["local", *_words(sample_dir, run, "train.max_steps=1")]) == 0
-    token = read_job(run).token
-    lines = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+def test_records_and_ranks_of_a_local_job_have_its_token(tmp_path: Path) -> None:
+    says = "import os; print(os.environ['MARC_JOB_TOKEN'], os.environ['MARC_ATTEMPT'])"
+    job = new_job("local", ["-S", "-c", says], procs_per_node=2, preset={"procs_per_node": 2})
+    assert run_local(job, tmp_path, io.BytesIO()) == 0
+    token = read_job(tmp_path).token
+    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
     assert [(line["event"], line["token"], line["number"]) for line in lines] == [
         ("begin", token, 0),
         ("end", token, 0),
     ]
+    assert all((tmp_path / f"logs/rank-{rank}.log").read_text() == f"{token} 0\n" for rank in range(2))
+    assert not (tmp_path / RUN_LOCK).exists()
 
 
 def test_an_array_stands_as_its_elements_do(
