@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from marc_dist.cluster.sbatch_options import check_options, gpu_request, long_name
+from marc_dist.cluster.sbatch_options import check_options, gpu_request, long_name, minutes
 from marc_dist.config import ConfigError, build, find_preset, load_yaml, parse_words
 from marc_dist.config.section import Section
 from marc_dist.config.suggest import suggestion
@@ -162,16 +162,13 @@ class SlurmPreset(RestartPreset):
     @field_validator("time_min", mode="before")
     @classmethod
     def _minutes(cls, value: object) -> object:
-        """Also times as ``sbatch --time`` takes them: ``2:00:00``, ``1-12``, ``1-12:30``; no part of a minute."""
+        """Also times as ``sbatch --time`` takes them: ``2:00:00``, ``1-12``, ``1-12:30``; none with two meanings."""
         if not isinstance(value, str) or not re.search("[:-]", value.strip()[1:]):
             return value
-        match = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4})(?::(\d{1,2}))?(?::(\d{1,2}))?", value.strip(), re.ASCII)
-        days, hours, mins, secs = match.groups() if match else (None, None, None, None)
-        if not match or (days is None and secs is None) or max(int(mins or 0), int(secs or 0)) > 59:
+        found = minutes(value)
+        if found is None or re.fullmatch(r"\d+:\d+", value.strip()):  # MM:SS to Slurm, HH:MM to people
             raise ValueError(f"expected minutes, H:MM:SS or D-HH:MM, got {value!r}")
-        if int(secs or 0):
-            raise ValueError(f"expected whole minutes, got {value!r}")
-        return int(days or 0) * 1440 + int(hours or 0) * 60 + int(mins or 0)
+        return found
 
     @field_validator("sbatch")
     @classmethod

@@ -67,6 +67,8 @@ def minutes(text: str) -> int | None:
         return None
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
+    if any(number > 59 for number in numbers[1:]):
+        return None
     if days is not None or len(numbers) == 3:  # D-HH[:MM[:SS]], HH:MM:SS
         hours, mins, secs = [*numbers, 0, 0][:3]
     else:  # MM[:SS]

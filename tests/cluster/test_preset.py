@@ -51,7 +51,7 @@ def test_unknown_presets_kinds_and_keys_in_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880)],
+    [("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880), ("2:00:30", 121)],
 )  # fmt: skip
 def test_a_time_limit_as_sbatch_writes_it(text: str, minutes: int, tmp_path: Path) -> None:
     """YAML 1.1 read 2:00:00 as 7200, which were five days."""
@@ -62,7 +62,7 @@ def test_a_time_limit_as_sbatch_writes_it(text: str, minutes: int, tmp_path: Pat
     assert load_preset(str(file)) == preset
 
 
-@pytest.mark.parametrize("text", ["1:30", "16:00", "2:00:30", "1:99:00", "-5:00:00", "soon:00:00"])
+@pytest.mark.parametrize("text", ["1:30", "16:00", "1:99:00", "-5:00:00", "soon:00:00"])
 def test_a_time_that_means_two_things_or_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^cluster\.time_min: expected "):
         load_preset("slurm", [f"cluster.time_min={text}"])
@@ -70,7 +70,7 @@ def test_a_time_that_means_two_things_or_none_is_refused(text: str) -> None:
 
 def test_text_in_sbatch_and_env_stays_text() -> None:
     preset = load_preset(
-        "slurm", ["cluster.sbatch={begin: 16:00, licenses: 010, x: no}", "cluster.env={A: 1:30, B: on}"]
+        "slurm", ["cluster.sbatch={begin: 16:00, licenses: 010, bb: no}", "cluster.env={A: 1:30, B: on}"]
     )
     assert isinstance(preset, SlurmPreset)
-    assert preset.sbatch == {"begin": "16:00", "licenses": "010", "x": "no"} and preset.env == {"A": "1:30", "B": "on"}
+    assert preset.sbatch == {"begin": "16:00", "licenses": "010", "bb": "no"} and preset.env == {"A": "1:30", "B": "on"}

@@ -185,7 +185,7 @@ def test_a_cancel_of_an_array_is_written_down_in_the_elements_that_it_runs(tmp_p
     ],
 )
 def test_an_array_is_what_its_elements_are(words: list[Any], found: tuple[str, str]) -> None:
-    assert array_state([State(word) for word in words]) == found
+    assert array_state([State(word) for word in words]) == State(*found)
 
 
 def test_an_attempt_never_began_before_the_end_of_an_earlier_one() -> None:
