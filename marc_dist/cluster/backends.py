@@ -24,6 +24,7 @@ POLL_S = 1.0
 class _Backend(NamedTuple):
     state: Callable[[Job, Path], State]
     cancel: Callable[[Job, Path], None]
+    end_cancelled: Callable[[Job, Path], None] | None = None
 
 
 def _backend(job: Job) -> _Backend:
@@ -31,7 +32,7 @@ def _backend(job: Job) -> _Backend:
     if job.kind == "slurm":
         from marc_dist.cluster import slurm
 
-        return _Backend(slurm.state, slurm.cancel)
+        return _Backend(slurm.state, slurm.cancel, slurm.end_cancelled)
     if job.kind == "ray":
         from marc_dist.cluster import ray
 
@@ -84,13 +85,24 @@ def _element_state(job: Job, number: int, whole: State) -> State:
 
 
 def cancel(job: Job, job_dir: Path) -> None:
-    """End a job for good; what it has saved stays.
+    """Tell a job to save and end for good; what it has saved stays. ``end_cancelled`` sees that it does.
 
     Raises:
         LaunchError: whoever runs it cannot be reached, or refuses.
     """
     if job.id is not None:
         _backend(job).cancel(job, job_dir)
+
+
+def end_cancelled(job: Job, job_dir: Path) -> None:
+    """See that a job that was cancelled ends: what has not saved within its grace is ended.
+
+    Raises:
+        LaunchError: whoever runs it cannot be reached, or refuses.
+    """
+    end = _backend(job).end_cancelled
+    if job.id is not None and end is not None:
+        end(job, job_dir)
 
 
 def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder | None) -> str | None:
@@ -201,7 +213,8 @@ def _name(job: Job, job_dir: Path) -> None:
     """
     before = read_job(job_dir)
     if before.token != job.token:
-        _backend(job).cancel(job, job_dir)
+        cancel(job, job_dir)
+        end_cancelled(job, job_dir)
         raise LaunchError(
             f"{job_dir}: {before.user} on {before.host} has started another job here at the same moment; this one, "
             f"{job.kind} {job.id}, was ended; wait for the other, or choose another train.run_dir"

@@ -320,24 +320,33 @@ def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
 
 
 def cancel(job: Job, job_dir: Path) -> None:
-    """End a job for good: what waits is taken back; what runs is told to save, and ended when it has, or later.
+    """End a job for good: what waits is taken back; what runs is told to save and go.
 
     A bare scancel would leave ranks Slurm's KillWait to save, which is often a few seconds. So they get the signal
-    that they also get ahead of the time limit, and the preset's ``stop_grace_s``. The batch script reads in
-    ``job.json`` that nothing starts again.
+    that they also get ahead of the time limit. The batch script reads in ``job.json`` that nothing starts again.
+    ``end_cancelled`` ends ranks that do not listen.
 
     Raises:
         LaunchError: Slurm does not answer, or refuses.
     """
     assert job.id is not None
-    grace_s = build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
     now = _elements(job.id)
     waiting = [int(name.rpartition("_")[2]) for name, word in now.items() if job.run_dirs and word == "pending"]
     if waiting:  # by number: with --state=PENDING scancel takes the whole array for one that waits
         _scancel(f"{job.id}_[{spans(sorted(waiting))}]")
-    if grace_s and "running" in now.values():
+    if _grace_s(job, job_dir) and "running" in now.values():
         _scancel(job.id, "--signal=USR2")
     note_cancel(job, job_dir)
+
+
+def end_cancelled(job: Job, job_dir: Path) -> None:
+    """Wait until a job that was cancelled has saved, the preset's ``stop_grace_s`` at most; then it is no more.
+
+    Raises:
+        LaunchError: Slurm does not answer, or refuses.
+    """
+    assert job.id is not None
+    grace_s = _grace_s(job, job_dir)
     asked, deadline = time.monotonic(), time.monotonic() + grace_s
     while time.monotonic() < deadline and "running" in _elements(job.id).values():
         if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
@@ -345,6 +354,10 @@ def cancel(job: Job, job_dir: Path) -> None:
             _scancel(job.id, "--signal=USR2")
         time.sleep(POLL_S)
     _scancel(job.id)
+
+
+def _grace_s(job: Job, job_dir: Path) -> float:
+    return build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
 
 
 def _scancel(job_id: str, *options: str) -> None:

@@ -311,7 +311,7 @@ def test_cancelled_then_resumed_at_another_size(
     (only,) = attempts(run)
     assert (only.code, only.again, only.why, only.error) == (85, False, "cancelled", None)
     assert _step(run) == only.last_step > 3  # saved because it was told to
-    assert ray_jobs.state(job, run) == ("cancelled", f"after step {only.last_step}")
+    assert ray_jobs.state(job, run) == State("cancelled", f"after step {only.last_step}")
     ray_jobs.cancel(job, run)  # nothing to do
     job = _submit(attached, run, nodes=1, procs=2)
     _ended_as(run, job, undisturbed)

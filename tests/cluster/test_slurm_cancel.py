@@ -70,6 +70,7 @@ def test_running_elements_save_and_waiting_ones_are_taken_back(here: SlurmCluste
     until(lambda: sum((folder / "up").exists() for folder in folders) == 2)
     begun = time.monotonic()
     backends.cancel(job, run)
+    backends.end_cancelled(job, run)
     assert SAVE_S < time.monotonic() - begun < 60
     until(lambda: not here.job_processes(), 20)
     for number, folder in enumerate(folders):
@@ -93,10 +94,12 @@ def test_one_that_does_not_save_is_ended_in_time(here: SlurmCluster, tmp_path: P
     job = submitted(run, *folders, script=deaf, stop_grace_s=2)
     until(lambda: all((folder / "up").exists() for folder in folders))
     backends.cancel(read_job(folders[1]), folders[1])
+    backends.end_cancelled(read_job(folders[1]), folders[1])
     assert here.wait_for(f"{job.id}_1", limit_s=30) == "CANCELLED"
-    assert backends.state(read_job(folders[1]), folders[1]) == ("cancelled", "CANCELLED after step 0")
+    assert backends.state(read_job(folders[1]), folders[1]) == State("cancelled", "CANCELLED after step 0")
     assert here.state(f"{job.id}_0") == "RUNNING"
     backends.cancel(job, run)
+    backends.end_cancelled(job, run)
     assert here.wait_for(f"{job.id}_0", limit_s=30) == "CANCELLED"
     assert json.loads((run / "job.json").read_text())["cancelled_at"] is not None
 
@@ -107,9 +110,11 @@ def test_a_waiting_element_is_taken_back_alone(here: SlurmCluster, tmp_path: Pat
     folders = [run / str(number) for number in range(4)]
     job = submitted(run, *folders)
     backends.cancel(read_job(folders[1]), folders[1])
+    backends.end_cancelled(read_job(folders[1]), folders[1])
     pending = here.sh("squeue", "-h", "-r", "-t", "PENDING", "-j", str(job.id), "-o", "%K").split()
     assert sorted(pending) == ["0", "2", "3"]
     backends.cancel(job, run)
+    backends.end_cancelled(job, run)
     assert not here.sh("squeue", "-h")
     assert all(read_job(folder).cancelled_at is not None for folder in folders)
 
@@ -125,6 +130,7 @@ def test_a_killed_batch_script_is_told_and_the_job_starts_again(here: SlurmClust
     until(lambda: len(attempts(run)) == 2)
     assert attempts(run)[0].code == 85 and attempts(run)[0].again and attempts(run)[1].first_step == 7
     backends.cancel(job, run)
+    backends.end_cancelled(job, run)
 
     deaf = tmp_path / "deaf"
     job = submitted(deaf, script="import signal, time; signal.signal(signal.SIGTERM, lambda *_: 0); time.sleep(600)")
@@ -150,4 +156,5 @@ def test_a_held_job_says_how_to_release_it(here: SlurmCluster, tmp_path: Path) -
     told = str(backends.state(job, run))
     assert told.startswith("pending (") and told.endswith(f"scontrol release {job.id})")
     backends.cancel(job, run)
+    backends.end_cancelled(job, run)
     assert backends.state(job, run).word == "cancelled"

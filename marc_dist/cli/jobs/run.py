@@ -154,6 +154,7 @@ def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
     deadline = time.monotonic() + limit_s
     late = []
     for run_dir, job in asked:
+        backends.end_cancelled(job, run_dir)
         state = _state(job, run_dir, backends.own_state)
         while state.word not in OVER and time.monotonic() < deadline:
             time.sleep(0.3 if job.kind == "local" else 2.0)
