@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from marc_dist.cluster import backends
 from marc_dist.config import MarcError
 from marc_dist.run.attempt_id import NUMBER, TOKEN
+from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
@@ -46,6 +47,7 @@ SETTLE_S = 1.3
 """Failures this close together may be taken for each other: a rank's end is seen a moment late."""
 THAW_S = 3 * REFRESH_S
 """Longest that a rank 0 writes on that was frozen, while another training was let in."""
+HUNG = f"code {EXIT_HUNG}"
 WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
@@ -304,6 +306,8 @@ class Checks:
         task = world.ranks[first[1]].parent
         if task is not None and task.facts.get("slow", -1.0) >= first[0]:
             return True  # its end was not yet noted when srun ended its task
+        if mine[2].startswith(HUNG) and first[2].startswith(HUNG):
+            return True  # witnesses of the same hang; whom they name is checked by itself
         if OF_A_PEER in mine[2] and OF_A_PEER not in first[2]:
             return False
         return mine[0] - first[0] <= SETTLE_S
