@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster import backends, slurm
+from marc_dist.cluster import backends
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.run.attempts import attempts
 from marc_dist.run.job import Job, new_job, read_job

@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--procs", type=int, default=1, help="processes")
     parser.add_argument("--theme", choices=("any", *THEMES), help="what all stories are about")
-    parser.add_argument("--planted", action="store_true", help="plant each mistake of job_life_bugs.py, count who finds it")
+    parser.add_argument(
+        "--planted", action="store_true", help="plant each mistake of job_life_bugs.py, count who finds it"
+    )
     parser.add_argument("--replay", type=int, metavar="SEED", help="tell one story event by event")
     options = parser.parse_args(argv)
     if options.replay is not None:
@@ -83,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bad, faults, totals = summary(stories(seeds, options.procs, options.theme), 20)
     print(f"{totals['stories']} stories in {time.monotonic() - began:.0f} s: {totals['starts']} starts, "
           f"{totals['events']} events; faults: {', '.join(f'{name} {n}' for name, n in faults.most_common())}")  # fmt: skip
-    print(f"{len(bad)} with a broken promise" + (f": seeds {', '.join(str(one.seed) for one in bad[:50])}" if bad else ""))
+    print(
+        f"{len(bad)} with a broken promise" + (f": seeds {', '.join(str(one.seed) for one in bad[:50])}" if bad else "")
+    )
     return 1 if bad else 0
 
 

@@ -141,7 +141,9 @@ def _end_as_seen() -> AbstractContextManager[Any]:
     """A killed rank failed when it was seen dead, not when it was last seen alive."""
     real = rank_process.note_end
     return mock.patch.object(
-        rank_process, "note_end", lambda path, code, ended, mine, asked: real(path, code, time.time(), mine, asked=asked)
+        rank_process,
+        "note_end",
+        lambda path, code, ended, mine, asked: real(path, code, time.time(), mine, asked=asked),
     )
 
 
@@ -187,8 +189,6 @@ def _stalls_uncounted() -> AbstractContextManager[Any]:
 def _age_by_clock() -> AbstractContextManager[Any]:
     """The age of a heartbeat is told by the clock of whoever looks."""
     return mock.patch.object(heartbeats, "folder_time", lambda folder: time.time())
-
-
 
 
 BUGS: dict[str, tuple[str | None, Plant]] = {

@@ -48,7 +48,18 @@ SETTLE_S = 1.3
 THAW_S = 3 * REFRESH_S
 """Longest that a rank 0 writes on that was frozen, while another training was let in."""
 HUNG = f"code {EXIT_HUNG}"
-WAY_BACK = {"kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "requeue", "preempt", "kill task", "deaf"}
+WAY_BACK = {
+    "kill rank",
+    "ask rank",
+    "stuck rank",
+    "freeze rank",
+    "pause rank",
+    "lose node",
+    "requeue",
+    "preempt",
+    "kill task",
+    "deaf",
+}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
 
@@ -145,7 +156,9 @@ class Checks:
             return
         mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
         if len(mine) > 1 + self.story.preset.max_restarts:
-            self.fail(3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}")
+            self.fail(
+                3, f"job {job.id} trains for the {len(mine)}th time, max_restarts={self.story.preset.max_restarts}"
+            )
         if job.id in self.cancelled and kernel.now > self.cancelled[job.id] + 31.0:
             self.fail(6, f"job {job.id} trains after its cancel")
 
@@ -170,7 +183,9 @@ class Checks:
         while stalls < len(mine) and steps[-2 - stalls] == steps[-1]:
             stalls += 1
         if stalls > self.story.preset.max_stalls:
-            self.fail(3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}")
+            self.fail(
+                3, f"job {job.id} asks for a start after {stalls} stalls, max_stalls={self.story.preset.max_stalls}"
+            )
 
     # --- commands
 
@@ -178,7 +193,9 @@ class Checks:
         """Somebody hands a job in."""
         if self.story.files.locks != "all":
             return  # two may be taken at the same moment; one of them trains
-        live = [job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        crashed = "crash" in self.story.kernel.faults_seen  # a launch after sbatch: its job gives its id when it starts
+        jobs = [job for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        live = [job.id for job in jobs if job.start > 0 or not crashed]
         if live:
             self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
         elif self._writers():
@@ -244,20 +261,22 @@ class Checks:
             self.fail(5, f"called {told} when nothing runs")
         if told.word == "done" and not finished:
             self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
-        if told.word == "cancelled" and not self.asked:
+        if told.word == "cancelled" and not self.asked and "cancel" not in self.commands:
             self.fail(5, f"called {told}, but nobody cancelled it")
         meddled = story.files.locks != "all" and self.commands - {"status", "cancel"}  # two took the folder at a time
         if told.word == "unknown" and not excuses and not meddled:
             self.fail(5, f"nobody knows how it ended: {told}")
 
         if told.word != "done" and self._must_be_done():
-            self.fail(9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}")
+            self.fail(
+                9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}"
+            )
 
     def _must_be_done(self) -> bool:
         story = self.story
         faults = story.kernel.faults_seen
         meddled = self.commands & {"cancel", "launch", "launch local", "train", "resume"}
-        if meddled or story.training.poison is not None or story.limit_s < 1000.0:
+        if not story.slurm.jobs or meddled or story.training.poison is not None or story.limit_s < 1000.0:
             return False
         if not faults:
             return True
@@ -274,7 +293,9 @@ class Checks:
             rank = named(record.get("error")) if record.get("event") == "end" else None
             world = self._world_of(record)
             if rank is not None and world is not None and not self._possible(world, rank):
-                self.fail(7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}")
+                self.fail(
+                    7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}"
+                )
         for world in self.story.ranks.worlds.values():
             for when, _, reason in world.box.get("late", []):
                 self._late(world, when, reason)
@@ -299,7 +320,8 @@ class Checks:
 
     def _possible(self, world: World, rank: int) -> bool:
         seen = [one for one in world.failures if WITH_NODE not in one[2]]  # a lost machine says nothing
-        first = min(seen, default=None)
+        own = [one for one in seen if OF_A_PEER not in one[2]]
+        first = min(own or seen, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
         if mine is None or first is None:
             return False

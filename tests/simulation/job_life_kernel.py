@@ -218,7 +218,9 @@ class Kernel:
         except Exception as error:
             code = 1
             where = traceback.extract_tb(error.__traceback__)[-1]
-            self.tell(f"traceback: {type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})")
+            self.tell(
+                f"traceback: {type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+            )
         self.end(process, code)
 
     def end(self, process: Process, code: int) -> None:

@@ -38,8 +38,8 @@ COMMANDS_END_S = 300.0
 PATIENCE_S = 20_000.0
 """Longer than all faults, restarts and time limits together: what still lives then never ends."""
 FAULTS = (
-    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch", "requeue",
-    "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
+    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch",
+    "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
     "deaf slurm", "kill task",
 )  # fmt: skip
 CRASHES = [what for what in FAULTS if what.startswith("crash")]
@@ -159,7 +159,9 @@ class Story:
             "launch": self._launch,
             "launch local": self._launch_local,
             "train": lambda: self.ranks.rank(FOLDER),
-            "cancel": lambda: jobs_command._cancel(Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)),
+            "cancel": lambda: jobs_command._cancel(
+                Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)
+            ),
             "resume": self._resume,
             "status": self._status,
         }
@@ -192,9 +194,7 @@ class Story:
         return backends.run_local(job, Path(FOLDER), BytesIO())
 
     def _resume(self) -> int:
-        return jobs_command._resume(
-            Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None)
-        )
+        return jobs_command._resume(Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None))
 
     def _status(self) -> int:
         before = self.checks.living()
