@@ -3,23 +3,23 @@
 The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
 
 1. One writer: never do two trainings write in a folder at once; a rank 0 that was frozen for so long that another
-   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job is handed in
-   while another one lives there.
+   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job
+   is handed in while another one lives there, unless a launch was killed right after sbatch and its job waits.
 2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
    seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
 3. Bounded: a submission trains at most ``1 + max_restarts`` times; the code asks for no further start after more than
    ``max_stalls`` starts without progress; whatever the clocks say.
 4. It ends: when faults have stopped, everything comes to an end, and no job is left that nobody goes on with.
-5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is over
-   is never called pending or running.
+5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is
+   over is never called pending or running.
 6. A cancelled submission never trains again.
 7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
    that failed by themselves within ``SETTLE_S`` seconds, any. Not promised where storage takes a fifth of a second or
    more to write a killed rank's end down: srun may end its task before. A rank that was lost with its machine is not
    named when others fail by themselves before Slurm notices.
 8. A command ends with an answer, never with a traceback.
-9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
-   is a way back (``WAY_BACK``), where restarts and stalls allow one.
+9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which
+   there is a way back (``WAY_BACK``), where restarts and stalls allow one.
 """
 
 from __future__ import annotations

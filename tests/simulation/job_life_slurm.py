@@ -12,8 +12,8 @@ What is assumed of it, after the man pages of Slurm 22.05 and our tests on a rea
   A lost node writes nothing more (no split brain: a partition from Slurm alone is not played).
 - ``scontrol requeue`` is refused for a job that is ending or over; after a cancel a job never starts again.
 - ``srun --kill-on-bad-exit``: once a task has failed, the others get SIGTERM, and SIGKILL ``KILL_WAIT_S`` later (in
-  some stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns the
-  largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
+  some stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns
+  the largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
 - A job that is over is forgotten after ``MinJobAge``; with accounting, ``sacct`` still knows it.
 - slurmctld answers or, for a while, has too much to do: then three of five commands fail, sbatch among them.
 - ``scancel --signal`` signals the tasks of the running step, not the batch script.

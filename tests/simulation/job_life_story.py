@@ -39,8 +39,8 @@ PATIENCE_S = 20_000.0
 """Longer than all faults, restarts and time limits together: what still lives then never ends."""
 FAULTS = (
     "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch",
-    "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
-    "deaf slurm", "kill task",
+    "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit",
+    "crash cancel", "deaf slurm", "kill task",
 )  # fmt: skip
 CRASHES = [what for what in FAULTS if what.startswith("crash")]
 THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches")
