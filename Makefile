@@ -67,6 +67,8 @@ campaign: $(DEVSTAMP)
 	$(BIN)/python benchmarks/mutations.py
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python -m tests.simulation.crash_campaign
+	$(BIN)/python -m tests.simulation.job_life --seeds 10000 --procs $(JOBS)
+	$(BIN)/python -m tests.simulation.job_life --planted --seeds 200
 
 clean:
 	rm -rf $(VENV) data runs site .pytest_cache .mypy_cache .ruff_cache

@@ -90,8 +90,12 @@ def cancel(job: Job, job_dir: Path) -> None:
     Raises:
         LaunchError: whoever runs it cannot be reached, or refuses.
     """
-    if job.id is not None:
-        _backend(job).cancel(job, job_dir)
+    if job.id is None:
+        raise LaunchError(
+            f"{job_dir}: its launch was broken off before its id was written down; when it starts it does so itself, "
+            "try again then, or end it by its name (squeue --me)"
+        )
+    _backend(job).cancel(job, job_dir)
 
 
 def end_cancelled(job: Job, job_dir: Path) -> None:

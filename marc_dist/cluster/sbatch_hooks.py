@@ -20,7 +20,7 @@ from marc_dist.config import EXIT_USER, LaunchError, MarcError, build
 from marc_dist.run.attempt_id import TOKEN, AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
-from marc_dist.run.job import CANCELLED, Job, attempts_of_job, element_dir, read_job
+from marc_dist.run.job import CANCELLED, Job, attempts_of_job, element_dir, read_job, write_job
 from marc_dist.run.job import start_again as rule
 from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read_end
 
@@ -55,6 +55,9 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
 def begin(job_dir: Path) -> int:
     """Before srun: note the attempt; refuse one too many, whoever asked for it."""
     job, preset = _job(job_dir)
+    if job.id is None:  # whoever submitted it was ended before it could write the id down
+        job = job.model_copy(update={"id": slurm_id(os.environ)})
+        write_job(job_dir, job)
     mine = _attempt(job, os.environ)
     clear_ends(job_dir / "logs")
     begin_attempt(job_dir, mine, _hosts(os.environ))

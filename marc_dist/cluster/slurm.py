@@ -266,8 +266,8 @@ def _together(found: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     return min(found, key=lambda one: order.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
 
 
-def _refuse_silence(program: str, said: str) -> None:
-    """Tell a Slurm that knows no such job from one that does not answer.
+def _see_forgotten(program: str, said: str) -> None:
+    """Nothing, when Slurm says that it knows no such job.
 
     Raises:
         LaunchError: it says something else than that it knows no such job.
@@ -280,7 +280,7 @@ def _from_squeue(job_id: str) -> tuple[str, str] | None:
     done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
     lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
     if done.returncode:
-        _refuse_silence("squeue", done.stderr)
+        _see_forgotten("squeue", done.stderr)
         return None
     return _together(
         (word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason) for word, reason, nodes in lines
@@ -298,7 +298,7 @@ def _from_sacct(job_id: str) -> tuple[str, str] | None:
 def _from_scontrol(job_id: str) -> tuple[str, str] | None:
     done = ask("scontrol", "-o", "show", "job", job_id)
     if done.returncode:
-        _refuse_silence("scontrol", done.stderr)
+        _see_forgotten("scontrol", done.stderr)
         return None
     found = [(re.search(r"\bJobState=(\S+)", line), line) for line in done.stdout.splitlines()]
     reasons = [(word[1], re.search(r"\bReason=(\S+)", line)) for word, line in found if word is not None]

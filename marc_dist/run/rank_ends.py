@@ -98,9 +98,9 @@ def note_failure(error: str) -> None:
     path, mine = Path(name), attempt_from_env(os.environ)
     before = _read(path)
     if not _is_later(before, mine) and before.get("error") is None:
-        kept = {"asked": mine.wrote(before) and bool(before.get("asked"))}
-        told = {"time": file_time(path), "error": error[:1000], "host": node_name(), **mine.record()}
-        _note(path, kept | told)
+        asked = mine.wrote(before) and bool(before.get("asked"))
+        told = {"time": file_time(path), "error": error[:1000], "host": node_name(), "asked": asked}
+        _note(path, {**told, **mine.record()})
 
 
 def _is_later(told: Mapping[str, object], mine: AttemptId) -> bool:

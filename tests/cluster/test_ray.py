@@ -21,7 +21,7 @@ from marc_dist.cluster.ray_ranks import Rank
 from marc_dist.config import Config, ConfigError, LaunchError, build
 from marc_dist.run.attempts import attempts
 from marc_dist.run.folder import checkpoints, prepare
-from marc_dist.run.job import Job, attempts_of_job, new_job, read_job, write_job
+from marc_dist.run.job import Job, State, attempts_of_job, new_job, read_job, write_job
 from tests.cluster.ray_cluster import RayCluster, parent_of, pids_that_name
 
 pytestmark = [

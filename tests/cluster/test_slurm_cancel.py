@@ -15,7 +15,7 @@ import pytest
 from marc_dist.cluster import backends
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.run.attempts import attempts
-from marc_dist.run.job import Job, new_job, read_job
+from marc_dist.run.job import Job, State, new_job, read_job
 from tests.cluster.slurm_cluster import SlurmCluster
 
 pytestmark = pytest.mark.slow

@@ -3,23 +3,23 @@
 The story's own eyes see everything: processes, the server's files, Slurm's table. Promises:
 
 1. One writer: never do two trainings write in a folder at once; a rank 0 that was frozen for so long that another
-   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job is handed in
-   while another one lives there.
+   training was let in ends itself within ``THAW_S`` seconds of its return. Where locks reach across machines, no job
+   is handed in while another one lives there, unless a launch was killed right after sbatch and its job waits.
 2. Nothing lost: the newest whole checkpoint never gets older; a start begins at the newest one that was whole ``bound``
    seconds before (the oldest that a machine's memory of a folder may be; 0 on a coherent file system: at the newest).
 3. Bounded: a submission trains at most ``1 + max_restarts`` times; the code asks for no further start after more than
    ``max_stalls`` starts without progress; whatever the clocks say.
 4. It ends: when faults have stopped, everything comes to an end, and no job is left that nobody goes on with.
-5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is over
-   is never called pending or running.
+5. The truth is told: ``done`` exactly when the last step is saved, ``cancelled`` only after a cancel; a job that is
+   over is never called pending or running.
 6. A cancelled submission never trains again.
 7. The rank named first did fail first, whatever the clocks say: never one that failed because a peer had gone; of ranks
    that failed by themselves within ``SETTLE_S`` seconds, any. Not promised where storage takes a fifth of a second or
    more to write a killed rank's end down: srun may end its task before. A rank that was lost with its machine is not
    named when others fail by themselves before Slurm notices.
 8. A command ends with an answer, never with a traceback.
-9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which there
-   is a way back (``WAY_BACK``), where restarts and stalls allow one.
+9. A run that nobody ends and nothing harms is trained to its end; so is one that a single fault strikes from which
+   there is a way back (``WAY_BACK``), where restarts and stalls allow one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from marc_dist.cluster import backends
 from marc_dist.config import MarcError
 from marc_dist.run.attempt_id import NUMBER, TOKEN
+from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
@@ -46,6 +47,7 @@ SETTLE_S = 1.3
 """Failures this close together may be taken for each other: a rank's end is seen a moment late."""
 THAW_S = 3 * REFRESH_S
 """Longest that a rank 0 writes on that was frozen, while another training was let in."""
+HUNG = f"code {EXIT_HUNG}"
 WAY_BACK = {
     "kill rank",
     "ask rank",
@@ -191,7 +193,9 @@ class Checks:
         """Somebody hands a job in."""
         if self.story.files.locks != "all":
             return  # two may be taken at the same moment; one of them trains
-        live = [job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        crashed = "crash" in self.story.kernel.faults_seen  # a launch after sbatch: its job gives its id when it starts
+        jobs = [job for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        live = [job.id for job in jobs if job.start > 0 or not crashed]
         if live:
             self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
         elif self._writers():
@@ -257,7 +261,7 @@ class Checks:
             self.fail(5, f"called {told} when nothing runs")
         if told.word == "done" and not finished:
             self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
-        if told.word == "cancelled" and not self.asked:
+        if told.word == "cancelled" and not self.asked and "cancel" not in self.commands:
             self.fail(5, f"called {told}, but nobody cancelled it")
         meddled = story.files.locks != "all" and self.commands - {"status", "cancel"}  # two took the folder at a time
         if told.word == "unknown" and not excuses and not meddled:
@@ -272,7 +276,7 @@ class Checks:
         story = self.story
         faults = story.kernel.faults_seen
         meddled = self.commands & {"cancel", "launch", "launch local", "train", "resume"}
-        if meddled or story.training.poison is not None or story.limit_s < 1000.0:
+        if not story.slurm.jobs or meddled or story.training.poison is not None or story.limit_s < 1000.0:
             return False
         if not faults:
             return True
@@ -316,13 +320,16 @@ class Checks:
 
     def _possible(self, world: World, rank: int) -> bool:
         seen = [one for one in world.failures if WITH_NODE not in one[2]]  # a lost machine says nothing
-        first = min(seen, default=None)
+        own = [one for one in seen if OF_A_PEER not in one[2]]
+        first = min(own or seen, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
         if mine is None or first is None:
             return False
         task = world.ranks[first[1]].parent
         if task is not None and task.facts.get("slow", -1.0) >= first[0]:
             return True  # its end was not yet noted when srun ended its task
+        if mine[2].startswith(HUNG) and first[2].startswith(HUNG):
+            return True  # witnesses of the same hang; whom they name is checked by itself
         if OF_A_PEER in mine[2] and OF_A_PEER not in first[2]:
             return False
         return mine[0] - first[0] <= SETTLE_S

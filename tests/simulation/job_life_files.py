@@ -141,7 +141,7 @@ class SharedFiles:
     # --- steps
 
     def step(self, action: str, path: str, *, change: bool = False) -> None:
-        """Before every touch of a file: others may come first; here a process may be killed between two of its writes."""
+        """Before every touch of a file: others may come first; a process may be killed here, between two writes."""
         kernel = self.kernel
         if kernel.current is None:
             return

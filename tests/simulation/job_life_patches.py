@@ -12,13 +12,11 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-
-from filelock import Timeout
 
 import marc_dist.files as marc_files
 from marc_dist.cluster.rank_process import RankProcess
@@ -35,7 +33,8 @@ from tests.simulation.job_life_files import (
     _facts,
     _Listing,
 )
-from tests.simulation.job_life_kernel import Condition, Exit, Kernel, Process, Tasklet
+from tests.simulation.job_life_kernel import Exit, Kernel, Process
+from tests.simulation.job_life_stand_ins import Environment, Event, Lock, Popen, Thread, Told
 
 Run = Callable[[list[str]], tuple[int, str, str]]
 """A program of the batch system: words -> exit code, standard output, standard error."""
@@ -47,141 +46,6 @@ def _inside(path: Any) -> str | None:
         return None
     text = os.fspath(path)
     return text.rstrip("/") if isinstance(text, str) and (text == ROOT or text.startswith(ROOT + "/")) else None
-
-
-class _Environment(MutableMapping[str, str]):
-    """``os.environ`` of the present process."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    def _now(self) -> dict[str, str]:
-        current = self._kernel.current
-        return {} if current is None else current.process.env
-
-    def __getitem__(self, key: str) -> str:
-        return self._now()[key]
-
-    def __setitem__(self, key: str, value: str) -> None:
-        self._now()[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._now()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._now())
-
-    def __len__(self) -> int:
-        return len(self._now())
-
-    def copy(self) -> dict[str, str]:
-        return dict(self._now())
-
-
-class _Told(io.TextIOBase):
-    """Standard output: lines of the story."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        self.buffer = io.BytesIO()
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            if line.strip():
-                self._kernel.tell(f"says: {line.strip()}")
-        return len(text)
-
-    def isatty(self) -> bool:
-        return False
-
-
-class _Popen:
-    """A rank as a child of the present process, started by its real starter."""
-
-    def __init__(self, kernel: Kernel, rank: Callable[[], Any], env: dict[str, str]) -> None:
-        assert kernel.current is not None
-        parent = kernel.current.process
-        number = env.get("RANK") or env.get("SLURM_PROCID", "?")
-        self.child = kernel.spawn(
-            f"rank {number}", parent.node, rank, env, parent=parent, dies_with_parent=True, delay=kernel.rng.random()
-        )
-        self.pid = self.child.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self.child.code if not self.child.alive else None
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        return self.returncode
-
-
-class _Event:
-    """A ``threading.Event`` in simulated time."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel, self.condition, self.on = kernel, Condition(), False
-
-    def wait(self, limit: float) -> bool:
-        return self.on or self.kernel.wait(self.condition, limit) or self.on
-
-    def is_set(self) -> bool:
-        return self.on
-
-    def set(self) -> None:
-        self.on = True
-        self.kernel.notify(self.condition)
-
-
-class _Thread:
-    """A ``threading.Thread`` of a simulated process."""
-
-    def __init__(self, kernel: Kernel, target: Callable[[], None]) -> None:
-        self.kernel, self.target, self.over = kernel, target, Condition()
-        self.tasklet: Tasklet | None = None
-
-    def start(self) -> None:
-        self.tasklet = self.kernel.thread(self._run)
-
-    def _run(self) -> None:
-        self.target()
-        self.kernel.notify(self.over)
-
-    def is_alive(self) -> bool:
-        return self.tasklet is not None and not self.tasklet.done
-
-    def join(self) -> None:
-        while self.is_alive():
-            self.kernel.wait(self.over, 1.0)
-
-
-class _Lock:
-    """``filelock.FileLock``: flock, as far as it reaches on this file system."""
-
-    def __init__(self, files: SharedFiles, path: Any) -> None:
-        self.files, self.path = files, os.fspath(path)
-        self.held: _Descriptor | None = None
-
-    def acquire(self) -> None:
-        files = self.files
-        files.step("lock", self.path, change=True)
-        if files.locks == "none":
-            raise NotImplementedError("no locks here")
-        held = _Descriptor(files, files.made(self.path), self.path, False)
-        here = files.kernel.live().process.node
-        for other in held.inode.locks:
-            if files.locks == "all" or other.process is None or other.process.node is here:
-                raise Timeout(self.path)
-        held.inode.locks.append(held)
-        self.held = held
-
-    def release(self) -> None:
-        files = self.files
-        files.kernel.pause(files.latency)
-        if self.held is not None:
-            self.held.dropped()
 
 
 class Patches:
@@ -202,7 +66,7 @@ class Patches:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Inside the block, ``/sim`` is ours, and the clocks, and the processes."""
-        told = _Told(self.kernel)
+        told = Told(self.kernel)
         with mock.patch.multiple(os, **self._os()), mock.patch.multiple(time, **self._time()):
             with mock.patch.object(io, "open", self._open(io.open)):
                 with mock.patch.object(builtins, "open", self._open(builtins.open)), self._machine():
@@ -222,9 +86,9 @@ class Patches:
         kernel = self.kernel
         rng = kernel.rng
 
-        def popen(command: Any, env: dict[str, str], **rest: Any) -> _Popen:
+        def popen(command: Any, env: dict[str, str], **rest: Any) -> Popen:
             kernel.pause(0.01)
-            return _Popen(kernel, self.rank, dict(env))
+            return Popen(kernel, self.rank, dict(env))
 
         poll = RankProcess.poll
 
@@ -234,8 +98,8 @@ class Patches:
             return poll(rank)
 
         threads = SimpleNamespace(
-            Event=lambda: _Event(kernel),
-            Thread=lambda target, **rest: _Thread(kernel, target),
+            Event=lambda: Event(kernel),
+            Thread=lambda target, **rest: Thread(kernel, target),
             current_thread=lambda: None,
             main_thread=lambda: None,
         )
@@ -256,7 +120,7 @@ class Patches:
             mock.patch.object(run_lock, "threading", threads),
             mock.patch.object(watchdog, "threading", threads),
             mock.patch.object(signals, "threading", threads),
-            mock.patch.object(marc_files, "FileLock", lambda path, **rest: _Lock(self.files, path)),
+            mock.patch.object(marc_files, "FileLock", lambda path, **rest: Lock(self.files, path)),
             mock.patch.object(secrets, "token_hex", lambda size=8: f"{rng.getrandbits(8 * size):0{2 * size}x}"),
             mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=rng.getrandbits(128), version=4)),
         ):
@@ -352,7 +216,7 @@ class Patches:
             "killpg": self._kill,
             "waitid": self._waitid,
             "_exit": self._leave,
-            "environ": _Environment(kernel),
+            "environ": Environment(kernel),
         }
 
     def _open(self, real: Callable[..., Any]) -> Callable[..., Any]:

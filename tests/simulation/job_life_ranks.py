@@ -1,9 +1,10 @@
 """Ranks: what ``marc-train`` does for the life of a job, without the training.
 
-What is assumed of it: a step takes seconds; every step ends with an all-reduce, which also says whether a rank was asked
-to stop; rank 0 chooses the checkpoint for all, and saves. A rank whose peer dies hears it within a second, often
-within milliseconds (a closed connection) or, in some stories and always when a machine is lost, nothing: then its watchdog ends it. Checkpoints are
-chosen and saved, ends noted, beats written and hangs explained by the code of marc-dist.
+What is assumed of it: a step takes seconds; every step ends with an all-reduce, which also says whether a rank was
+asked to stop; rank 0 chooses the checkpoint for all, and saves. A rank whose peer dies hears it within a second, often
+within milliseconds (a closed connection) or, in some stories and always when a machine is lost, nothing: then its
+watchdog ends it. Checkpoints are chosen and saved, ends noted, beats written and hangs explained by
+the code of marc-dist.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """Slurm as these stories know it: a queue, nodes, batch scripts around our hooks, and the commands that our code calls.
 
-What is assumed of it (Slurm 22.05 and later; ``reference`` of the assumptions: its man pages, and our tests on a real one):
+What is assumed of it, after the man pages of Slurm 22.05 and our tests on a real one:
 
 - A job starts when enough nodes are free. Its batch script runs on the first one, tasks of ``srun`` one a rank.
-- Whoever ends a job (scancel, the time limit, a preemption, a requeue) has its tasks and its batch script signalled with
-  SIGTERM, and killed ``KILL_WAIT_S`` later. The batch shell, with a hook that it runs, dies of the SIGTERM.
+- Whoever ends a job (scancel, the time limit, a preemption, a requeue) has its tasks and its batch script signalled
+  with SIGTERM, and killed ``KILL_WAIT_S`` later. The batch shell, with a hook that it runs, dies of the SIGTERM.
 - A preemption and the time limit come with a warning: ranks get a signal before, the batch script none.
 - A requeued job keeps its id, its restart count grows by one, it starts some seconds or minutes later, on any nodes. It
   does so only when no process of its former start is left on a node that is up.
 - The job of a node that is lost is killed on the other nodes and requeued, when Slurm notices, a minute or two later.
   A lost node writes nothing more (no split brain: a partition from Slurm alone is not played).
 - ``scontrol requeue`` is refused for a job that is ending or over; after a cancel a job never starts again.
-- ``srun --kill-on-bad-exit``: once a task has failed, the others get SIGTERM, and SIGKILL ``KILL_WAIT_S`` later (in some
-  stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns the
-  largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
+- ``srun --kill-on-bad-exit``: once a task has failed, the others get SIGTERM, and SIGKILL ``KILL_WAIT_S`` later (in
+  some stories at once); ``--wait=60`` kills tasks that are left 60 s after the first one has ended. ``srun`` returns
+  the largest code, 128 + n for signal n, 137 for a task that it does not hear of any more.
 - A job that is over is forgotten after ``MinJobAge``; with accounting, ``sacct`` still knows it.
 - slurmctld answers or, for a while, has too much to do: then three of five commands fail, sbatch among them.
 - ``scancel --signal`` signals the tasks of the running step, not the batch script.

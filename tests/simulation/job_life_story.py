@@ -38,11 +38,12 @@ COMMANDS_END_S = 300.0
 PATIENCE_S = 20_000.0
 """Longer than all faults, restarts and time limits together: what still lives then never ends."""
 FAULTS = (
-    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch", "requeue",
-    "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit", "crash cancel",
-    "deaf slurm", "kill task",
+    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch",
+    "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit",
+    "crash cancel", "deaf slurm", "kill task",
 )  # fmt: skip
-THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence")
+CRASHES = [what for what in FAULTS if what.startswith("crash")]
+THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches")
 """What stories may be about, beside ``any``."""
 COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "train")
 
@@ -313,6 +314,8 @@ class Story:
             "kills": self._kills,
             "cancels": self._cancels,
             "silence": self._silence,
+            "crashes": self._crashes,
+            "launches": self._launches,
             "any": self._anything,
         }
         plans[self.theme or drawn]()
@@ -335,6 +338,19 @@ class Story:
         for _ in range(self.rng.choice((1, 2))):
             self.user(self.rng.choice(("login1", "login2")), "cancel", self.rng.uniform(3.0, 70.0))
         self.user("login1", self.rng.choice(("status", "resume")), self.rng.uniform(80.0, COMMANDS_END_S))
+
+    def _crashes(self) -> None:
+        """Processes are killed between two of their writes, on a disk that may be full."""
+        for _ in range(3):
+            self.fault(self.rng.choice(CRASHES), self.rng.choice((0.0, self.rng.uniform(0.0, 60.0))))
+        self.fault("full disk", self.rng.uniform(0.0, 60.0))
+        for what in ("cancel", "resume"):
+            self.user("login1", what, self.rng.uniform(20.0, 120.0))
+
+    def _launches(self) -> None:
+        """Several people start a run in the same folder, in the same seconds."""
+        for node in ("login1", "login2", "login2"):
+            self.user(node, self.rng.choice(("launch", "launch local", "train")), self.rng.uniform(0.0, 4.0))
 
     def _silence(self) -> None:
         """Slurm has too much to do while users launch again and again."""

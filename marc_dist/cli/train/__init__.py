@@ -52,7 +52,7 @@ def _train(options: argparse.Namespace) -> int:
 
 @contextmanager
 def as_rank(config: Config) -> Iterator[None]:
-    """The run folder is this run's in the block; the launcher learns why the rank fails, before it tidies up."""
+    """The run folder is this run's inside the block; the launcher learns why the rank fails before it tidies up."""
     with failures_noted(), _right_to(config), failures_noted():
         yield
 

@@ -1,0 +1,70 @@
+"""What the simulator of a job's life found about jobs of which Slurm, or ``job.json``, says nothing just now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marc_dist.cluster import backends, sbatch_hooks, slurm
+from marc_dist.config import LaunchError
+from marc_dist.run.job import Job, new_job, read_job, write_job
+
+BUSY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+FORGOTTEN = "slurm_load_jobs error: Invalid job id specified"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    job = new_job("slurm", ["-m", "x", str(tmp_path)], id="7")
+    write_job(tmp_path, job)
+    return job
+
+
+def _slurm_says(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's commands that fail, saying so."""
+    (folder / "bin").mkdir()
+    for name in ("squeue", "scontrol", "sacct", "scancel"):
+        program = folder / "bin" / name
+        program.write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_a_job_of_which_slurm_says_nothing_may_live(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _slurm_says(BUSY, tmp_path, monkeypatch)
+    found = slurm.state(job, tmp_path)
+    assert (found.word, found.silent) == ("unknown", True) and "Unable to contact" in found.detail
+    with pytest.raises(LaunchError, match="slurm job 7 of this run may wait or run: Slurm does not answer"):
+        backends.refuse_second(tmp_path, new_job("slurm", ["-m", "x"]).attempt(0))
+
+
+def test_a_job_that_slurm_has_forgotten_does_not(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _slurm_says(FORGOTTEN, tmp_path, monkeypatch)
+    found = slurm.state(job, tmp_path)
+    assert (found.word, found.silent, found.detail) == ("unknown", False, "Slurm has forgotten the job")
+    backends.refuse_second(tmp_path, new_job("slurm", ["-m", "x"]).attempt(0))
+
+
+def test_the_batch_script_writes_its_id_down_when_its_launch_could_not(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_job(tmp_path, job.model_copy(update={"id": None}))
+    with pytest.raises(LaunchError, match="its launch was broken off before its id was written down"):
+        backends.cancel(read_job(tmp_path), tmp_path)
+    _slurm_says(FORGOTTEN, tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    assert sbatch_hooks.main(["begin", str(tmp_path)]) == 0
+    assert read_job(tmp_path).id == "7"
+
+
+def test_a_launch_that_another_one_overtook_ends_its_own_job(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where locks do not reach across machines, both used to end: each found the other's ``job.json``."""
+    _slurm_says(FORGOTTEN, tmp_path, monkeypatch)
+    other = new_job("slurm", ["-m", "x", str(tmp_path)], id="8")
+    with pytest.raises(LaunchError, match="this one, slurm 8, was ended"):
+        backends._name(other, tmp_path)
+    assert read_job(tmp_path) == job
