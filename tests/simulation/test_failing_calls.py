@@ -41,9 +41,10 @@ def test_a_call_fails_and_the_next_start_goes_on(name: str, lab: Path) -> None:
         assert wrong is None, wrong
 
 
-@pytest.mark.parametrize("error", fc.ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("error", [one for one in fc.ERRORS if one != errno.EINTR], ids=errno.errorcode.get)
 def test_tensorboard_s_file_fails_and_the_run_goes_on(error: int, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by the calls above: its thread fails, and the run ended with a traceback."""
+    """Found by the calls above: its thread fails, and the run ended with a traceback. (A write that is interrupted is
+    tried again by Python itself.)"""
     real = fc.Calls.take
 
     def events_only(calls: fc.Calls, name: str, path: object) -> None:
