@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import finalize
 
@@ -126,10 +126,10 @@ class Block:
     Pickled, it is a name: whoever unpickles it maps the same memory. ``BlockGoneError`` where that is not possible.
 
     Args:
-        arrays: what goes in; copied.
+        arrays: what goes in; taken out of there one by one, so that little is held twice.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
         end = TOKEN_BYTES
         for name, array in arrays.items():
@@ -147,8 +147,8 @@ class Block:
             self._memory = mmap.mmap(file, end)
             self._place = f"/proc/{os.getpid()}/fd/{file}"
         self._memory[:TOKEN_BYTES] = self._token = secrets.token_bytes(TOKEN_BYTES)
-        for name, array in arrays.items():
-            self._array(name)[...] = array
+        for name in self._layout:
+            self._array(name)[...] = arrays.pop(name)
         self.arrays = self._read_only()
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -185,19 +185,49 @@ class BlockGoneError(Exception):
     """The memory of a ``Block`` cannot be mapped here."""
 
 
-def text_arrays(name: str, texts: Any) -> dict[str, NDArray[Any]]:
+def run_of(part: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Where each text of a pyarrow ``large_string`` or ``large_binary`` ends in the bytes of all, and those bytes."""
+    _, offsets, data = part.buffers()
+    if not len(part):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    ends = np.frombuffer(offsets, dtype=np.int64)[part.offset : part.offset + len(part) + 1]
+    first, last = int(ends[0]), int(ends[-1])
+    every = np.frombuffer(data, dtype=np.uint8)[first:last] if last > first else np.zeros(0, dtype=np.uint8)
+    return ends[1:] - first, every
+
+
+def text_arrays(name: str, parts: Iterable[Any]) -> dict[str, NDArray[Any]]:
     """The arrays of a ``Texts``, for a ``Block``.
 
     Args:
         name: of the column.
-        texts: a pyarrow array of ``large_string`` without empty cells.
+        parts: pyarrow arrays of ``large_string`` without empty cells, one after the other.
     """
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    first, last = (int(ends[0]), int(ends[-1])) if len(ends) else (0, 0)
-    every = np.frombuffer(data, dtype=np.uint8)[first:last] if last > first else np.zeros(0, dtype=np.uint8)
-    kind = np.uint32 if last - first < 1 << 32 else np.uint64
-    return {f"{name}.ends": (ends[1:] - first).astype(kind), f"{name}.data": every}
+    lengths, data = [np.zeros(0, dtype=np.uint32)], [np.zeros(0, dtype=np.uint8)]
+    for part in parts:
+        ends, every = run_of(part)
+        lengths.append(np.diff(ends, prepend=0).astype(np.uint32))
+        data.append(every.copy())
+    kind = np.uint32 if sum(map(len, data)) < 1 << 32 else np.uint64
+    return {f"{name}.ends": np.cumsum(np.concatenate(lengths), dtype=kind), f"{name}.data": np.concatenate(data)}
+
+
+def code_arrays(name: str, parts: Iterable[Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``Codes``, for a ``Block``.
+
+    Args:
+        name: of the column.
+        parts: pyarrow arrays, dictionaries of strings without empty cells, one after the other.
+    """
+    import pyarrow as pa
+
+    known: dict[str, int] = {}
+    found = [np.zeros(0, dtype=np.uint8)]
+    for part in parts:
+        values = part.dictionary.to_pylist()
+        codes = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
+        found.append(smallest(codes, len(known))[part.indices.to_numpy()])
+    return {name: np.concatenate(found), **text_arrays(name, [pa.array(list(known), pa.large_string())])}
 
 
 def texts_of(arrays: Mapping[str, NDArray[Any]], name: str) -> Texts:

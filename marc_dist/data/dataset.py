@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.config import DataConfig, DataError, first_line, user_path
-from marc_dist.data.columns import CHUNK, Block, BlockGoneError, Codes, Texts, distinct, smallest, text_arrays, texts_of
+from marc_dist.data.columns import (
+    CHUNK,
+    Block,
+    BlockGoneError,
+    Codes,
+    Texts,
+    code_arrays,
+    distinct,
+    run_of,
+    text_arrays,
+    texts_of,
+)
 from marc_dist.data.plan import held_out
 
 FORMAT = 1
@@ -25,8 +36,7 @@ SCHEMA = {
     "labels": "binary", "scene": "string", "width": "int32", "height": "int32", "ext": "string",
 }  # fmt: skip
 CODED = ("split", "scene", "ext")
-DICTIONARIES = (*CODED, "shard", "labels")
-TEXTS = (*DICTIONARIES, "key")
+DICTIONARIES = (*CODED, "shard")
 
 
 Objects = NDArray[np.object_]
@@ -280,80 +290,104 @@ def _index_bytes(file: Path, facts: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _table(file: Path, data: bytes) -> dict[str, Any]:
-    """The index's columns as pyarrow arrays, of the types of ``SCHEMA`` and without gaps; texts with few values coded.
+def _arrays(file: Path, facts: Mapping[str, Any], data: bytes) -> dict[str, NDArray[Any]]:
+    """What goes into a ``Block``: the columns, of the types of ``SCHEMA``, without gaps, checked by ``dataset.json``.
 
     Raises:
-        DataError: not such a table.
+        DataError: not such a table, or rows that cannot be right.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def column(name: str) -> Any:
-        kind = pa.type_for_alias(SCHEMA[name])
-        found = table.column(name)
-        if name not in DICTIONARIES:
-            return found.cast(pa.large_string() if name == "key" else kind).combine_chunks()
-        if not pa.types.is_dictionary(found.type):
-            found = found.cast(kind).dictionary_encode()
-        found = found.cast(pa.dictionary(pa.int32(), kind)).unify_dictionaries()
-        return found.combine_chunks() if found.num_chunks else pa.array([], kind).dictionary_encode()
-
+    arrays: dict[str, NDArray[Any]] = {}
     try:
-        table = pq.read_table(pa.BufferReader(data), read_dictionary=list(DICTIONARIES)).select(list(SCHEMA))
-        table.validate(full=True)
-        columns = {name: column(name) for name in SCHEMA}
-        empty = [name for name, one in columns.items() if one.null_count or _of(one).null_count]
-        if empty:
-            raise ValueError(f"column {empty[0]} has empty cells")
-        for one in columns.values():
-            one.validate(full=True)
-        return columns
+        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(DICTIONARIES))
+        for name in SCHEMA:
+            arrays |= _column(file, name, _parts(table, name), facts)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise DataError(f"{file}: not a shard index ({first_line(error)}); pack again with marc-shard") from None
-
-
-def _of(column: Any) -> Any:
-    return getattr(column, "dictionary", column)
-
-
-def _arrays(file: Path, facts: Mapping[str, Any], data: bytes) -> dict[str, NDArray[Any]]:
-    """What goes into a ``Block``: the columns, checked against ``dataset.json``.
-
-    Raises:
-        DataError: rows that cannot be right.
-    """
-    column = _table(file, data)
-    number = {name: one.to_numpy() for name, one in column.items() if name not in TEXTS}
-    code = {name: column[name].indices.to_numpy() for name in DICTIONARIES}
-    names, width = [entry["name"] for entry in facts["shards"]], -(-len(facts["classes"]) // 8)
-    position = {name: i for i, name in enumerate(names)}
-
-    def refuse(wrong: bool, what: str) -> None:
-        if wrong:
-            raise DataError(f"{file}: {what}; pack again with marc-shard --force")
-
-    def used(name: str) -> list[Any]:
-        """The values of a coded column that rows have; None for others."""
-        num = np.bincount(code[name], minlength=len(column[name].dictionary))
-        return [one if n else None for one, n in zip(column[name].dictionary.to_pylist(), num.tolist(), strict=True)]
-
-    shards, labels = used("shard"), used("labels")
-    refuse(not {name for name in shards if name is not None} <= set(names), "names shards that dataset.json does not")
-    wide = all(len(one) == width for one in labels if one is not None)
-    refuse(not wide, f"expected labels of {len(facts['classes'])} bits everywhere")
-    refuse(bool(((number["width"] < 1) | (number["height"] < 1)).any()), "pictures without pixels")
-    shard = np.array([position.get(name, 0) for name in shards], dtype=np.int32)[code["shard"]]
-    room = np.array([entry["size"] for entry in facts["shards"]], dtype=np.int64)[shard] - number["offset"]
-    outside = (number["offset"] < 0) | (number["size"] < 1) | (number["size"] > room)
-    refuse(bool(outside.any()), "pictures outside of their shard")
-    packed = b"".join(bytes(width) if one is None else one for one in labels)
-    arrays = {**number, "shard": shard, **text_arrays("key", column["key"])}
-    arrays["labels"] = np.frombuffer(packed, dtype=np.uint8).reshape(-1, width)[code["labels"]]
-    for name in CODED:
-        texts = column[name].dictionary
-        arrays |= {name: smallest(code[name], len(texts)), **text_arrays(name, texts.cast("large_string"))}
+    finally:
+        pa.default_memory_pool().release_unused()
+    _check(file, arrays, facts)
     return arrays
+
+
+def _parts(table: Any, name: str) -> Iterator[Any]:
+    """A column in parts, so that little is held twice; texts of which few are different as dictionaries."""
+    import pyarrow as pa
+
+    if name not in table.schema_arrow.names:
+        raise ValueError(f"no column {name}")
+    kind, num = pa.type_for_alias(SCHEMA[name]), 0
+    kind = {"key": pa.large_string(), "labels": pa.large_binary()}.get(name, kind)  # one kind of offsets
+    for batch in table.iter_batches(CHUNK, columns=[name], use_threads=False):
+        batch.validate(full=True)
+        part = batch.column(name)
+        if not pa.types.is_dictionary(part.type):
+            part = part.cast(kind)
+        if name in DICTIONARIES:
+            part = part if pa.types.is_dictionary(part.type) else part.dictionary_encode()
+            part = part.cast(pa.dictionary(pa.int32(), kind))
+        if part.null_count or (name in DICTIONARIES and part.dictionary.null_count):
+            raise ValueError(f"column {name} has empty cells")
+        num += len(part)
+        yield part
+    if num != table.metadata.num_rows:
+        raise ValueError(f"column {name} has {num} cells, expected {table.metadata.num_rows}")
+
+
+def _column(file: Path, name: str, parts: Iterator[Any], facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    if name == "key":
+        return text_arrays(name, parts)
+    if name in CODED:
+        return code_arrays(name, parts)
+    if name == "shard":
+        return {name: _shard_numbers(file, parts, facts)}
+    if name == "labels":
+        return {name: _label_bits(file, parts, facts)}
+    return {name: np.concatenate([np.zeros(0, SCHEMA[name]), *(part.to_numpy() for part in parts)])}
+
+
+def _refuse(wrong: bool | np.bool_, file: Path, what: str) -> None:
+    if wrong:
+        raise DataError(f"{file}: {what}; pack again with marc-shard --force")
+
+
+def _shard_numbers(file: Path, parts: Iterable[Any], facts: Mapping[str, Any]) -> NDArray[np.int32]:
+    """(n,) the number of each row's shard."""
+    position = {entry["name"]: i for i, entry in enumerate(facts["shards"])}
+    found = [np.zeros(0, dtype=np.int32)]
+    for part in parts:
+        numbers = np.array([position.get(name, -1) for name in part.dictionary.to_pylist()], dtype=np.int32)
+        found.append(numbers[part.indices.to_numpy()])
+    shard = np.concatenate(found)
+    _refuse((shard < 0).any(), file, "names shards that dataset.json does not")
+    return shard
+
+
+def _label_bits(file: Path, parts: Iterable[Any], facts: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """(n, bytes of a row) the bits of each row's labels."""
+    width = -(-len(facts["classes"]) // 8)
+    found = [np.zeros((0, width), dtype=np.uint8)]
+    for part in parts:
+        ends, data = run_of(part)
+        _refuse(
+            (np.diff(ends, prepend=0) != width).any(),
+            file,
+            f"expected labels of {len(facts['classes'])} bits everywhere",
+        )
+        found.append(data.reshape(-1, width).copy())
+    return np.concatenate(found)
+
+
+def _check(file: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    _refuse(((arrays["width"] < 1) | (arrays["height"] < 1)).any(), file, "pictures without pixels")
+    room = np.array([entry["size"] for entry in facts["shards"]], dtype=np.int64)
+    offset, size = arrays["offset"], arrays["size"]
+    outside = (offset < 0) | (size < 1)
+    if len(offset):
+        outside |= size > room[arrays["shard"]] - offset
+    _refuse(outside.any(), file, "pictures outside of their shard")
 
 
 def _from_columns(root: Path, meta: dict[str, Any], shared: _Columns) -> Dataset:

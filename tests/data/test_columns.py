@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marc_dist.config import DataConfig, DataError
-from marc_dist.data.columns import Block, Codes, Texts, distinct, smallest, text_arrays, texts_of
+from marc_dist.data.columns import Block, Codes, Texts, code_arrays, distinct, text_arrays, texts_of
 from marc_dist.data.dataset import Dataset, cooccurrence
 from marc_dist.data.plan import held_out
 from tests.retrieval.runs import pack_tiny
@@ -29,12 +29,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def texts(values: list[str]) -> Texts:
-    return texts_of(text_arrays("x", pa.array(values, "large_string")), "x")
+    return texts_of(text_arrays("x", [pa.array(values[:3], "large_string"), pa.array(values[3:], "large_string")]), "x")
 
 
 def codes(values: list[str]) -> Codes:
-    names, numbers = np.unique(np.array(values, dtype=object), return_inverse=True)
-    return Codes(smallest(numbers.astype(np.int64), len(names)), texts(names.tolist()))
+    arrays = code_arrays("x", [pa.array(part, pa.string()).dictionary_encode() for part in (values[:3], values[3:])])
+    return Codes(arrays["x"], texts_of(arrays, "x"))
 
 
 @settings(deadline=None)
