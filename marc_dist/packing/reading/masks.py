@@ -173,7 +173,9 @@ class UnknownValues(DataError):
 def _all_known(path: Path, kind: str, unknown: Mapping[Any, int]) -> None:
     if unknown:
         value, area = next(iter(unknown.items()))
-        error = UnknownValues(f"{path}: {kind} {value} ({area} pixels) belongs to no class of this set; is it its mask?")
+        error = UnknownValues(
+            f"{path}: {kind} {value} ({area} pixels) belongs to no class of this set; is it its mask?"
+        )
         error.pixels = unknown
         raise error
 
