@@ -14,6 +14,8 @@ from PIL import Image
 
 from marc_dist.config import DataError, build
 from marc_dist.data.decode import KINDS, ORIENTATION
+from marc_dist.packing.layout import split_order
+from marc_dist.packing.layouts.masks import ASKED, find_pairings
 from marc_dist.packing.layouts.recognise import layouts_of, nothing_there, recipe_keys
 from marc_dist.packing.layouts.tree import Layout, Tree, spread, survey
 from marc_dist.packing.reading.discover import File
@@ -49,11 +51,15 @@ def inspect(roots: Sequence[Path], recipe: Recipe, name: str, *, workers: int = 
     """
     tree = survey(roots, foreign=foreign)
     lines = [f"{name}: {', '.join(map(str, roots))}", *_kinds(tree), *_pictures(tree.pictures)]
+    pairings = find_pairings(tree)
+    lines += _doubled(pairings[0].pictures if pairings else tree.pictures)
     if not tree.pictures:
         return _comments([*lines, nothing_there(tree, recipe)])
     fits = layouts_of(recipe, tree)
     explicit = [layout for layout in fits if layout.kind != "folders"]
     lines += [line for layout in fits for line in _layout(layout, bool(explicit))]
+    if fits and not fits[0].recipe:
+        return _comments([*lines, "no recipe: see `not plain`"])
     if not fits:
         return _comments([*lines, "layout: none that is known; a table `image,labels` or one folder a class would do"])
     chosen = fits[0]
@@ -90,7 +96,7 @@ def _kinds(tree: Tree) -> list[str]:
 
 
 def _pictures(files: Sequence[File]) -> Iterator[str]:
-    """Sizes, modes and doubled files."""
+    """Sizes and modes."""
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     turned, damaged = 0, []
@@ -114,7 +120,6 @@ def _pictures(files: Sequence[File]) -> Iterator[str]:
         yield f"turned by their EXIF note, {seen}: {turned}"
     if damaged:
         yield f"not readable, {seen}: {len(damaged)}, such as {damaged[0]}"
-    yield from _doubled(files)
 
 
 def _doubled(files: Sequence[File]) -> Iterator[str]:
@@ -139,7 +144,8 @@ def _layout(layout: Layout, explicit: bool) -> list[str]:
     lines = [f"{what}: {layout.line}"]
     if not passed:
         lines += [f"  {note}" for note in layout.notes]
-        lines += [f"  not plain: {layout.unclear}"] if layout.unclear else []
+        unclear = layout.unclear.replace(ASKED, ": name them below")
+        lines += [f"  not plain: {unclear}"] if unclear else []
     return lines
 
 
@@ -160,9 +166,9 @@ def _content(source: Source) -> list[str]:
     counts = Counter(label for sample in source.samples for label in sample.labels)
     classes = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(source.classes))
     num = sum(counts.values()) / max(1, len(source.samples))
+    parts = ", ".join(f"{splits[split]} {split}" for split in sorted(splits, key=split_order))
     lines = [
-        f"packs: {len(source.samples)} pictures, {', '.join(f'{n} {split}' for split, n in splits.items())}; "
-        f"{num:.2f} labels a picture",
+        f"packs: {len(source.samples)} pictures, {parts}; {num:.2f} labels a picture",
         f"pictures per class: {classes}",
     ]
     return lines + [f"note: {note}" for note in source.warnings if not note.startswith("layout")]

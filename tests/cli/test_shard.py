@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from marc_dist.cli.shard import main
 from marc_dist.cli.shard.words import CHECKS
@@ -158,3 +161,25 @@ def test_workers_die_with_a_killed_parent(own: Path, tmp_path: Path) -> None:
     assert not alive
     assert run("--dataset", "folder", "--source", own, "--out", tmp_path / "s" / "out") == 0
     assert not (tmp_path / "s" / ".out.partial").exists()
+
+
+def test_inspect_prints_a_recipe_that_packs(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The way from an unknown folder or archive to shards: inspect, edit, pack."""
+    shutil.make_archive(str(tmp_path / "mine"), "zip", own)
+    assert run("--inspect", tmp_path / "mine.zip") == 0
+    text = capsys.readouterr().out
+    assert f"# mine: {tmp_path / 'mine.zip'}" in text and "# layout: table: labels.csv, 12 rows" in text
+    assert "unpacked-" not in text and "first rows of labels.csv" in text
+    (tmp_path / "mine.yaml").write_text(text)
+    assert run("--dataset", tmp_path / "mine.yaml", "--source", own, "--out", tmp_path / "out") == 0
+    assert open_dataset(tmp_path / "out").classes == ("bare soil", "water")
+    assert run("--dataset", "folder", "--source", own, "--out", tmp_path / "plain") == 0
+    assert open_dataset(tmp_path / "out").fingerprint == open_dataset(tmp_path / "plain").fingerprint
+
+
+def test_the_schema_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--schema") == 0
+    text = capsys.readouterr().out
+    for key in ("tables", "annotations", "pictures", "min_share", "index_orders", "class_names", "lists"):
+        assert re.search(rf"^ *{key}:.*", text, re.M)
+    assert yaml.safe_load(re.sub(r": +#", ": null  #", text))["pair_by"] == "name"

@@ -163,6 +163,9 @@ class TestMasks:
             tmp_path, *(f"{kind}/forest/{n}.png" for kind in ("image", "label_color") for n in range(3)), size=SIZE
         )
         refused(tmp_path, "some pictures lie in image .*, some in label_color .*: which are the pictures")
+        text = inspect([tmp_path], load_recipe("folder"), "mine")
+        assert "not plain: some pictures lie in image" in text and "folders: [image]" in text
+        assert "# packs: 3 pictures" in text
 
     def test_a_share_of_the_pixels(self, tmp_path: Path) -> None:
         root = tmp_path / "in"
@@ -368,7 +371,12 @@ class TestInspection:
         text = (tmp_path / "mine.yaml").read_text()
         for line in ("# files: 8 .png", "# sizes of 8: 8 24x16", "# modes of 8: 8 PNG RGB (3 bands)", "- {name: a}"):
             assert line in text
-        assert "# packs: 8 pictures, 4 test, 4 train; 1.00 labels a picture" in text
+        assert "# packs: 8 pictures, 4 train, 4 test; 1.00 labels a picture" in text
+
+    def test_one_class_is_told(self, tmp_path: Path) -> None:
+        source = folder(pictures(tmp_path / "a", "tiles/1.png", "tiles/2.png"))
+        assert source.classes == ("tiles",) and any("nothing to train on" in note for note in source.warnings)
+        refused(pictures(tmp_path / "b", "img/1.png"), "classes called like folders of a download.*: img")
 
     def test_nothing_and_doubled_files(self, tmp_path: Path) -> None:
         root = pictures(tmp_path / "in", "a/1.png", "a/2.png")

@@ -92,8 +92,8 @@ def test_the_right_labels_or_one_line(rows: list[list[str]], shape: dict[str, ob
 
 
 CELLS = st.sampled_from(
-    ["image", "labels", "label", "split", "water", "img_01.png", "b", "7.png", "0", "1", "2", "", "train", "Test", "['a'",
-     "['a', 'b']", "a b", "a;b", "nan", "-1", "0.5", '"', "水", "img_01", "path", "é"]
+    ["image", "labels", "label", "split", "water", "img_01.png", "b", "7.png", "0", "1", "2", "", "train", "Test",
+     "['a'", "['a', 'b']", "a b", "a;b", "nan", "-1", "0.5", '"', "水", "img_01", "path", "é"]
 )  # fmt: skip
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os.path
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.splits import find_splits
 from marc_dist.packing.layouts.tree import Layout, Tree
 from marc_dist.packing.reading.discover import File
-from marc_dist.packing.reading.names import composed, is_folder_word, split_word
+from marc_dist.packing.reading.names import composed, is_folder_word, is_mask_word, split_word
 from marc_dist.packing.reading.samples import Labels, Source
 
 
@@ -28,28 +29,37 @@ def detect(tree: Tree, *, any_name: bool = False) -> Layout | None:
     shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
     shared = len(os.path.commonprefix([file.folders for file in tree.pictures]))
     deep = next((file for file in tree.pictures if len(_above(file, shared)) > 1), None)
-    unclear = splits.unclear or ("" if any_name else _roles(tree.pictures))
+    roles, chosen = ("", "") if any_name else _roles(tree.pictures)
+    unclear = splits.unclear or roles
+    alone = ["one class: enough for an archive to search in, but nothing to train on"] if len(names) == 1 else []
     if deep is not None and not unclear:
         unclear = (
             f"{deep.origin} lies below several folders that could be its class ({', '.join(_above(deep, shared))}); to "
             "take the lowest: --labels folders"
         )
     line = f"one folder a class: {len(names)} classes ({shown}), {splits.line}"
-    recipe = {"labels": ["folders"], "pair_by": "path", "splits": splits.recipe}
-    return Layout("folders", line, recipe, unclear, tuple(splits.notes))
+    recipe: dict[str, Any] = {"labels": ["folders"], "pair_by": "path", "splits": splits.recipe}
+    if roles:
+        recipe = {**recipe, "pictures": {"folders": [chosen]}} if chosen else {}
+    return Layout("folders", line, recipe, unclear, tuple([*splits.notes, *alone]))
 
 
-def _roles(pictures: Sequence[File]) -> str:
-    """Why it cannot be said which files are the pictures: some lie in ``image``, others in ``label_color``."""
+def _roles(pictures: Sequence[File]) -> tuple[str, str]:
+    """Why it cannot be said which files are the pictures: some lie in ``image``, others in ``label_color``.
+
+    And the folder that is the only one without a word for masks; empty when there is none.
+    """
     roles = {tuple(f for f in file.folders if is_folder_word(f) and split_word(f) is None): file for file in pictures}
     if len(roles) < 2:
-        return ""
+        return "", ""
+    likely = [role for role in roles if not any(map(is_mask_word, role))]
     (one, first), (two, second), *_ = sorted(roles.items())
-    return (
+    text = (
         f"some pictures lie in {'/'.join(one) or 'no such folder'} ({first.origin}), some in {'/'.join(two)} "
         f"({second.origin}): which are the pictures? name their folder in a recipe (pictures: folders), or, if these "
         "are classes: --allow class_names"
     )
+    return text, likely[0][0] if len(likely) == 1 and likely[0] else ""
 
 
 def _above(file: File, shared: int = 0) -> list[str]:

@@ -19,6 +19,7 @@ from marc_dist.packing.reading.names import is_mask_word, stem_of, tree_parts
 ENDING = re.compile(r"(?i).*[_-](masks?|labels?|gt|seg|lab|lbl|m|annotations?|groundtruth|\d+label|(label|mask)_?\w+)")
 TRIED = 12  # masks that tell whether a folder holds masks
 COUNTED = 2000  # masks whose values are counted
+ASKED = "; see them with marc-shard --inspect, name them in the recipe that it prints"
 MAX_VALUES = 64  # classes of a mask; more tell a picture
 
 
@@ -86,10 +87,7 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
         kind = f"names from {named}"
     else:
         kind = "values without names"
-        unclear = unclear or (
-            f"{pairing.line}: {len(classes)} values without names; see them with marc-shard --inspect, name them in "
-            "the recipe that it prints"
-        )
+        unclear = unclear or f"{pairing.line}: {len(classes)} values without names{ASKED}"
     line = f"masks beside pictures: {pairing.line}, {len(classes)} classes ({kind}), {splits.line}"
     return Layout("masks", line, recipe, unclear or splits.unclear, tuple([*notes, *more]))
 
