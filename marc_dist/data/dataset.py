@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,28 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marc_dist.config import DataConfig, DataError, first_line, user_path
+from marc_dist.config import DataConfig, DataError, user_path
 from marc_dist.data.columns import (
     CHUNK,
+    CODED,
+    SCHEMA,
     Block,
     BlockGoneError,
     Codes,
     Texts,
-    code_arrays,
     distinct,
-    run_of,
-    text_arrays,
+    read_columns,
     texts_of,
 )
 from marc_dist.data.plan import held_out
 
 FORMAT = 1
-SCHEMA = {
-    "key": "string", "split": "string", "shard": "string", "offset": "int64", "size": "int64", "crc32": "uint32",
-    "labels": "binary", "scene": "string", "width": "int32", "height": "int32", "ext": "string",
-}  # fmt: skip
-CODED = ("split", "scene", "ext")
-DICTIONARIES = (*CODED, "shard")
 
 
 Objects = NDArray[np.object_]
@@ -257,7 +251,7 @@ class _Columns:
     def __init__(self, root: Path, meta: Mapping[str, Any], data: bytes) -> None:
         self.root = root
         self._facts = {key: meta[key] for key in ("classes", "shards", "index_sha256")}
-        self._open(Block(_arrays(root / "index.parquet", self._facts, data)))
+        self._open(Block(read_columns(root / "index.parquet", self._facts, data)))
 
     def _open(self, block: Block) -> None:
         self._block, arrays = block, block.arrays
@@ -288,106 +282,6 @@ def _index_bytes(file: Path, facts: Mapping[str, Any]) -> bytes:
     if hashlib.sha256(data).hexdigest() != facts["index_sha256"]:
         raise DataError(f"{file}: not the index that dataset.json was written with; pack again with marc-shard --force")
     return data
-
-
-def _arrays(file: Path, facts: Mapping[str, Any], data: bytes) -> dict[str, NDArray[Any]]:
-    """What goes into a ``Block``: the columns, of the types of ``SCHEMA``, without gaps, checked by ``dataset.json``.
-
-    Raises:
-        DataError: not such a table, or rows that cannot be right.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays: dict[str, NDArray[Any]] = {}
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(DICTIONARIES))
-        for name in SCHEMA:
-            arrays |= _column(file, name, _parts(table, name), facts)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise DataError(f"{file}: not a shard index ({first_line(error)}); pack again with marc-shard") from None
-    finally:
-        pa.default_memory_pool().release_unused()
-    _check(file, arrays, facts)
-    return arrays
-
-
-def _parts(table: Any, name: str) -> Iterator[Any]:
-    """A column in parts, so that little is held twice; texts of which few are different as dictionaries."""
-    import pyarrow as pa
-
-    if name not in table.schema_arrow.names:
-        raise ValueError(f"no column {name}")
-    kind, num = pa.type_for_alias(SCHEMA[name]), 0
-    kind = {"key": pa.large_string(), "labels": pa.large_binary()}.get(name, kind)  # one kind of offsets
-    for batch in table.iter_batches(CHUNK, columns=[name], use_threads=False):
-        batch.validate(full=True)
-        part = batch.column(name)
-        if not pa.types.is_dictionary(part.type):
-            part = part.cast(kind)
-        if name in DICTIONARIES:
-            part = part if pa.types.is_dictionary(part.type) else part.dictionary_encode()
-            part = part.cast(pa.dictionary(pa.int32(), kind))
-        if part.null_count or (name in DICTIONARIES and part.dictionary.null_count):
-            raise ValueError(f"column {name} has empty cells")
-        num += len(part)
-        yield part
-    if num != table.metadata.num_rows:
-        raise ValueError(f"column {name} has {num} cells, expected {table.metadata.num_rows}")
-
-
-def _column(file: Path, name: str, parts: Iterator[Any], facts: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    if name == "key":
-        return text_arrays(name, parts)
-    if name in CODED:
-        return code_arrays(name, parts)
-    if name == "shard":
-        return {name: _shard_numbers(file, parts, facts)}
-    if name == "labels":
-        return {name: _label_bits(file, parts, facts)}
-    return {name: np.concatenate([np.zeros(0, SCHEMA[name]), *(part.to_numpy() for part in parts)])}
-
-
-def _refuse(wrong: bool | np.bool_, file: Path, what: str) -> None:
-    if wrong:
-        raise DataError(f"{file}: {what}; pack again with marc-shard --force")
-
-
-def _shard_numbers(file: Path, parts: Iterable[Any], facts: Mapping[str, Any]) -> NDArray[np.int32]:
-    """(n,) the number of each row's shard."""
-    position = {entry["name"]: i for i, entry in enumerate(facts["shards"])}
-    found = [np.zeros(0, dtype=np.int32)]
-    for part in parts:
-        numbers = np.array([position.get(name, -1) for name in part.dictionary.to_pylist()], dtype=np.int32)
-        found.append(numbers[part.indices.to_numpy()])
-    shard = np.concatenate(found)
-    _refuse((shard < 0).any(), file, "names shards that dataset.json does not")
-    return shard
-
-
-def _label_bits(file: Path, parts: Iterable[Any], facts: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """(n, bytes of a row) the bits of each row's labels."""
-    width = -(-len(facts["classes"]) // 8)
-    found = [np.zeros((0, width), dtype=np.uint8)]
-    for part in parts:
-        ends, data = run_of(part)
-        _refuse(
-            (np.diff(ends, prepend=0) != width).any(),
-            file,
-            f"expected labels of {len(facts['classes'])} bits everywhere",
-        )
-        found.append(data.reshape(-1, width).copy())
-    return np.concatenate(found)
-
-
-def _check(file: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    _refuse(((arrays["width"] < 1) | (arrays["height"] < 1)).any(), file, "pictures without pixels")
-    room = np.array([entry["size"] for entry in facts["shards"]], dtype=np.int64)
-    offset, size = arrays["offset"], arrays["size"]
-    outside = (offset < 0) | (size < 1)
-    if len(offset):
-        outside |= size > room[arrays["shard"]] - offset
-    _refuse(outside.any(), file, "pictures outside of their shard")
 
 
 def _from_columns(root: Path, meta: dict[str, Any], shared: _Columns) -> Dataset:

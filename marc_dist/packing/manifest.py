@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marc_dist import __version__
-from marc_dist.data.dataset import FORMAT, SCHEMA, content_fingerprint
+from marc_dist.data.columns import CHUNK, SCHEMA
+from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
 from marc_dist.packing.reading.samples import LabelledPicture, Source
 from marc_dist.packing.tar import Entry, WrittenShard
 
@@ -65,10 +67,16 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
 
 def _statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
     """Sizes, n_l and c_kl of a split."""
-    labels = np.zeros((len(samples), num_classes), dtype=np.int64)
-    for row, sample in enumerate(samples):
-        labels[row, list(sample.labels)] = 1
-    both = labels.T @ labels
+
+    def parts() -> Iterator[NDArray[np.bool_]]:
+        for start in range(0, max(len(samples), 1), CHUNK):
+            some = samples[start : start + CHUNK]
+            labels = np.zeros((len(some), num_classes), dtype=np.bool_)
+            for row, sample in enumerate(some):
+                labels[row, list(sample.labels)] = True
+            yield labels
+
+    both = cooccurrence(parts())
     return {"num_samples": len(samples), "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
 
 
