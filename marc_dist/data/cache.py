@@ -140,7 +140,7 @@ class DecodedCache:
         cache = self._opened()
         height, width = cache.sizes[row].tolist()
         found = np.empty((height, *cache.shape[2:]), dtype=np.uint8)
-        left, at = memoryview(found).cast("B") if height else memoryview(b""), cache.start + row * _row_bytes(cache)
+        left, at = found.data.cast("B") if height else memoryview(b""), cache.start + row * _row_bytes(cache)
         try:
             while left:
                 num = os.preadv(cache.file, [left], at)
@@ -149,7 +149,7 @@ class DecodedCache:
                 left, at = left[num:], at + num
         except OSError as error:
             raise self._damage(self._place(row, str(error))) from None
-        if zlib.crc32(found) != cache.sums[row]:
+        if zlib.crc32(found.data) != cache.sums[row]:
             raise self._damage(self._place(row, "another checksum than when it was made"))
         return found[:, :width]
 
@@ -329,8 +329,8 @@ def _build(
             sizes[row] = picture.shape[:2]
             wide = np.zeros((picture.shape[0], *shape[2:]), dtype=np.uint8)
             wide[:, : picture.shape[1]] = picture
-            sums[row] = zlib.crc32(wide)
-            _write(file.fileno(), memoryview(wide).cast("B"), start + row * shape[1] * shape[2] * shape[3])
+            sums[row] = zlib.crc32(wide.data)
+            _write(file.fileno(), wide.data.cast("B"), start + row * shape[1] * shape[2] * shape[3])
 
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow decodes outside Python's lock
         try:

@@ -95,8 +95,8 @@ class BatchAugmenter:
         if isinstance(result, Batch):
             return result
         if self._cache is not None:
-            pixels, sizes = stack([self._cache.picture(sample) for sample in result.ids.tolist()])
-            result = replace(result, pixels=pixels, sizes=sizes, rows=list(range(len(result.rows))))
+            there, extents = stack([self._cache.picture(sample) for sample in result.ids.tolist()])
+            result = replace(result, pixels=there, sizes=extents, rows=list(range(len(result.rows))))
         pixels, sizes = self._held
         if pixels is None and result.pixels is not None:
             pixels, sizes = result.pixels.to(self.device), result.sizes

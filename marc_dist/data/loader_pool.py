@@ -98,7 +98,7 @@ def _kill(workers: list[Any]) -> None:
 
 def server_lives() -> bool:
     """Whether the fork server of this process is there: without it no worker starts, and none is known to live."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is None:
         return False
     try:  # a zombie has ended, too
@@ -130,7 +130,7 @@ def _ready_to_send(result: Any) -> Any:
     if get_worker_info() is not None:
         for tensor in _tensors(result):
             if tensor.numel():
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
     return result
 
 

@@ -54,9 +54,9 @@ class Common(NamedTuple):
             if module is not None
             for name, value in [*module.named_parameters(), *(module.named_buffers() if self.buffers else ())]
         }
-        names = {parameter: name.removeprefix("encoder.") for name, parameter in self.learner.named_parameters()}
+        names = {id(x): name.removeprefix("encoder.") for name, x in self.learner.named_parameters()}
         for parameter, state in self.optimiser.state.items():
-            found |= {f"{key} of {names[parameter]}": x for key, x in state.items() if isinstance(x, Tensor)}
+            found |= {f"{key} of {names[id(parameter)]}": x for key, x in state.items() if isinstance(x, Tensor)}
         return found | {f"memory's {name}": value for name, value in self.memory.state().items()}
 
 
