@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 from marc_dist import __version__
 from marc_dist.cli import COMMANDS
@@ -58,7 +61,9 @@ def run_command(name: str, body: Callable[[], int]) -> int:
     # the cores, spinning made a step 2 to 7 times as slow; on idle cores it is the same (benchmarks/busy_cores.py).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return body()
+        code = body()
+        _reader_has_left()  # else Python finds out at its end, and complains
+        return code
     except MarcError as error:
         return _user_error(name, str(error))
     except BrokenPipeError:
@@ -70,8 +75,28 @@ def run_command(name: str, body: Callable[[], int]) -> int:
             raise
         return _user_error(name, f"{error.filename}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted(name)
+    except Exception as error:
+        if not _came_of_ctrl_c(error):
+            raise
+        return _interrupted(name)
+
+
+def _interrupted(name: str) -> int:
+    """Say so in one line, where somebody still reads; the exit code."""
+    with suppress(OSError):
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+    _reader_has_left()
+    return EXIT_INTERRUPTED
+
+
+def _came_of_ctrl_c(error: BaseException | None) -> bool:
+    """Whether an error is what a library made of Ctrl-C, as while its modules are loaded."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _user_error(name: str, text: str) -> int:
@@ -80,22 +105,37 @@ def _user_error(name: str, text: str) -> int:
     try:
         print(f"{name}: error: {line}", file=sys.stderr, flush=True)
     except OSError:  # what is full may be the disk of the log, too: the exit code still says what happened
-        _discard_output()
+        _discard(sys.stdout, sys.stderr)
     return EXIT_USER
 
 
 def _reader_has_left() -> bool:
     """Whether nobody reads our output any more (head, less); then it goes nowhere from now on."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_output()
-        return True
-    return False
-
-
-def _discard_output() -> None:
-    """Send all output nowhere, or Python would try again at its end, and fail again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    broken = []
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        try:
+            stream.flush()
+            left = _is_broken(stream.fileno())
+        except BrokenPipeError:
+            left = True
+        except (OSError, ValueError):  # a full disk, or no file at all
+            left = False
+        broken += [stream] if left else []
+    _discard(*broken)
+    return bool(broken)
+
+
+def _is_broken(fd: int) -> bool:
+    """Whether a pipe has no reader."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard(*streams: TextIO) -> None:
+    """Send output nowhere, or Python would try again at its end, and fail again."""
+    if streams:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in streams:
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

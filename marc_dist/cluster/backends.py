@@ -15,7 +15,7 @@ from marc_dist.run import run_lock
 from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.exit_codes import EXIT_REQUEUE
-from marc_dist.run.job import OVER, Job, State, attempts_of_job, ended, read_job, write_job
+from marc_dist.run.job import OVER, Job, State, array_state, attempts_of_job, ended, read_job, write_job
 from marc_dist.run.run_lock import Holder, announce, launch_lock, live_holder, withdraw
 
 POLL_S = 1.0
@@ -55,11 +55,32 @@ def size_of(preset: LocalPreset | SlurmPreset | RayPreset, device: str) -> tuple
     return preset.nodes, preset.num_procs
 
 
-def state(job: Job, job_dir: Path) -> State:
-    """How a job stands now."""
+def own_state(job: Job, job_dir: Path) -> State:
+    """How a job itself stands now; of an array, whatever has become of its elements since."""
     if job.id is None:
         return State("unknown", "it was never submitted")
     return _backend(job).state(job, job_dir)
+
+
+def state(job: Job, job_dir: Path) -> State:
+    """How a job's work stands now: an array that does not run any more stands as its elements do."""
+    now = own_state(job, job_dir)
+    if job.id is None or not job.run_dirs or now.word in ("pending", "running"):
+        return now
+    return array_state([_element_state(job, number, now) for number in range(len(job.run_dirs))])
+
+
+def _element_state(job: Job, number: int, whole: State) -> State:
+    """How one element stands: what its folder says, else the job that it was resumed as, else the array's word."""
+    folder = Path(job.run_dirs[number])
+    try:
+        element = read_job(folder)
+    except LaunchError as error:
+        return State("unknown", str(error))
+    over = ended(element, folder)
+    if over is not None:
+        return over
+    return whole if element.token == job.token and number in job.numbers else state(element, folder)
 
 
 def cancel(job: Job, job_dir: Path) -> None:
@@ -114,7 +135,7 @@ def refuse_second(job_dir: Path, mine: AttemptId) -> None:
     if before is not None:
         now = ended(before, job_dir)
         if now is None or now.word != "done":  # what is done stays so; a cancelled job may still be saving
-            now = state(before, job_dir)
+            now = own_state(before, job_dir)
     why = refusal(job_dir, before, now, None)
     if why is None:
         over = before.token if before is not None and now is not None and now.word in OVER else ""
@@ -285,9 +306,8 @@ def wait(job: Job, job_dir: Path, poll_s: float = POLL_S) -> State:
         The job's last state.
     """
     while True:
-        now = state(job, job_dir)
-        if now.word in OVER:
-            return now
+        if own_state(job, job_dir).word in OVER:
+            return state(job, job_dir)
         time.sleep(poll_s)
 
 

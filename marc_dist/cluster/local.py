@@ -266,15 +266,31 @@ def state(job: Job, run_dir: Path) -> State:
     Returns:
         ``unknown`` for a job without an end on another machine; ``failed`` when its launcher has gone without a word.
     """
-    tries = attempts_of_job(job, run_dir)
-    if tries and tries[-1].ended_at is not None:
-        return _ended(tries[-1])
+    mine, step = attempts_of_job(job, run_dir), newest_step(run_dir)
+    if mine and mine[-1].ended_at is not None:
+        return _ended(mine[-1])
     host, pid, ticks = _parse_id(job, run_dir)
-    if host != socket.gethostname():
-        return State("unknown", f"runs on {host}, whose processes cannot be seen from {socket.gethostname()}")
-    if is_alive(pid, ticks):
-        return State("running" if tries else "pending", f"process {pid} on {host}")
-    step = newest_step(run_dir)
+    here = socket.gethostname()
+    return state_of(mine, host, pid, here, is_alive(pid, ticks) if host == here else None, step)
+
+
+def state_of(mine: Sequence[Attempt], host: str, pid: int, here: str, alive: bool | None, step: int) -> State:
+    """How a local job stands. Pure.
+
+    Args:
+        mine: its attempts, oldest first.
+        host: where its launcher was started.
+        pid: the launcher's process there.
+        here: this machine's name.
+        alive: whether that process runs; None where it cannot be seen.
+        step: of the newest checkpoint.
+    """
+    if mine and mine[-1].ended_at is not None:
+        return _ended(mine[-1])
+    if alive is None:
+        return State("unknown", f"runs on {host}, whose processes cannot be seen from {here}")
+    if alive:
+        return State("running" if mine else "pending", f"process {pid} on {host}")
     return State("failed", f"its launcher, process {pid} on {host}, has gone without a word; newest step saved: {step}")
 
 

@@ -67,7 +67,14 @@ def read_beats(run_dir: Path, world: int, mine: AttemptId | None = None) -> list
 
 
 def beat_in(told: Mapping[str, Any], rank: int, age_s: float, mine: AttemptId | None) -> Beat | None:
-    """A heartbeat from the fields of its file; None when it is of another attempt, or damaged. Pure."""
+    """A heartbeat from the fields of its file; None when it is of another attempt, or damaged. Pure.
+
+    Args:
+        told: the fields.
+        rank: whose it is.
+        age_s: seconds since it was written.
+        mine: see ``read_beats``.
+    """
     if mine is not None and not mine.wrote(told):
         return None
     try:

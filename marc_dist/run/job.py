@@ -174,6 +174,25 @@ def end_of(job: Job, mine: Sequence[Attempt], step: int) -> State | None:
     return None if job.cancelled_at is None else State("cancelled", f"after step {step}")
 
 
+def array_state(parts: Sequence[State]) -> State:
+    """How an array stands, by its elements: what still moves comes first, then what went wrong. Pure.
+
+    Args:
+        parts: of every element, whichever job ran it last.
+    """
+    order: tuple[Word, ...] = ("running", "pending", "unknown", "failed", "cancelled", "stopped", "done")
+    counts = {word: sum(part.word == word for part in parts) for word in order}
+    found = [word for word in order if counts[word]]
+    if not found:
+        return State("unknown", "no elements")
+    if len(found) == 1 and found[0] != "unknown":
+        details = {part.detail for part in parts}
+        return State(found[0], details.pop() if len(details) == 1 else "")
+    told = ", ".join(f"{counts[word]} {word}" for word in reversed(found))
+    why = next((part.detail for part in parts if part.word == "unknown" and part.detail), "")
+    return State(found[0], f"elements: {told}" + (f"; {why}" if why and found[0] == "unknown" else ""))
+
+
 def note_cancel(job: Job, run_dir: Path) -> None:
     """Write into ``job.json`` that a job was ended for good, unless another one has taken its place.
 

@@ -178,6 +178,12 @@ def _timeout_s(run_dir: Path) -> float:
 
 
 def first_failure(run_dir: Path, world: int, mine: AttemptId) -> RankEnd | None:
-    """The rank that failed first in an attempt, when the ranks' own notes say so."""
+    """The rank that failed first in an attempt, when the ranks' own notes say so.
+
+    Args:
+        run_dir: the run folder.
+        world: number of ranks.
+        mine: the attempt.
+    """
     ends = [read_end(run_dir / "logs", rank, mine) for rank in range(world)]
     return first_failed(ends)

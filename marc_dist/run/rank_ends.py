@@ -160,7 +160,13 @@ def read_end(log_dir: Path, rank: int, mine: AttemptId | None = None) -> RankEnd
 
 
 def end_in(told: Mapping[str, object], rank: int, mine: AttemptId | None) -> RankEnd | None:
-    """How a rank ended, from the fields of its file; see ``read_end``. Pure."""
+    """How a rank ended, from the fields of its file. Pure.
+
+    Args:
+        told: the fields; none when there is no file.
+        rank: its number.
+        mine: see ``read_end``.
+    """
     if mine is not None and not mine.wrote(told):
         return None
     try:

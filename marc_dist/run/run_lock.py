@@ -122,8 +122,18 @@ def me(mine: AttemptId) -> Holder:
 
 
 def seen_alive(held: Holder) -> bool | None:
-    """Whether a holder's process runs; None when it is on another machine."""
-    return is_alive(held.pid, held.ticks) if held.machine == this_machine() else None
+    """Whether a holder's process runs; None when it cannot be seen: on another machine, or hidden from other users."""
+    if held.machine != this_machine():
+        return None
+    if is_alive(held.pid, held.ticks):
+        return True
+    try:
+        os.kill(held.pid, 0)
+    except PermissionError:
+        return None
+    except OSError:
+        pass
+    return False
 
 
 def live_holder(
@@ -312,6 +322,7 @@ class RunLock:
         """Write again; why that must not be, if so. A full or silent disk is the main thread's to tell."""
         there, held = not was_removed(self.run_dir), read_holder(self.run_dir)
         unlocked = held is None and not (self.run_dir / RUN_LOCK).exists()
+        self._written |= there or (self.run_dir / "checkpoints").exists()  # which it makes after its settings
         gone = not self.run_dir.exists() or (self._written and not there)
         self._missed = self._missed + 1 if unlocked or gone else 0
         if self._missed == 1:  # a mount may blink; or the folder is being removed, and must get empty
@@ -320,7 +331,6 @@ class RunLock:
             return removal(self.run_dir)
         if held is not None and held.nonce != self.me.nonce and not self._is_earlier(held):
             return f"{self.run_dir}: taken over by {held}; this run ends, it would write into the same files"
-        self._written |= there
         self.me = self.me._replace(writes=self.me.writes + 1)
         with suppress(OSError):
             _write(self.run_dir, self.me, make=unlocked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -77,3 +78,58 @@ def test_saved_jobs_find_the_command_by_its_module(module: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: marc-{'eval' if module == 'evaluate' else module} "), done.stderr
+
+
+JOB = """
+import sys
+from pathlib import Path
+from marc_dist.cli.command import run_command
+from marc_dist.cluster.local import LocalJob
+from marc_dist.cluster.preset import LocalPreset
+rank = [
+    sys.executable, "-S", "-c",
+    "import sys, time; [(print(i, flush=True), time.sleep(0.01)) for i in range(100)];"
+    "open(sys.argv[1], 'w'); sys.exit(int(sys.argv[2]))",
+]
+def body():
+    log_dir = Path(sys.argv[1])
+    return LocalJob([*rank, str(log_dir / "done"), sys.argv[2]], log_dir, LocalPreset(), 1, sys.stdout.buffer).run()
+sys.exit(run_command("marc-launch", body))
+"""
+
+
+@pytest.mark.parametrize(("code", "both"), [(0, ""), (0, "2>&1"), (3, "")])
+def test_a_job_whose_reader_has_left_goes_on_and_ends_quietly(code: int, both: str, tmp_path: Path) -> None:
+    """``marc-launch local ... | head -1``."""
+    line = f'"$0" -c "$1" "$2" {code} {both} | head -1; echo "${{PIPESTATUS[0]}}"'
+    words = ["bash", "-c", line, sys.executable, JOB, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"0\n{1 if code else 0}\n"
+    assert (tmp_path / "done").exists() and (tmp_path / "rank-0.log").read_text().endswith("99\n")
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert ("rank 0 of 1 failed first" in done.stderr) == bool(code)
+
+
+@pytest.mark.parametrize("words", ["train --schema", "launch local --print", "train --print"])
+def test_a_reader_may_leave_after_one_line(words: str) -> None:
+    line = f"{sys.executable} -m marc_dist.cli.{words} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "says", ["raise", "raise ImportError('initialization failed')", "raise SystemError('x') from None"]
+)
+def test_ctrl_c_while_torch_is_loaded_is_one_line(says: str, tmp_path: Path) -> None:
+    """A torch that takes its time; its C parts make other errors of Ctrl-C."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text(
+        f"import time\nprint('loading', flush=True)\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    {says}\n"
+    )
+    words = [sys.executable, "-m", "marc_dist.cli.train", f"data.dir={tmp_path}", f"train.run_dir={tmp_path}/run"]
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None and process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "marc-train: interrupted\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from marc_dist.cli import jobs, launch, train
+from marc_dist.cluster.backends import run_local
 from marc_dist.config import load_config
-from marc_dist.run.job import read_job
+from marc_dist.run.attempts import begin_attempt, end_attempt
+from marc_dist.run.job import new_job, note_cancel, read_job
 from marc_dist.run.run_lock import RUN_LOCK, removal
 from tests.cli.test_train import SMALL
 
@@ -187,12 +190,49 @@ def test_a_run_whose_folder_is_removed_ends_with_one_line(sample_dir: Path, tmp_
     assert not (run / "encoder.safetensors").exists()
 
 
-def test_job_json_of_a_local_job_has_the_token_of_its_records(sample_dir: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert launch.main(["local", *_words(sample_dir, run, "train.max_steps=1")]) == 0
-    token = read_job(run).token
-    lines = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+def test_records_and_ranks_of_a_local_job_have_its_token(tmp_path: Path) -> None:
+    says = "import os; print(os.environ['MARC_JOB_TOKEN'], os.environ['MARC_ATTEMPT'])"
+    job = new_job("local", ["-S", "-c", says], procs_per_node=2, preset={"procs_per_node": 2})
+    assert run_local(job, tmp_path, io.BytesIO()) == 0
+    token = read_job(tmp_path).token
+    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
     assert [(line["event"], line["token"], line["number"]) for line in lines] == [
         ("begin", token, 0),
         ("end", token, 0),
     ]
+    assert all((tmp_path / f"logs/rank-{rank}.log").read_text() == f"{token} 0\n" for rank in range(2))
+    assert not (tmp_path / RUN_LOCK).exists()
+
+
+def test_an_array_stands_as_its_elements_do(
+    sample_dir: Path, tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The array was cancelled, its elements were resumed by themselves since, and are done."""
+    run = tmp_path / "run"
+    words = ["slurm", "cluster.array.seeds=[1,2,3]", *_words(sample_dir, run)]
+    assert launch.main(words) == 0
+    note_cancel(read_job(run), run)
+    (slurm / "state-7").write_text("CANCELLED")
+
+    def told() -> tuple[str, str]:
+        capsys.readouterr()
+        assert jobs.main(["list", "--json", str(run)]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert jobs.main(["status", "--json", str(run)]) == 0
+        assert json.loads(capsys.readouterr().out)["state"] == rows[0]["state"]
+        return rows[0]["state"], rows[0]["detail"]
+
+    assert told()[0] == "cancelled"
+    for number, name in enumerate(("seed-1", "seed-2", "seed-3")):
+        folder = run / name
+        assert jobs.main(["resume", str(folder)]) == 0
+        assert told()[0] == "pending"
+        job = read_job(folder)
+        begin_attempt(folder, job.attempt(0), ["n1"])
+        end_attempt(folder, job.attempt(0), 0, None, False, "done")
+        (slurm / f"state-{job.id}").write_text("COMPLETED")
+        if number < 2:
+            assert told() == ("cancelled", f"elements: {number + 1} done, {2 - number} cancelled")
+    assert told() == ("done", "")
+    assert jobs.main(["resume", str(run)]) == 0
+    assert "3 of 3 elements are done; nothing to hand in" in capsys.readouterr().out

@@ -11,7 +11,18 @@ import pytest
 from marc_dist.config import LaunchError
 from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import Attempt, attempts, begin_attempt, end_attempt, first_steps, newest_step
-from marc_dist.run.job import Job, element_dir, ended, new_job, note_cancel, read_job, start_again, write_job
+from marc_dist.run.job import (
+    Job,
+    State,
+    array_state,
+    element_dir,
+    ended,
+    new_job,
+    note_cancel,
+    read_job,
+    start_again,
+    write_job,
+)
 from marc_dist.run.rank_ends import RankEnd, end_path, job_end, make_room, note_end, read_end
 
 MINE = AttemptId("a1b2", 0)
@@ -168,3 +179,18 @@ def test_an_attempt_never_began_before_the_end_of_an_earlier_one() -> None:
     assert first_steps(began) == [0, 5]
     assert first_steps([*began, Attempt(2, 5.0, 9, ["c"])]) == [0, 5, 9]
     assert not start_again(137, True, first_steps(began), 5, max_restarts=9, max_stalls=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["done", "done"], ("done", "")),
+        (["done", "failed", "done"], ("failed", "elements: 2 done, 1 failed")),
+        (["cancelled", "running", "failed"], ("running", "elements: 1 cancelled, 1 failed, 1 running")),
+        (["stopped", "cancelled"], ("cancelled", "elements: 1 stopped, 1 cancelled")),
+        (["done", "unknown"], ("unknown", "elements: 1 done, 1 unknown")),
+        ([], ("unknown", "no elements")),
+    ],
+)
+def test_an_array_is_what_its_elements_are(words: list[Any], found: tuple[str, str]) -> None:
+    assert array_state([State(word) for word in words])[:2] == found

@@ -170,15 +170,16 @@ def test_a_launcher_holds_the_folder_for_its_ranks(tmp_path: Path) -> None:
     assert not (tmp_path / RUN_LOCK).exists()
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_removed_folder_is_noticed(again: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seen", "again"), [(True, False), (True, True), (False, True)])
+def test_a_removed_folder_is_noticed(seen: bool, again: bool, tmp_path: Path) -> None:
     """Also when the run itself has made it anew, to save into it."""
     run, lost = tmp_path / "run", list[str]()
     run.mkdir()
-    (run / "config.yaml").write_text("")
+    if seen:
+        (run / "config.yaml").write_text("")
     lock = _lock(run, FIRST, lost.append)
     with lock.held(_quiet):
-        _soon(lambda: lock._written)
+        _soon(lambda: lock._written or not seen)
         shutil.rmtree(run)
         if again:
             (run / "checkpoints").mkdir(parents=True)
@@ -209,6 +210,12 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
     with _lock(tmp_path / "b").held(_quiet):
         pass
     assert [path.name for path in (tmp_path / "b").iterdir()] == [LAUNCH_LOCK]
+
+
+def test_a_file_system_without_locks_still_lets_one_train(tmp_path: Path) -> None:
+    (tmp_path / LAUNCH_LOCK).mkdir()  # nothing that flock could take
+    with _lock(tmp_path).held(_quiet), pytest.raises(LaunchError, match="a run is live there"):
+        _lock(tmp_path).take(_quiet)
 
 
 def test_of_many_at_once_one_gets_the_folder(tmp_path: Path) -> None:

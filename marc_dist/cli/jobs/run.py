@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cli.jobs.listing import print_table, rows
+from marc_dist.cli.jobs.listing import Ask, print_table, rows
 from marc_dist.cli.jobs.status import facts, print_facts
 from marc_dist.cluster import backends
 from marc_dist.cluster.follow import follow, follow_job, last_lines
@@ -36,10 +36,10 @@ def _run_dir(text: str) -> Path:
     return path
 
 
-def _state(job: Job, run_dir: Path) -> State:
+def _state(job: Job, run_dir: Path, ask: Ask = backends.state) -> State:
     """How a job stands; ``unknown`` with the reason when whoever runs it cannot be asked from here."""
     try:
-        return backends.state(job, run_dir)
+        return ask(job, run_dir)
     except (MarcError, ImportError) as error:
         return State("unknown", str(error))
 
@@ -134,7 +134,7 @@ def _cancel(options: argparse.Namespace) -> int:
         try:
             run_dir = _run_dir(text)
             job = read_job(run_dir)
-            state = _state(job, run_dir)
+            state = _state(job, run_dir, backends.own_state)
             if state.word in OVER:
                 print(f"{run_dir}: already over: {state}")
                 continue
@@ -154,10 +154,10 @@ def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
     deadline = time.monotonic() + limit_s
     late = []
     for run_dir, job in asked:
-        state = _state(job, run_dir)
+        state = _state(job, run_dir, backends.own_state)
         while state.word not in OVER and time.monotonic() < deadline:
             time.sleep(0.3 if job.kind == "local" else 2.0)
-            state = _state(job, run_dir)
+            state = _state(job, run_dir, backends.own_state)
         if state.word in OVER:
             print(f"{run_dir}: {state}", flush=True)
         else:
@@ -169,7 +169,7 @@ def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
 def _resume(options: argparse.Namespace) -> int:
     run_dir = _run_dir(options.run).absolute()
     before = read_job(run_dir)
-    state, array = _state(before, run_dir), bool(before.run_dirs)
+    state, array = _state(before, run_dir, backends.own_state), bool(before.run_dirs)
     watch = f"marc-jobs {'list' if array else 'logs -f'} {options.run}"
     if state.word == "done" and not array:  # of an array, elements may have been started by themselves since
         print(f"{options.run}: already {state}; nothing to go on with")
