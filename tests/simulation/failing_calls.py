@@ -260,9 +260,10 @@ def jobs(lab: Path) -> Command:
     def before(root: Path) -> None:
         for name in ("a", "b"):
             make_run(root / name, open_dataset(_tiny(lab)))
-            write_job(root / name, Job(kind="local", arguments=["-m", "x"], submitted_at=1.0, host="h", user="u"))
-            attempts.begin_attempt(root / name, 0, ["h"])
-            attempts.end_attempt(root / name, 0, None, False, "done")
+            job = Job(kind="local", arguments=["-m", "x"], submitted_at=1.0, host="h", user="u")
+            write_job(root / name, job)
+            attempts.begin_attempt(root / name, job.attempt(0), ["h"])
+            attempts.end_attempt(root / name, job.attempt(0), 0, None, False, "done")
 
     def shows(root: Path) -> Hashable:
         return tuple((path.name, path.stat().st_size) for path in sorted(root.rglob("*")))

@@ -2,8 +2,8 @@
 
 Ranks, batch scripts, requeues, Slurm, login nodes and users' commands, clocks that differ by minutes, a shared file
 system that shows news late: a deterministic model, in which the code of marc-dist that decides runs unchanged. What the
-model assumes stands at the top of ``job_life_files.py``, ``job_life_slurm.py`` and ``job_life_ranks.py``, what is promised in
-``job_life_checks.py``. A seed draws a cluster, users and faults; the same seed is the same story.
+model assumes stands at the top of ``job_life_files.py``, ``job_life_slurm.py`` and ``job_life_ranks.py``, what is
+promised in ``job_life_checks.py``. A seed draws a cluster, users and faults; the same seed is the same story.
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     came = ", ".join(f"{name} {number}" for name, number in faults.most_common())
     count = f"{totals['starts']} starts, {totals['events']} events"
     took = f"{time.monotonic() - began:.0f} s"
-    print(
-        f"{totals['stories']} stories in {took}: {totals['starts']} starts, {totals['events']} events; faults: {came}"
-    )
+    print(f"{totals['stories']} stories in {took}: {count}; faults: {came}")
     print(
         f"{len(bad)} with a broken promise" + (f": seeds {', '.join(str(one.seed) for one in bad[:50])}" if bad else "")
     )
