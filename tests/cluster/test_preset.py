@@ -51,7 +51,10 @@ def test_unknown_presets_kinds_and_keys_in_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880), ("2:00:30", 121)],
+    [
+        ("90", 90), ("2:00:00", 120), ("0:05:00", 5), ("2:00:30", 121),
+        ("1-12", 2160), ("1-00:30", 1470), ("2-00:00:00", 2880),
+    ],
 )  # fmt: skip
 def test_a_time_limit_as_sbatch_writes_it(text: str, minutes: int, tmp_path: Path) -> None:
     """YAML 1.1 read 2:00:00 as 7200, which were five days."""
