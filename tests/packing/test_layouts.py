@@ -243,6 +243,16 @@ class TestTables:
         refused(tmp_path / "in", "2 layouts fit: table: labels.csv.*masks in ImagesPNG/.*--labels table or masks")
         assert labels(folder(tmp_path / "in", labels="table"))["Images/wh0001.jpg"] == downloads.whdld_labels(1)
 
+    def test_json_that_maps_names_to_labels(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "1.png", "2.png")
+        (tmp_path / "annotations.json").write_text(json.dumps({"1.png": ["sea", "bare soil"], "2.png": ["sea"]}))
+        assert labels(folder(tmp_path)) == {"1.png": ["bare soil", "sea"], "2.png": ["sea"]}
+
+    def test_an_encoding_that_is_guessed_is_told(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "1.png", "2.png")
+        (tmp_path / "labels.csv").write_bytes("image,label\n1.png,水\n2.png,树\n".encode("gbk"))
+        assert any("not UTF-8, read as Latin-1" in note for note in folder(tmp_path).warnings)
+
     def test_other_facts_about_pictures_are_no_labels(self, tmp_path: Path) -> None:
         pictures(tmp_path, "beach/1.png", "river/2.png")
         (tmp_path / "coordinates.csv").write_text("image,lat,lon\n1.png,1.5,2.5\n2.png,3,4\n")
@@ -280,6 +290,24 @@ class TestAnnotations:
             "layout: COCO: instances_train.json, instances_val.json, 3 images, 2 categories, 2 splits"
         )
         assert same(source, by_inspection(root, tmp_path))
+
+    def test_coco_panoptic_and_image_level(self, tmp_path: Path) -> None:
+        for kind, one in {
+            "panoptic": {"image_id": 1, "segments_info": [{"category_id": 3}, {"category_id": 1}]},
+            "image-level": {"image_id": 1, "category_id": 3},
+        }.items():
+            root = pictures(tmp_path / kind, "images/0.jpg")
+            self.coco(root / "labels.json", {1: "0.jpg"}, [])
+            content = json.loads((root / "labels.json").read_text())
+            (root / "labels.json").write_text(json.dumps({**content, "annotations": [one]}))
+            expected = ["bare soil", "ship"] if kind == "panoptic" else ["ship"]
+            assert labels(folder(root, allow=["class_names"])) == {"images/0.jpg": expected}
+
+    def test_two_coco_files_for_one_split_are_refused(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "train/0.jpg", "train/1.jpg")
+        for kind in ("instances", "keypoints"):
+            self.coco(tmp_path / f"annotations/{kind}_train.json", {1: "0.jpg", 2: "1.jpg"}, [(1, 1), (2, 3)])
+        refused(tmp_path, "several COCO files for one split.*name those to read in the recipe")
 
     def test_a_coco_annotation_of_nothing_is_refused(self, tmp_path: Path) -> None:
         pictures(tmp_path, "images/0.jpg")

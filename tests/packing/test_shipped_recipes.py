@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,34 @@ def test_mlrsnet_and_its_damaged_tables(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"expected 1 to 13 labels.*airplane_00001.jpg \(40\)"):
         read("mlrsnet", tmp_path)
+
+
+def test_the_recipes_of_the_documentation_pack_what_they_describe(tmp_path: Path) -> None:
+    """The worked examples of docs/recipes.md, on files in the layouts that they name."""
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    masks, table, coco = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    for name, text in {"masks": masks, "table": table, "coco": coco}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    blue, green, red = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+    for number in range(3):
+        downloads.save(downloads.picture(number, SIZE), tmp_path / "masks" / f"image/{number}.jpg")
+        rgb(tmp_path / "masks" / f"label/{number}.png", blue, green if number else red)
+        downloads.save(downloads.picture(number, SIZE), tmp_path / "table" / f"tiles/t{number}.png")
+        for split in ("train", "val"):
+            downloads.save(downloads.picture(number, SIZE), tmp_path / "coco" / split / f"{number:03d}.jpg")
+    (tmp_path / "table/annotation.csv").write_text(
+        "id,tile,source,tags\n0,t0.png,GF-2,\"['water']\"\n1,t1.png,GF-2,\"['water', 'soil']\"\n2,t2.png,x,['water']\n"
+    )
+    (tmp_path / "coco/annotations").mkdir()
+    for split, kind in (("train", 1), ("val", 2)):
+        content = {
+            "images": [{"id": number, "file_name": f"{number:03d}.jpg"} for number in range(3)],
+            "annotations": [{"image_id": number, "category_id": kind} for number in range(3)],
+            "categories": [{"id": 1, "name": "ship"}, {"id": 2, "name": "dock"}],
+        }
+        (tmp_path / f"coco/annotations/instances_{split}.json").write_text(json.dumps(content))
+    found = {n: read(str(tmp_path / f"{n}.yaml"), tmp_path / n) for n in ("masks", "table", "coco")}
+    assert by_stem(found["masks"]) == {"0": ["water"], "1": ["water", "trees"], "2": ["water", "trees"]}
+    assert by_stem(found["table"]) == {"t0": ["water"], "t1": ["water", "bare soil"], "t2": ["water"]}
+    assert labels(found["coco"])["train/001.jpg"] == ["ship"] and labels(found["coco"])["val/001.jpg"] == ["dock"]
+    assert splits(found["coco"])["val/001.jpg"] == "val"

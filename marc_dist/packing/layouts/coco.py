@@ -106,10 +106,7 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
             labels.setdefault(key, set()).update(found)
     if not source.classes:
         source.classes = tuple(sorted(order, key=lambda name: order[name]))
-    place_of = {name: number for number, name in enumerate(source.classes)}
-    unknown = sorted({name for found in labels.values() for name in found} - set(place_of))
-    if unknown:
-        raise DataError(
-            f"{files[0].path}: category {unknown[0]!r} is not in the class list ({', '.join(source.classes)})"
-        )
-    return {key: tuple(sorted(place_of[name] for name in found)) for key, found in labels.items()}
+    place = str(files[0].path)
+    every = {name for found in labels.values() for name in found}
+    number = {name: source.numbers([name], place)[0] for name in sorted(every)}
+    return {key: tuple(sorted({number[name] for name in found})) for key, found in labels.items()}

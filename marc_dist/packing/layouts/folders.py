@@ -103,8 +103,5 @@ def read(source: Source, pictures: Mapping[str, File]) -> Labels:
     names = dict(zip(pictures, class_folders(list(pictures.values()), bool(source.recipe.splits.folders)), strict=True))
     if not source.classes:
         source.classes = tuple(sorted(set(names.values())))
-    unknown = sorted(set(names.values()) - set(source.classes))
-    if unknown:
-        raise DataError(f"folder {unknown[0]!r} is not in the class list ({', '.join(source.classes)})")
-    place = {name: number for number, name in enumerate(source.classes)}
-    return {key: (place[name],) for key, name in names.items()}
+    number = {name: source.numbers([name], "a folder's name") for name in sorted(set(names.values()))}
+    return {key: number[name] for key, name in names.items()}

@@ -133,8 +133,6 @@ def read(source: Source, files: Sequence[File]) -> Labels:
         named[key] = names_in(file)
     if not source.classes:
         source.classes = tuple(sorted({name for names in named.values() for name in names}))
-    place = {name: number for number, name in enumerate(source.classes)}
-    unknown = sorted({name for names in named.values() for name in names} - set(place))
-    if unknown:
-        raise DataError(f"{files[0].path}: {unknown[0]!r} is not in the class list ({', '.join(source.classes)})")
-    return {key: tuple(sorted(place[name] for name in names)) for key, names in named.items()}
+    every = sorted({name for names in named.values() for name in names})
+    number = {name: source.numbers([name], str(files[0].path.parent))[0] for name in every}
+    return {key: tuple(sorted({number[name] for name in names})) for key, names in named.items()}

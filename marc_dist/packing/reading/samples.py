@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from marc_dist.config import DataError
+from marc_dist.config.suggest import suggestion
+from marc_dist.packing.reading.names import normal_name
 from marc_dist.packing.reading.recipes import Recipe
 
 Labels = dict[str, tuple[int, ...]]
@@ -51,6 +53,27 @@ class Source:
     samples: list[LabelledPicture] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     allow: frozenset[str] = frozenset()
+
+    def numbers(self, names: Iterable[str], place: str) -> tuple[int, ...]:
+        """Class numbers of names, ascending: as written, else by sense or by another spelling of the recipe.
+
+        Args:
+            names: of classes.
+            place: where they stand, for a message.
+
+        Raises:
+            DataError: a name that is no class.
+        """
+        exact = {name: number for number, name in enumerate(self.classes)}
+        by_sense = {normal_name(n): i for i, entry in enumerate(self.recipe.classes) for n in entry.aliases}
+        by_sense |= {normal_name(name): number for name, number in exact.items()}
+        found = set()
+        for name in names:
+            number = exact.get(name, by_sense.get(normal_name(name)))
+            if number is None:
+                raise DataError(f"{place}: {name!r} is not in the class list{suggestion(name, self.classes)}")
+            found.add(number)
+        return tuple(sorted(found))
 
     def check(self, name: str, faults: Sequence[str], message: str) -> None:
         """Stop at a failed check, or note it when the recipe or ``--allow`` lets it pass.

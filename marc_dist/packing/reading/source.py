@@ -256,6 +256,7 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
         stems=[stem_of(picture.path.name) for picture in pictures.values()],
         separator=recipe.separator,
         columns=recipe.table.columns(),
+        aliases=[entry.aliases for entry in recipe.classes],
     )
     tables = [read(file.path, classes=source.classes or None) for file in files]
     if not source.classes:

@@ -51,6 +51,7 @@ def read_table(
     stems: Sequence[str] | None = None,
     separator: str | None = None,
     columns: Columns | None = None,
+    aliases: Sequence[Sequence[str]] = (),
 ) -> Table:
     """Read a label table of any supported kind.
 
@@ -61,6 +62,7 @@ def read_table(
             in natural order.
         separator: between the names in a ``labels`` column (``image,labels``); None = to be seen.
         columns: which column is which; what it leaves open is found.
+        aliases: other spellings of each of the classes, in a column of names.
 
     Raises:
         DataError: not such a table; names file, row and column.
@@ -81,7 +83,7 @@ def read_table(
         if not row.cells[shape.image]:
             raise DataError(f"{path}: row {row.line}: names no picture")
     if shape.labels is not None:
-        named, labels = _listed(path, shape, classes, separator)
+        named, labels = _listed(path, shape, classes, separator, aliases)
     else:
         named, labels = tuple(shape.header[place] for place in shape.classes), _matrix(path, shape)
     names = tuple(name_of(row.cells[shape.image]) for row in shape.body)
@@ -146,14 +148,19 @@ def _matrix(path: Path, shape: Shape) -> NDArray[np.bool_]:
 
 
 def _listed(
-    path: Path, shape: Shape, classes: Sequence[str] | None, separator: str | None
+    path: Path,
+    shape: Shape,
+    classes: Sequence[str] | None,
+    separator: str | None,
+    aliases: Sequence[Sequence[str]],
 ) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """``image,labels`` with names in one cell."""
     assert shape.labels is not None
     column, body = shape.header[shape.labels], shape.body
     cells = [row.cells[shape.labels] for row in body]
     single = plain(column) in ("label", "tag", "class", "category", "labelname", "classname")
-    lists = _names_in(path, shape, cells, separator, single, classes or ())
+    known = [*(classes or ()), *(name for others in aliases for name in others)]
+    lists = _names_in(path, shape, cells, separator, single, known)
     if all(name.isdigit() for names in lists for name in names) and any(lists):
         lists = _by_number(path, column, lists, classes)
     for row, names in zip(body, lists, strict=True):
@@ -162,7 +169,8 @@ def _listed(
                 raise DataError(f"{path}: row {row.line}, column {column!r}: {name!r} is half a list, no name; mend it")
     spellings = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
     order = tuple(classes) if classes else tuple(sorted(spellings.values()))
-    place = {normal_name(name): number for number, name in enumerate(order)}
+    place = {normal_name(name): number for number, others in enumerate(aliases) for name in others}
+    place |= {normal_name(name): number for number, name in enumerate(order)}
     labels = np.zeros((len(body), len(order)), dtype=bool)
     for number, (row, found) in enumerate(zip(body, lists, strict=True)):
         for name in found:
