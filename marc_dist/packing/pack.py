@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,14 +190,17 @@ def _duplicates(
 
     Only pictures whose few glanced-at pixels occur in two splits are looked at whole.
     """
-    splits: dict[str, set[str]] = defaultdict(set)
-    places = [(split, shard.name, row) for split in plan for shard in shards[split] for row in shard.rows]
-    for split, _, row in places:
-        splits[row.glance].add(split)
+
+    def places() -> Iterator[tuple[str, str, Location]]:
+        return ((split, shard.name, row) for split in plan for shard in shards[split] for row in shard.rows)
+
+    first: dict[str, str] = {}
+    several = {row.glance for split, _, row in places() if first.setdefault(row.glance, split) != split}
+    del first  # a hash a picture
     seen: dict[str, tuple[str, str]] = {}
     faults = []
-    for split, name, row in places:
-        if len(splits[row.glance]) < 2:
+    for split, name, row in places():
+        if row.glance not in several:
             continue
         with (folder / name).open("rb") as file:
             file.seek(row.offset)

@@ -157,3 +157,16 @@ def test_killed_then_resumed_then_stopped(sample_dir: Path, tmp_path: Path) -> N
     assert checkpoints(run)[-1].name == f"step-{step:08d}.pt"
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, step + 1))
+
+
+def test_without_data_the_sample_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was refused with a command that makes another data set."""
+    monkeypatch.chdir(tmp_path)
+    check_data(Config())
+    assert "packing the built-in sample into data/sample" in capsys.readouterr().out
+    check_data(Config())
+    assert "packing" not in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"mine: no such shard folder"):
+        check_data(build(Config, {"data.dir": "mine"}))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from marc_dist.cli.launch.job import PlannedLaunch
+from marc_dist.cli.sample_data import pack_sample
 from marc_dist.cluster.backends import exit_code, run_local, state, submit, wait
 from marc_dist.cluster.follow import follow_job
 from marc_dist.cluster.preset import LocalPreset, SlurmPreset
@@ -72,9 +73,12 @@ def hand_over(job: Job, job_dir: Path, options: argparse.Namespace, prepare: Cal
 def check_data(config: Config) -> None:
     """Shards and split exist; reported now, not by every rank after seconds of imports.
 
+    Without any data, the built-in sample is packed, as marc-tune does.
+
     Raises:
         DataError: no such shard folder, or no such split.
     """
+    pack_sample(config)
     here = config.data.reader == "indexed"
     open_dataset(config.data.dir, shards=here).train_rows(config.data)
 

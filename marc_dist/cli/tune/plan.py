@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from marc_dist.cli import shard
 from marc_dist.cli.run_words import is_bare, run_config, split_words
+from marc_dist.cli.sample_data import pack_sample
 from marc_dist.cli.tune.words import check_words, parser
 from marc_dist.config import (
     Config,
     ConfigError,
-    DataError,
     build,
     dump_yaml,
     list_presets,
@@ -95,7 +94,7 @@ def planned_search(options: argparse.Namespace) -> tuple[Path, SearchPlan, str]:
     if options.show:
         _print_plan(space, plan)
     elif not named:
-        _pack_sample(config)
+        pack_sample(config)
     return folder, plan, config.train.device
 
 
@@ -130,15 +129,6 @@ def _is_space(place: str) -> bool:
 
 def _run_config(rest: Sequence[str], named: bool) -> Config:
     return run_config(rest) if named else build(Config, DEMO, parse_words(rest))
-
-
-def _pack_sample(config: Config) -> None:
-    """The built-in sample, packed on first use."""
-    folder = Path(config.data.dir)
-    if config.data.dir == DEMO["data.dir"] and not folder.exists():
-        print(f"packing the built-in sample into {folder}", flush=True)
-        if shard.main(["--dataset", "sample", "--out", str(folder)]):
-            raise DataError(f"{folder}: the built-in sample could not be packed")
 
 
 def _print_plan(space: Space, plan: SearchPlan) -> None:

@@ -24,7 +24,8 @@ def where_to_get(recipe: Recipe) -> str:
     """One line: what is missing, where a person gets it, what to put where."""
     return (
         f"{recipe.title} is not downloaded by this command; get it from {recipe.download or 'its authors'}; then pass "
-        f"--source with the folder or archive that holds {recipe.layout or 'pictures and labels'}"
+        f"--source with the folder or archive that holds {recipe.layout or 'pictures and labels'}. To try now, "
+        "without it: marc-shard --dataset sample"
     )
 
 
