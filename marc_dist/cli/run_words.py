@@ -1,7 +1,7 @@
 """Words that name a run and its settings: ``[RUN_DIR | run.yaml | RECIPE] [key=value ...]``.
 
-The schema is built on its first use (``settings.load_config``), so that a command that imports this still answers
-``--help`` at once.
+The schema is built on its first use (``marc_dist.config.load_config``), so that a command that imports this
+still answers ``--help`` at once.
 """
 
 from __future__ import annotations

@@ -252,6 +252,11 @@ def smallest(codes: NDArray[np.int64], num: int) -> NDArray[Any]:
 def read_columns(file: Path, facts: Mapping[str, Any], data: bytes) -> dict[str, NDArray[Any]]:
     """What goes into a ``Block``: the columns, of the types of ``SCHEMA``, without gaps, checked by ``dataset.json``.
 
+    Args:
+        file: its place, for messages.
+        facts: of ``dataset.json``: ``classes`` and ``shards``.
+        data: the bytes of ``index.parquet``.
+
     Raises:
         DataError: not such a table, or rows that cannot be right.
     """
