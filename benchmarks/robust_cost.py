@@ -7,6 +7,7 @@ Prints milliseconds, MB/s and shares of a step or of a picture's work; one proce
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -94,6 +95,7 @@ def picture_cost() -> dict[str, float]:
 
 def main() -> None:
     """Print everything as JSON lines."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(json.dumps({"what": "picture of 224 x 224, two views", **picture_cost()}))
     for name, backbone in BACKBONES.items():
         learner, optimiser = parts(backbone)
