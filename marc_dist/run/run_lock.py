@@ -107,12 +107,34 @@ def read_holder(run_dir: Path) -> Holder | None:
 
 def _write(run_dir: Path, holder: Holder, *, make: bool = True) -> None:
     """Write over the file in its place: a rename would need more of a shared file system."""
+    _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT if make else 0)
+
+
+def _write_to(path: Path, holder: Holder, how: int) -> None:
     told = {**holder._asdict(), **holder.attempt.record()}
-    fd = os.open(run_dir / RUN_LOCK, os.O_WRONLY | (os.O_CREAT if make else 0), 0o666)
+    fd = os.open(path, os.O_WRONLY | how, 0o666)
     try:
         os.write(fd, (json.dumps(told) + "\n").encode().ljust(ROOM))
     finally:
         os.close(fd)
+
+
+def _make(run_dir: Path, holder: Holder) -> None:
+    """Make the file, whole from its first moment; of two machines that do so at once one succeeds, flock or not.
+
+    Raises:
+        FileExistsError: another one was faster.
+    """
+    whole = run_dir / f"{RUN_LOCK}.{holder.nonce}"
+    try:
+        _write_to(whole, holder, os.O_CREAT | os.O_EXCL)
+        os.link(whole, run_dir / RUN_LOCK)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, or a full one
+        _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT | os.O_EXCL)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def me(mine: AttemptId) -> Holder:
@@ -278,17 +300,29 @@ class RunLock:
         """See ``held``."""
         self._made = [folder for folder in (self.run_dir, *self.run_dir.parents) if not folder.exists()]
         with launch_lock(self.run_dir):
-            other = live_holder(self.run_dir, self.me.attempt, say, watch_s=self.watch_s)
-            if other is not None:
-                raise LaunchError(refusal(self.run_dir, other))
-            try:
-                _write(self.run_dir, self.me)
-            except OSError as error:
-                raise LaunchError(
-                    f"{self.run_dir / RUN_LOCK}: cannot be written ({error.strerror}); free space or choose another "
-                    "train.run_dir"
-                ) from None
+            while not self._taken(say):
+                pass
         self._thread.start()
+
+    def _taken(self, say: Callable[[str], None]) -> bool:
+        """Write the lock if nobody else lives here; False when another one made it since it was looked for.
+
+        So of two that start at once one gets it, also where flock does not reach across machines.
+        """
+        other = live_holder(self.run_dir, self.me.attempt, say, watch_s=self.watch_s)
+        if other is not None:
+            raise LaunchError(refusal(self.run_dir, other))
+        left_behind = (self.run_dir / RUN_LOCK).exists()
+        try:
+            (_write if left_behind else _make)(self.run_dir, self.me)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise LaunchError(
+                f"{self.run_dir / RUN_LOCK}: cannot be written ({error.strerror}); free space or choose another "
+                "train.run_dir"
+            ) from None
+        return True
 
     def release(self) -> None:
         """Give the folder back."""
