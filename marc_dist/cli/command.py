@@ -13,9 +13,9 @@ from typing import TextIO
 
 from marc_dist import __version__
 from marc_dist.cli import COMMANDS
-from marc_dist.config import EXIT_USER, MarcError, printable
+from marc_dist.config import EXIT_USER, MarcError, is_passing, printable
 from marc_dist.memory_limits import memory_refused
-from marc_dist.run.exit_codes import EXIT_INTERRUPTED
+from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_INTERRUPTED
 
 HELP_WIDTH = 80
 """Columns of a help page at most. The examples below the options are written for it, however wide the terminal is."""
@@ -66,7 +66,7 @@ def run_command(name: str, body: Callable[[], int]) -> int:
         _reader_has_left()  # else Python finds out at its end, and complains
         return code
     except MarcError as error:
-        return _user_error(name, str(error))
+        return _told(name, str(error), EXIT_HUNG if error.passing else EXIT_USER)
     except BrokenPipeError:
         if not _reader_has_left():
             raise
@@ -74,10 +74,12 @@ def run_command(name: str, body: Callable[[], int]) -> int:
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
         told = memory_refused(error)
         if told is not None:
-            return _user_error(name, told)
+            return _told(name, told)
         if not isinstance(error, OSError) or error.filename is None:  # not about a path that somebody gave
             raise
-        return _user_error(name, f"{error.filename}: {error.strerror or error}")
+        return _told(
+            name, f"{error.filename}: {error.strerror or error}", EXIT_HUNG if is_passing(error) else EXIT_USER
+        )
     except KeyboardInterrupt:
         return _interrupted(name)
     except Exception as error:
@@ -103,14 +105,14 @@ def _came_of_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
-def _user_error(name: str, text: str) -> int:
-    """Print a mistake of a person in one line; its exit code."""
+def _told(name: str, text: str, code: int = EXIT_USER) -> int:
+    """Print what went wrong in one line; the exit code."""
     line = printable(" ".join(text.split()))
     try:
         print(f"{name}: error: {line}", file=sys.stderr, flush=True)
     except OSError:  # what is full may be the disk of the log, too: the exit code still says what happened
         _discard(sys.stdout, sys.stderr)
-    return EXIT_USER
+    return code
 
 
 def _reader_has_left() -> bool:

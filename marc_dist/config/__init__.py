@@ -3,7 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from marc_dist.config.errors import EXIT_USER, ConfigError, DataError, LaunchError, MarcError, first_line, printable
+from marc_dist.config.errors import (
+    EXIT_USER,
+    ConfigError,
+    DataError,
+    LaunchError,
+    MarcError,
+    first_line,
+    is_passing,
+    printable,
+)
 from marc_dist.config.paths import user_path
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ __all__ = [
     "dump_yaml",
     "find_preset",
     "first_line",
+    "is_passing",
     "flatten",
     "list_presets",
     "load_config",

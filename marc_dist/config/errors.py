@@ -1,17 +1,37 @@
 """The faults that belong to a person, not to us: one line with place, expected, got and remedy; exit code 2.
 
+One that came of storage or a network that did not answer has exit code 75 (EX_TEMPFAIL): a job starts again on it.
+
 MarcError
 ├── ConfigError    a setting, a word on the command line, a preset
 ├── DataError      a download, a picture, a label table, a shard folder
 └── LaunchError    a process, a node, a cluster
 """
 
+import errno
+import sys
+
+PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
+     errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO}
+)  # fmt: skip
+"""What a shared file system says while its server is away. A disk that is broken says EIO, too: a job that starts again
+and gets no further ends after ``cluster.max_stalls``."""
+
 EXIT_USER = 2
 """Exit code of a command that a person has to mend something for."""
 
 
 class MarcError(Exception):
-    """Base of every error that a command prints as one line and turns into exit code 2."""
+    """Base of every error that a command prints as one line and turns into an exit code.
+
+    Attributes:
+        passing: it came of storage or a network that did not answer, so the same command may work in a while.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.passing = is_passing(sys.exception())
 
 
 class ConfigError(MarcError):
@@ -24,6 +44,11 @@ class DataError(MarcError):
 
 class LaunchError(MarcError):
     """A job that cannot be started as asked, or that failed."""
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error came of storage or a network that did not answer."""
+    return (isinstance(error, OSError) and error.errno in PASSING) or (isinstance(error, MarcError) and error.passing)
 
 
 def first_line(error: BaseException) -> str:

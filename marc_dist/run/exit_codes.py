@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 
 EXIT_HUNG = 75
-"""A rank gave up waiting for another (EX_TEMPFAIL: nothing is wrong with the run, start again)."""
+"""A rank gave up waiting for another, or for storage (EX_TEMPFAIL: nothing is wrong with the run, start again)."""
 
 EXIT_REQUEUE = 85
 """The run was asked to stop, saved everything and wants to be started again."""

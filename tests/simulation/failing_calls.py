@@ -24,13 +24,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from marc_dist.config import dump_yaml
+from marc_dist.config import EXIT_USER, dump_yaml
+from marc_dist.config.errors import PASSING
 from marc_dist.data.dataset import open_dataset
 from marc_dist.encoder.export import load_encoder
 from marc_dist.packing.verify import verify
 from marc_dist.retrieval import results
 from marc_dist.retrieval.store import encoder_fingerprint
 from marc_dist.run import attempts
+from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.folder import METRICS, read_lines
 from marc_dist.run.job import Job, write_job
 from marc_dist.tuning.driver import open_search
@@ -53,7 +55,7 @@ PATH_CALLS = (
     "scandir",
 )
 FD_CALLS = ("fsync", "fdatasync", "ftruncate", "write")
-OK, MEND = 0, 2
+OK, MEND, AGAIN = 0, EXIT_USER, EXIT_HUNG
 
 
 @dataclass
@@ -336,14 +338,14 @@ class Failing:
         calls = Calls(self.root, k, error)
         said = self.command.start(self.root, calls)
         where = f"{self.command.name}: call {k} of {self.count} ({calls.failed}) fails with {errno.errorcode[error]}: "
-        if said.code not in (OK, MEND):
+        if said.code not in (OK, AGAIN if error in PASSING else MEND, MEND):
             return f"{where}exit code {str(said.code)[-1500:]}; {said.err[-500:]}"
         if "Traceback" in said.err + said.out:
             return f"{where}{said.err[-1500:]}"
         name = self.command.name.split()[0]
         last = said.err.strip().splitlines()[-1:]
-        if said.code == MEND and not (last and last[0].startswith(f"{name}: error: ")):
-            return f"{where}exit code 2, last line {last}"
+        if said.code != OK and not (last and last[0].startswith(f"{name}: error: ")):
+            return f"{where}exit code {said.code}, last line {last}"
         try:
             shown = self._shows()
         except Exception as trouble:

@@ -49,6 +49,7 @@ exit codes:
   0   done, or submitted
   1   a failure
   2   a mistake in the command or its files
+  75  storage or a rank did not answer; start again
   85  stopped and saved; start again to go on
 """
 
