@@ -72,6 +72,8 @@ def run_command(name: str, body: Callable[[], int]) -> int:
             raise
         return 0
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if _came_of_ctrl_c(error):
+            return _interrupted(name)
         told = memory_refused(error)
         if told is not None:
             return _told(name, told)
