@@ -136,6 +136,10 @@ def reason(text: str) -> str:
     return "; ".join(dict.fromkeys(kept)) or "no reason given"
 
 
+UNCONFIGURED = ("establish a configuration source", "slurm.conf: No such file")
+"""What Slurm's commands say on a machine without a cluster."""
+
+
 class Partition(NamedTuple):
     """What one line of sinfo says of a kind of nodes in a partition.
 
@@ -166,6 +170,11 @@ def partitions() -> list[Partition]:
         LaunchError: Slurm does not answer.
     """
     done = ask("sinfo", "-a", "-e", "-h", "-o", "%P|%D|%c|%G")
+    if any(words in done.stderr for words in UNCONFIGURED):
+        raise LaunchError(
+            "Slurm is installed here but not configured: no slurm.conf, and SLURM_CONF names none; expected a login node "
+            "of a cluster; --dry-run shows the batch script, marc-launch local runs here"
+        )
     if done.returncode:
         raise LaunchError(f"sinfo: {reason(done.stderr)}; expected a Slurm cluster that answers")
     lines = [line.strip() for line in done.stdout.splitlines()]

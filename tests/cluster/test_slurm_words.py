@@ -142,6 +142,15 @@ def test_gpus_and_sizes_that_are_not_there(site: Site, words: list[str], message
     assert message in str(told.value) and "\n" not in str(told.value)
 
 
+def test_slurms_programs_without_a_cluster(site: Site) -> None:
+    """What Debian's package says after it was installed."""
+    site.program("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
+    with pytest.raises(
+        LaunchError, match=r"^Slurm is installed here but not configured: .*--dry-run.*local runs here$"
+    ):
+        site.submit()
+
+
 def test_types_that_sinfo_does_not_show_are_for_sbatch_to_judge(site: Site) -> None:
     assert site.submit("partition=old", "gpus_per_node=v100:2", "cpus_per_proc=20").id == "42"  # 16+ is a minimum
 
