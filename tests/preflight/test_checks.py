@@ -119,7 +119,7 @@ def test_four_well_ranks_on_three_nodes(small_dir: Path, tmp_path: Path) -> None
 
 def test_one_process(small_dir: Path, tmp_path: Path) -> None:
     report = _in_world(_words(small_dir, tmp_path), ["a"])
-    assert [row.state for row in report.rows] == [OK] * 8
+    assert [row.state for row in report.rows] == [OK] * 9
     assert "1 node, 1 rank, one clock" in report.line()
     assert "one process, no network" in report.line()
     assert not list(tmp_path.iterdir())
