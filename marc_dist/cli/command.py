@@ -65,29 +65,31 @@ def run_command(name: str, body: Callable[[], int]) -> int:
         code = body()
         _reader_has_left()  # else Python finds out at its end, and complains
         return code
-    except MarcError as error:
-        return _told(name, str(error), EXIT_HUNG if error.passing else EXIT_USER)
     except BrokenPipeError:
         if not _reader_has_left():
             raise
         return 0
-    except (ImportError, MemoryError, OSError, RuntimeError) as error:
-        if _came_of_ctrl_c(error):
-            return _interrupted(name)
-        told = memory_refused(error)
-        if told is not None:
-            return _told(name, told)
-        if not isinstance(error, OSError) or error.filename is None:  # not about a path that somebody gave
+    except (Exception, KeyboardInterrupt) as error:
+        answer = _answer(name, error)
+        if answer is None:
             raise
+        return answer
+
+
+def _answer(name: str, error: BaseException) -> int | None:
+    """Say in one line what people can cause; the exit code. None for a fault of ours, which keeps its traceback."""
+    if isinstance(error, MarcError):
+        return _told(name, str(error), EXIT_HUNG if error.passing else EXIT_USER)
+    if _came_of_ctrl_c(error):
+        return _interrupted(name)
+    told = memory_refused(error) if isinstance(error, ImportError | MemoryError | OSError | RuntimeError) else None
+    if told is not None:
+        return _told(name, told)
+    if isinstance(error, OSError) and error.filename is not None:  # about a path that somebody gave
         return _told(
             name, f"{error.filename}: {error.strerror or error}", EXIT_HUNG if is_passing(error) else EXIT_USER
         )
-    except KeyboardInterrupt:
-        return _interrupted(name)
-    except Exception as error:
-        if not _came_of_ctrl_c(error):
-            raise
-        return _interrupted(name)
+    return None
 
 
 def _interrupted(name: str) -> int:

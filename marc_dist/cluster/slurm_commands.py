@@ -172,8 +172,8 @@ def partitions() -> list[Partition]:
     done = ask("sinfo", "-a", "-e", "-h", "-o", "%P|%D|%c|%G")
     if any(words in done.stderr for words in UNCONFIGURED):
         raise LaunchError(
-            "Slurm is installed here but not configured: no slurm.conf, and SLURM_CONF names none; expected a login node "
-            "of a cluster; --dry-run shows the batch script, marc-launch local runs here"
+            "Slurm is installed here but not configured: no slurm.conf, and SLURM_CONF names none; expected a login "
+            "node of a cluster; --dry-run shows the batch script, marc-launch local runs here"
         )
     if done.returncode:
         raise LaunchError(f"sinfo: {reason(done.stderr)}; expected a Slurm cluster that answers")
