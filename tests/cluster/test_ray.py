@@ -189,7 +189,7 @@ def test_a_mistake_does_not_start_again(cluster: RayCluster, sample_dir: Path, t
     job = _submit(cluster, run, nodes=1, address="auto")
     assert job.preset["address"] == cluster.address
     assert _soon(lambda: _over(run, job)), _show(run)
-    word, detail = ray_jobs.state(job, run)
+    word, detail, _ = ray_jobs.state(job, run)
     assert word == "failed"
     assert "nowhere" in detail
     assert "exit code 2" in detail
@@ -327,7 +327,7 @@ def test_a_cluster_without_room_is_told_in_time(attached: RayCluster, sample_dir
     run = _folder(tmp_path / "run", sample_dir)
     job = _submit(attached, run, place_timeout_s=2)
     assert _soon(lambda: _over(run, job), 20)
-    word, detail = ray_jobs.state(job, run)
+    word, detail, _ = ray_jobs.state(job, run)
     assert word == "failed"
     assert "did not have 2 free nodes with 1 CPU each within cluster.place_timeout_s=2" in detail
     waiting = _submit(attached, run)

@@ -76,7 +76,7 @@ def test_running_elements_save_and_waiting_ones_are_taken_back(here: SlurmCluste
     for number, folder in enumerate(folders):
         mine = read_job(folder)
         assert here.wait_for(f"{job.id}_{number}", limit_s=20) == "CANCELLED", what_it_said(run)
-        word, detail = backends.state(mine, folder)
+        word, detail, _ = backends.state(mine, folder)
         if (folder / "up").exists():
             (only,) = attempts(folder)
             assert (only.code, only.again, only.why, only.last_step) == (85, False, "cancelled", 7), only
@@ -138,7 +138,7 @@ def test_a_killed_batch_script_is_told_and_the_job_starts_again(here: SlurmClust
     here.wait_for(str(job.id), "RUNNING")
     kill_batch_scripts(here, str(job.id))
     assert here.wait_for(str(job.id), limit_s=30) == "FAILED"
-    word, detail = backends.state(job, deaf)
+    word, detail, _ = backends.state(job, deaf)
     assert word == "failed" and "the batch script was killed" in detail and f"marc-jobs resume {deaf} goes on" in detail
 
 
