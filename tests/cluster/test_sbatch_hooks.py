@@ -10,7 +10,7 @@ from marc_dist.cluster import sbatch_hooks
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.sbatch_hooks import main
 from marc_dist.run.attempts import attempts
-from marc_dist.run.job import ended, new_job, note_cancel, read_job, write_job
+from marc_dist.run.job import State, ended, new_job, note_cancel, read_job, write_job
 from marc_dist.run.rank_ends import end_path, note_end
 
 
@@ -38,7 +38,7 @@ def program(run: Path, name: str, text: str) -> None:
 
 def stop(run: Path) -> None:
     """The rank has saved and stopped."""
-    note_end(end_path(run / "logs", 0), 85, 1.0)
+    note_end(end_path(run / "logs", 0), 85, 1.0, read_job(run).attempt(0))
 
 
 def test_a_node_without_scontrol_trains_all_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_a_requeue_that_cannot_be_asked_for_is_told(
     (only,) = attempts(run)
     assert not only.again and "it cannot be requeued" in only.why and told in only.why
     assert f"marc-jobs resume {run} starts it again" in only.why and only.why in capsys.readouterr().out
-    assert ended(read_job(run), run) == ("stopped", only.why)
+    assert ended(read_job(run), run) == State("stopped", only.why)
 
 
 def test_one_that_was_cancelled_does_not_start_again(run: Path) -> None:
@@ -78,10 +78,10 @@ def test_one_that_was_cancelled_does_not_start_again(run: Path) -> None:
     assert set((run / "asked").read_text().splitlines()) == {"scontrol show hostnames n[1-4]", "scancel 7"}
     (only,) = attempts(run)
     assert (only.code, only.again, only.why) == (85, False, "cancelled")
-    assert ended(read_job(run), run) == ("cancelled", "after step 0")
+    assert ended(read_job(run), run) == State("cancelled", "after step 0")
 
 
 def test_one_that_was_cancelled_before_it_began_does_not_begin(run: Path) -> None:
     note_cancel(read_job(run), run)
     assert main(["begin", str(run)]) == 1
-    assert ended(read_job(run), run) == ("cancelled", "after step 0")
+    assert ended(read_job(run), run) == State("cancelled", "after step 0")
