@@ -27,8 +27,11 @@ def own_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_signal_while_the_rank_is_being_started_is_no_failure_of_the_rank(tmp_path: Path, own_signals: None) -> None:
+def test_a_signal_while_the_rank_is_being_started_is_no_failure_of_the_rank(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Found by the simulator (``tests/simulation``): the rank that srun ended was named as the first that failed."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     job = new_job("slurm", ["-c", "import time; time.sleep(60)"])
     task = _RankTask(job, SlurmPreset(), tmp_path, 0, 2)
     task.asked = signal.SIGTERM  # as the handler does before there is a rank
