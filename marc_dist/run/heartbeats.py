@@ -100,8 +100,6 @@ def late_ranks(beats: Sequence[Beat | None], timeout_s: float) -> str:
     if silent:
         return "; ".join(silent)
     known = [beat for beat in beats if beat is not None]
-    if len(known) == 1:
-        return f"its one process ({known[0].host}, process {known[0].pid}) is still {_where(known[0])}"
     last = min((beat.step, beat.phase) for beat in known)
     behind = [beat for beat in known if (beat.step, beat.phase) == last]
     if len(behind) == len(known):

@@ -51,9 +51,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to look on; old beats of this rank go first."""
-        beat_path(self.run_dir, self.rank).parent.mkdir(parents=True, exist_ok=True)
-        self._write()
+        """Begin to look on; old beats of this rank go first. A run of one process beats for nobody."""
+        if self.world > 1:
+            beat_path(self.run_dir, self.rank).parent.mkdir(parents=True, exist_ok=True)
+            self._write()
         self._thread.start()
 
     def at(self, step: int, phase: str) -> None:
@@ -72,7 +73,8 @@ class Watchdog:
         every = self.timeout_s / SHARES
         looked = time.monotonic()
         while not self._stop.wait(every):
-            self._write()
+            if self.world > 1:
+                self._write()
             now = time.monotonic()
             if now - looked > every + STOPPED_S:  # Ctrl-Z, a laptop asleep: time in which nobody could work
                 self._since = min(now, self._since + now - looked - every)

@@ -68,7 +68,7 @@ class Validator:
         if line is None:
             self.score(step)
         elif self._compares(step) and (self.best is None or self.best.seen < step):
-            if line.get("rule") == rule_of(self.config.eval) and isinstance(line.get(self._metric), float):
+            if line.get("rule") == "/".join(rule_of(self.config.eval)) and isinstance(line.get(self._metric), float):
                 self._keep(self._setup.result, line, step)
             else:  # of other settings
                 self.score(step, written=True)
@@ -111,7 +111,7 @@ class Validator:
             self.best = take_in(self.best, self._metric, rule, figures, step, epoch, weights)
 
     def _write(self, figures: dict[str, float], step: int) -> None:
-        record = {"step": step, "epoch": self._epoch(step), **figures, "rule": rule_of(self.config.eval)}
+        record = {"step": step, "epoch": self._epoch(step), **figures, "rule": "/".join(rule_of(self.config.eval))}
         record |= {"seconds": self.seconds, "time": time.time()}
         self._log.validation(record)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in list(figures.items())[:3])
