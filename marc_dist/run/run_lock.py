@@ -337,9 +337,7 @@ class RunLock:
 
     def _tidy(self) -> None:
         """Take folders away again that were made for a run which has written nothing."""
-        if self._made and {path.name for path in self.run_dir.iterdir()} <= {LAUNCH_LOCK, "logs"}:
-            if (self.run_dir / "logs").is_dir():  # of heartbeats; one with anything in it stays, and the rest with it
-                (self.run_dir / "logs").rmdir()
+        if self._made and [path.name for path in self.run_dir.iterdir()] == [LAUNCH_LOCK]:
             (self.run_dir / LAUNCH_LOCK).unlink()
             for folder in self._made:
                 folder.rmdir()
