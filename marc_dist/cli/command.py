@@ -85,10 +85,10 @@ def _answer(name: str, error: BaseException) -> int | None:
     told = memory_refused(error) if isinstance(error, ImportError | MemoryError | OSError | RuntimeError) else None
     if told is not None:
         return _told(name, told)
+    if isinstance(error, OSError) and is_passing(error):
+        return _told(name, f"{error.filename or 'storage'}: {error.strerror or error}; start again later", EXIT_HUNG)
     if isinstance(error, OSError) and error.filename is not None:  # about a path that somebody gave
-        return _told(
-            name, f"{error.filename}: {error.strerror or error}", EXIT_HUNG if is_passing(error) else EXIT_USER
-        )
+        return _told(name, f"{error.filename}: {error.strerror or error}")
     return None
 
 

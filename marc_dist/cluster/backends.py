@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ POLL_S = 1.0
 class _Backend(NamedTuple):
     state: Callable[[Job, Path], State]
     cancel: Callable[[Job, Path], None]
-    end_cancelled: Callable[[Job, Path], None] | None = None
+    end_cancelled: Callable[[Job, Path, float], None] | None = None
 
 
 def _backend(job: Job) -> _Backend:
@@ -98,15 +99,20 @@ def cancel(job: Job, job_dir: Path) -> None:
     _backend(job).cancel(job, job_dir)
 
 
-def end_cancelled(job: Job, job_dir: Path) -> None:
+def end_cancelled(job: Job, job_dir: Path, limit_s: float = math.inf) -> None:
     """See that a job that was cancelled ends: what has not saved within its grace is ended.
+
+    Args:
+        job: that was cancelled.
+        job_dir: its folder.
+        limit_s: longest wait, in seconds.
 
     Raises:
         LaunchError: whoever runs it cannot be reached, or refuses.
     """
     end = _backend(job).end_cancelled
     if job.id is not None and end is not None:
-        end(job, job_dir)
+        end(job, job_dir, limit_s)
 
 
 def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder | None) -> str | None:

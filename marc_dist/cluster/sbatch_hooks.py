@@ -16,7 +16,7 @@ from pathlib import Path
 
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import tail
-from marc_dist.config import EXIT_USER, LaunchError, MarcError, build
+from marc_dist.config import EXIT_USER, LaunchError, MarcError, build, is_passing
 from marc_dist.run.attempt_id import TOKEN, AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt, first_steps, newest_step
 from marc_dist.run.exit_codes import EXIT_REQUEUE
@@ -28,6 +28,8 @@ EXIT_LIMIT = 1
 LAUNCH_FAILURE = "JobLaunchFailure"
 """Slurm's reason when the batch script could not be started, or was killed."""
 ASK_S = 10.0
+PAUSES_S = (5.0, 15.0, 40.0)
+"""Between looks at a run folder whose file system does not answer."""
 WAIT_S = 120.0
 """After a requeue Slurm ends this script; longer than its longest usual delay."""
 
@@ -170,11 +172,26 @@ def _job(job_dir: Path) -> tuple[Job, SlurmPreset]:
     return job, build(SlurmPreset, job.preset, place=f"{job_dir}: ")
 
 
+def _readable(folder: Path) -> Path:
+    """The folder of this batch script's run, once its record can be read: a file server may be away for a while."""
+    for pause_s in PAUSES_S:
+        try:
+            job_dir = element_dir(folder, os.environ)
+            _job(job_dir)
+            return job_dir
+        except (MarcError, OSError) as error:
+            if not is_passing(error):
+                raise
+            _say(f"{' '.join(str(error).split())}; looking again in {pause_s:g} s")
+        time.sleep(pause_s)
+    return element_dir(folder, os.environ)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code for the batch script."""
     word, folder, *rest = sys.argv[1:] if argv is None else argv
     try:
-        job_dir = element_dir(Path(folder), os.environ)
+        job_dir = _readable(Path(folder))
         return begin(job_dir) if word == "begin" else end(job_dir, int(rest[0]))
     except (MarcError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")

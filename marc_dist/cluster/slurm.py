@@ -10,6 +10,7 @@ scripts (``tests/cluster/scripts``) show every change of what it renders. Its st
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -334,26 +335,44 @@ def cancel(job: Job, job_dir: Path) -> None:
     waiting = [int(name.rpartition("_")[2]) for name, word in now.items() if job.run_dirs and word == "pending"]
     if waiting:  # by number: with --state=PENDING scancel takes the whole array for one that waits
         _scancel(f"{job.id}_[{spans(sorted(waiting))}]")
-    if _grace_s(job, job_dir) and "running" in now.values():
+    saves = _grace_s(job, job_dir) > 0 and "running" in now.values()
+    if saves:
         _scancel(job.id, "--signal=USR2")
     note_cancel(job, job_dir)
+    if not saves:
+        _scancel(job.id)
 
 
-def end_cancelled(job: Job, job_dir: Path) -> None:
+def end_cancelled(job: Job, job_dir: Path, limit_s: float = math.inf) -> None:
     """Wait until a job that was cancelled has saved, the preset's ``stop_grace_s`` at most; then it is no more.
+
+    Args:
+        job: that was cancelled.
+        job_dir: its folder.
+        limit_s: longest wait, in seconds; a job that may still save is left alone then.
 
     Raises:
         LaunchError: Slurm does not answer, or refuses.
     """
     assert job.id is not None
     grace_s = _grace_s(job, job_dir)
-    asked, deadline = time.monotonic(), time.monotonic() + grace_s
-    while time.monotonic() < deadline and "running" in _elements(job.id).values():
-        if time.monotonic() - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
-            asked = time.monotonic()
+    begun = asked = time.monotonic()
+    while (now := time.monotonic()) < begun + grace_s and _runs(job.id):
+        if now > begun + limit_s:
+            return
+        if now - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
+            asked = now
             _scancel(job.id, "--signal=USR2")
         time.sleep(POLL_S)
     _scancel(job.id)
+
+
+def _runs(job_id: str) -> bool:
+    """Whether any part of a job runs; it may while Slurm does not answer."""
+    try:
+        return "running" in _elements(job_id).values()
+    except LaunchError:
+        return True
 
 
 def _grace_s(job: Job, job_dir: Path) -> float:
@@ -369,5 +388,8 @@ def _scancel(job_id: str, *options: str) -> None:
 def _elements(job_id: str) -> dict[str, Word]:
     """How a job stands, or each element of an array, by Slurm's name for it; what is on its way out is not running."""
     done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%i|%T")
+    if done.returncode:
+        _see_forgotten("squeue", done.stderr)
+        return {}
     lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 1]
-    return {name: WORDS.get(word, "failed") for name, word in lines if word != "COMPLETING" and not done.returncode}
+    return {name: WORDS.get(word, "failed") for name, word in lines if word != "COMPLETING"}

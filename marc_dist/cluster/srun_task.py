@@ -19,9 +19,9 @@ from types import FrameType
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import FORWARDED, SETTLE_S, RankProcess, num_cores, what_ranks_understand
 from marc_dist.cluster.sbatch_hooks import batch_script_gone, end
-from marc_dist.config import EXIT_USER, LaunchError, build
+from marc_dist.config import EXIT_USER, LaunchError, build, is_passing
 from marc_dist.run.attempt_id import attempt_from_env
-from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
 from marc_dist.run.job import Job, element_dir, read_job
 from marc_dist.run.rank_ends import end_path, failed, note_end, read_end
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _RankTask(job, preset, folder, int(os.environ["SLURM_PROCID"]), job.world).run()
     except (LaunchError, KeyError) as error:
         print(f"marc-launch: error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return EXIT_HUNG if is_passing(error) else EXIT_USER
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import errno
 import sys
 
 PASSING = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
-     errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO}
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+     errno.EREMOTEIO}
 )  # fmt: skip
 """What a shared file system says while its server is away. A disk that is broken says EIO, too: a job that starts again
 and gets no further ends after ``cluster.max_stalls``."""
@@ -47,8 +47,14 @@ class LaunchError(MarcError):
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error came of storage or a network that did not answer."""
-    return (isinstance(error, OSError) and error.errno in PASSING) or (isinstance(error, MarcError) and error.passing)
+    """Whether an error came of storage or a network that did not answer; also one that was raised while handling it."""
+    while error is not None:
+        if isinstance(error, MarcError):
+            return error.passing
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__context__
+    return False
 
 
 def first_line(error: BaseException) -> str:

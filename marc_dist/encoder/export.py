@@ -143,6 +143,20 @@ def _check_pixels(file: Path, info: dict[str, Any]) -> None:
             raise DataError(f"{file}: {key}: expected {expected}, got {info.get(key)!r:.60}; export the run again")
 
 
+def _files(folder: Path, tries: int = 2) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """``encoder.json``, and the weights of backbone and head that it speaks of."""
+    from safetensors.torch import load_file
+
+    info = read_json(folder / INFO)
+    try:
+        backbone, head = (load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD))
+    except FileNotFoundError:  # an export may have moved one just now
+        if tries == 1:
+            raise
+        return _files(folder, tries - 1)
+    return info, backbone, head
+
+
 def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     """An exported encoder in evaluation mode, float32 on the CPU (float64 when it was trained so), and its description.
 
@@ -153,15 +167,11 @@ def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
         DataError: a file is missing, damaged, or of another format.
     """
     import timm
-    from safetensors.torch import load_file
 
     folder = user_path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     try:
-        info = read_json(folder / INFO)
-        backbone_state, head_state = (
-            load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD)
-        )
+        info, backbone_state, head_state = _files(folder)
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name if error.filename else "encoder.safetensors"
         raise DataError(f"{folder}: no {missing}; a finished marc-train run writes it") from None

@@ -91,9 +91,8 @@ def refuse_changes(before: Mapping[str, Any], config: Config, place: str) -> Non
     now = plain_settings(placed(config))
     was = {**plain_settings(Config()), **before}  # a setting that is newer than the run had its default
     same = {"model.batch_norm"} if _norm(was) == _norm(now) else set()
-    if was["model.weights"] and str(now["model.weights"]).endswith(
-        f"/{was['model.weights']}"
-    ):  # earlier versions kept it relative
+    typed = Path(was["model.weights"] or "").as_posix().removeprefix("~/")
+    if was["model.weights"] and str(now["model.weights"]).endswith(f"/{typed}"):  # earlier versions kept it as typed
         same |= {"model.weights"}
     changed = [
         f"{key} was {was[key]!r}, now {value!r}"

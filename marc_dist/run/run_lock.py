@@ -316,7 +316,8 @@ class RunLock:
         try:
             (_write if left_behind else _make)(self.run_dir, self.me)
         except FileExistsError:
-            return False
+            made = read_holder(self.run_dir)  # NFS may ask its server twice, and be told of the first time
+            return made is not None and made.nonce == self.me.nonce
         except OSError as error:
             raise LaunchError(
                 f"{self.run_dir / RUN_LOCK}: cannot be written ({error.strerror}); free space or choose another "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from marc_dist.config import DataError, first_line
+from marc_dist.config import DataError, LaunchError, first_line, is_passing
 from marc_dist.files import write_atomic
 from marc_dist.run.folder import checkpoint_dir, checkpoints
 
@@ -59,11 +59,17 @@ def save_checkpoint(run_dir: Path, step: int, payload: dict[str, Any], keep: int
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None."""
+    """What is wrong with a checkpoint file, or None.
+
+    Raises:
+        LaunchError: the storage does not answer, which says nothing about the file.
+    """
     try:
         recorded = _sum_path(path).read_text().split()[0]
         data = path.read_bytes()
     except (OSError, UnicodeDecodeError, IndexError) as error:
+        if is_passing(error):
+            raise LaunchError(f"{path}: cannot be read ({error}); start again when its storage answers") from None
         return f"cannot be read ({type(error).__name__})"
     return None if hashlib.sha256(data).hexdigest() == recorded else "checksum differs"
 

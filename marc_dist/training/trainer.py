@@ -17,6 +17,7 @@ from marc_dist.encoder.export import save_encoder
 from marc_dist.preflight.checks import PREFLIGHT, preflight_of_run
 from marc_dist.retrieval.store import backbone_fingerprint
 from marc_dist.run.folder import BAD, SKIPPED, plain_settings, write_config
+from marc_dist.run.settings import placed
 from marc_dist.training.checkpoint import save_checkpoint
 from marc_dist.training.config_hints import hints
 from marc_dist.training.digest import Common, Comparison
@@ -358,7 +359,7 @@ class _Run:
             "optimiser": self.setup.optimiser.state_dict(),
             "ema": None if self.setup.ema is None else self.setup.ema.module.state_dict(),
             "best": to_payload(self.validator.best),
-            "settings": plain_settings(self.config),
+            "settings": plain_settings(placed(self.config)),
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "classes": list(self.dataset.classes),

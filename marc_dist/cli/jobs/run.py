@@ -143,18 +143,21 @@ def _cancel(options: argparse.Namespace) -> int:
             asked.append((run_dir, read_job(run_dir)))  # it says now that it was cancelled: Slurm may forget it at once
         except MarcError as error:  # the others are asked all the same
             errors.append(str(error))
-    late = [] if options.no_wait else _wait(asked, options.timeout)
+    late = [] if options.no_wait else _wait(asked, options.timeout, errors)
     if errors:
         raise LaunchError("; ".join(errors))
     return 1 if late else 0
 
 
-def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float) -> list[Path]:
-    """Wait for the end of jobs; those that are not over in time."""
+def _wait(asked: Sequence[tuple[Path, Job]], limit_s: float, errors: list[str]) -> list[Path]:
+    """Wait for the end of jobs; those that are not over in time. What keeps one from its end goes into ``errors``."""
     deadline = time.monotonic() + limit_s
     late = []
     for run_dir, job in asked:
-        backends.end_cancelled(job, run_dir)
+        try:
+            backends.end_cancelled(job, run_dir, max(0.0, deadline - time.monotonic()))
+        except MarcError as error:  # the others are waited for all the same
+            errors.append(str(error))
         state = _state(job, run_dir, backends.own_state)
         while state.word not in OVER and time.monotonic() < deadline:
             time.sleep(0.3 if job.kind == "local" else 2.0)

@@ -84,7 +84,7 @@ def check_data(config: Config) -> None:
 
 
 def _check(planned: PlannedLaunch) -> None:
-    """Refuse what would fail there, before anything is queued; nothing is written."""
+    """Refuse what would fail there, before anything is queued; nothing is written into a run folder."""
     if planned.what == "eval":
         run_dir = Path(planned.config.train.run_dir)
         if not run_dir.is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from marc_dist.config import Config, LaunchError
+from marc_dist.config import Config, LaunchError, is_passing
 from marc_dist.files import write_atomic
 from marc_dist.place import place_from_env
 from marc_dist.preflight.checks import check_rank, show
@@ -23,8 +23,8 @@ from marc_dist.training.measure.profile import Profile, profile_rank
 from marc_dist.training.signals import StopFlag
 from marc_dist.training.trainer import run_rank
 
-STORAGE = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EINTR)
-"""What a file system answers that is full, fails, or may not be used; ENOSPC besides."""
+STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EINTR)
+"""What a file system answers that is full or may not be used; ENOSPC, and what passes, besides."""
 
 
 def train(config: Config, stop: StopFlag) -> int:
@@ -45,7 +45,7 @@ def train(config: Config, stop: StopFlag) -> int:
             raise LaunchError(
                 f"{config.train.run_dir}: cannot be written ({error.strerror}); free space and start again"
             ) from None
-        if error.errno in STORAGE:
+        if error.errno in STORAGE or is_passing(error):
             place = error.filename or config.train.run_dir
             raise LaunchError(
                 f"{place}: cannot be read or written ({error.strerror}); mend the file system and start again"

@@ -22,8 +22,13 @@ recipes, run files of the library that a bare name means; copy one to edit it:
   head, head-then-all, scratch
 
 A run goes on by itself from its newest checkpoint: start the same command
-again, on any number of processes. SIGTERM, SIGUSR1 or SIGUSR2 make it save and
-exit with code 85.
+again, on any number of processes. SIGTERM, SIGUSR1 or SIGUSR2 make it save.
+
+exit codes:
+  0   done
+  2   a mistake in the command or its files
+  75  storage or a rank did not answer; start again
+  85  stopped and saved; start again to go on
 
 examples:
   marc-train data.dir=data/sample train.run_dir=runs/a
