@@ -15,6 +15,7 @@ from marc_dist.packing.reading.names import BESIDE_SPLIT, name_of, split_word, s
 
 LISTS = (".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 MAX_LIST_FILES = 400
+NO_SPLIT = "no split, 80 / 20 drawn by hash"
 DRAWN = {"shares": {"train": 0.8, "test": 0.2}, "source": "80 / 20 by hash of the name; the archive has no split"}
 
 
@@ -57,7 +58,7 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
         named = {split: shortest_name(file, tree) for split, file in files.items()}
         options[f"lists {', '.join(named.values())}"] = ({"lists": named, "source": "the archive's lists"}, chosen)
     if not options:
-        return Splits(dict(DRAWN), "no split, 80 / 20 drawn by hash", unclear, notes)
+        return Splits(dict(DRAWN), NO_SPLIT, unclear, notes)
     (line, (recipe, first)), *others = options.items()
     differ = [
         other for other, (_, chosen) in others if any(first.get(key, split) != split for key, split in chosen.items())

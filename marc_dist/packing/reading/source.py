@@ -18,8 +18,8 @@ import numpy as np
 
 from marc_dist.config import DataError, list_presets
 from marc_dist.packing.layouts import coco, folders, objects, yolo
-from marc_dist.packing.layouts.recognise import choose, nothing_there, with_layout
-from marc_dist.packing.layouts.splits import find_splits
+from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
+from marc_dist.packing.layouts.splits import DRAWN, NO_SPLIT, find_splits
 from marc_dist.packing.layouts.tree import Layout, survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
 from marc_dist.packing.reading.lists import pictures_named
@@ -64,7 +64,7 @@ def read_source(
     """
     told: list[str] = []
     if recipe.recognise:
-        recipe, told = _recognised(recipe, roots, labels, table, allow, foreign=foreign)
+        recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
     source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow))
@@ -88,12 +88,19 @@ def read_source(
 
 
 def _recognised(
-    recipe: Recipe, roots: Sequence[Path], labels: str, table: Path | None, allow: Iterable[str], *, foreign: bool
+    recipe: Recipe,
+    roots: Sequence[Path],
+    labels: str,
+    table: Path | None,
+    classes: Sequence[str],
+    allow: Iterable[str],
+    *,
+    foreign: bool,
 ) -> tuple[Recipe, list[str]]:
     """The recipe of the layout that fits, and what to tell about it.
 
     Raises:
-        DataError: none fits, or two do.
+        DataError: none fits, two do, or it has other classes than those that are given.
     """
     tree = survey(roots, foreign=foreign)
     if table is None:
@@ -104,7 +111,10 @@ def _recognised(
             raise DataError(f"{', '.join(map(str, roots))}: {splits.unclear}")
         line = f"table: {table.name}, {splits.line}"
         layout = Layout("table", line, {"labels": ["table"], "splits": splits.recipe}, notes=tuple(splits.notes))
-    return with_layout(recipe, layout), [f"layout: {note}" for note in (layout.line, *layout.notes)]
+    chosen = with_layout(recipe, layout, classes)
+    own = is_drawn(layout) and chosen.splits.source != DRAWN["source"]
+    line = layout.line.replace(NO_SPLIT, "no split, those of the recipe") if own else layout.line
+    return chosen, [f"layout: {note}" for note in (line, *layout.notes)]
 
 
 def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
