@@ -11,7 +11,7 @@ from marc_dist.config.presets import find_preset
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.source import read_source
 from tests.packing.test_any_archive import folder, labels, pictures, refused, splits
-from tests.packing.test_layouts import SIZE, grey, rgb, told
+from tests.packing.test_layouts import SIZE, rgb, told
 
 BLUE, GREEN = (0, 0, 255), (0, 255, 0)
 
