@@ -8,6 +8,7 @@ import pytest
 
 from marc_dist.config import DataError
 from marc_dist.config.presets import find_preset
+from marc_dist.packing.layouts.tables import MAX_TABLES
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.source import read_source
 from tests.packing.test_any_archive import folder, labels, pictures, refused, splits
@@ -77,3 +78,21 @@ def test_a_copy_of_the_folder_recipe_keeps_its_splits_and_classes(tmp_path: Path
     other = copy(tmp_path / "other.yaml", classes="[{name: trees}, {name: sea}]")
     with pytest.raises(DataError, match="classes trees, sea are given, but the masks labels"):
         read_source(other, [masks])
+
+
+def test_a_table_with_unclear_columns_is_told(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "truth.csv").write_text("image,label,tags\n1.png,x,u\n2.png,y,v\n")
+    refused(tmp_path, "truth.csv: labels could stand in any of label, tags.*--labels folders")
+    assert folder(tmp_path, labels="folders").classes == ("a", "b")
+
+
+def test_many_texts_do_not_hide_the_label_table(tmp_path: Path) -> None:
+    pictures(tmp_path, "1.png", "2.png")
+    (tmp_path / "captions").mkdir()
+    for number in range(MAX_TABLES + 1):
+        (tmp_path / f"captions/{number}.txt").write_text("a view of a river\n")
+    for name in ("labels.csv", "truth.csv"):
+        (tmp_path / name).write_text("image,label\n1.png,x\n2.png,y\n")
+        assert labels(folder(tmp_path)) == {"1.png": ["x"], "2.png": ["y"]}
+        (tmp_path / name).unlink()

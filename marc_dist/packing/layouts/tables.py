@@ -11,7 +11,7 @@ from marc_dist.config import DataError
 from marc_dist.packing.layouts.class_lists import is_class_list
 from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name, split_of
 from marc_dist.packing.layouts.tree import Layout, Tree
-from marc_dist.packing.reading.columns import Columns, find_columns
+from marc_dist.packing.reading.columns import Columns, UnclearColumns, find_columns
 from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import one_split
 from marc_dist.packing.reading.names import name_of, stem_of
@@ -31,6 +31,7 @@ class Candidate:
     names: list[str]
     split_column: str
     kind: str
+    fault: str = ""  # why its labels cannot be told
 
 
 def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
@@ -43,11 +44,11 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     Raises:
         DataError: a table of such a name that cannot be read.
     """
-    found = [
-        c for file in [*tree.tables, *tree.jsons][:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None
-    ]
+    likely = sorted([*tree.tables, *tree.jsons], key=lambda file: (not _is_named(file, tables), _is_text(file)))
+    every = [c for file in likely[:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None]
+    found = [c for c in every if not c.fault]
     if not found:
-        return None
+        return _unclear(every[0]) if every else None
     named = [c for c in found if _is_named(c.file, tables)]
     groups = _groups(named or found)
     names = [", ".join(sorted({shortest_name(c.file, tree) for c in group})[:3]) for group in groups]
@@ -77,7 +78,19 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     kind = "a column of names" if first.kind == "list" else "columns of 0 and 1"
     others = [shortest_name(c.file, tree) for c in found if c not in group]
     notes += [f"or: labels from {', '.join(others[:5])}"] if others else []
+    notes += [f"not read: {c.fault}" for c in every if c.fault][:3]
     return Layout("table", f"table: {what}, {rows} rows, {kind}, {line}", recipe, unclear or more, tuple(notes))
+
+
+def _unclear(candidate: Candidate) -> Layout:
+    """A table that names the pictures, and nobody can say where its labels stand: not packed without a word."""
+    line = f"table: {candidate.file.path.name}, columns unclear"
+    recipe = {"labels": ["table"], "pair_by": "path", "tables": [candidate.file.path.name], "splits": DRAWN}
+    return Layout("table", line, recipe, f"{candidate.fault}; to leave the table aside: --labels folders")
+
+
+def _is_text(file: File) -> bool:
+    return file.path.suffix.lower() == ".txt"
 
 
 def _is_named(file: File, tables: Sequence[str], others: Sequence[str] = NAMED) -> bool:
@@ -110,6 +123,8 @@ def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | Non
         if len(even) < len(rows):
             raise DataError(f"{file.path}: rows of unequal length")
         full = find_columns(file.path, rows, Columns(), tree.stems)
+    except UnclearColumns as error:
+        return Candidate(file, tuple(rows[0].cells), names, "", "one-hot", "" if named else str(error))
     except DataError:
         return Candidate(file, tuple(rows[0].cells), names, "", "one-hot") if named else None
     if full.labels is None and not named and not _any_binary(full.body, full.classes):
