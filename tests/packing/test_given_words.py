@@ -96,3 +96,60 @@ def test_many_texts_do_not_hide_the_label_table(tmp_path: Path) -> None:
         (tmp_path / name).write_text("image,label\n1.png,x\n2.png,y\n")
         assert labels(folder(tmp_path)) == {"1.png": ["x"], "2.png": ["y"]}
         (tmp_path / name).unlink()
+
+
+def table(path: Path, *said: str) -> Path:
+    """Labels of 1.png, 2.png, ... with a column of the split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("image,label,split\n" + "".join(f"{n}.png,x,{split}\n" for n, split in enumerate(said, 1)))
+    return path
+
+
+DIFFER = "two splits fit that differ: column 'split', or 2 splits"
+
+
+def test_a_split_column_and_lists_that_differ_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path, "p/1.png", "p/2.png", "p/3.png")
+    (tmp_path / "train.txt").write_text("1.png\n2.png\n")
+    (tmp_path / "test.txt").write_text("3.png\n")
+    table(tmp_path / "labels.csv", "train", "test", "test")
+    refused(tmp_path, f"{DIFFER} .lists test.txt, train.txt")
+    refused(tmp_path, DIFFER, table=tmp_path / "labels.csv")
+    table(tmp_path / "labels.csv", "train", "train", "test")
+    assert list(splits(folder(tmp_path)).values()) == ["train", "train", "test"]
+
+
+def test_a_named_table_with_a_split_column_and_folders(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "in", "train/1.png", "train/2.png", "test/3.png")
+    path = table(tmp_path / "mine.csv", "train", "test", "test")
+    refused(root, f"{DIFFER} .folders test, train", table=path)
+    source = folder(root, table=table(path, "train", "train", "test"))
+    assert list(splits(source).values()) == ["test", "train", "train"]
+    assert "splits test, train from its column 'split'" in told(source)
+    plain = pictures(tmp_path / "plain", "p/1.png", "p/2.png", "p/3.png")
+    assert list(splits(folder(plain, table=table(path, "train", "val", "test"))).values()) == ["train", "val", "test"]
+
+
+def test_folds_of_lists_are_not_chosen_from(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    for fold, (one, two) in enumerate((("1\n2", "3"), ("2\n3", "1")), 1):
+        (tmp_path / f"train_{fold}.txt").write_text(one)
+        (tmp_path / f"test_{fold}.txt").write_text(two)
+    refused(tmp_path, "2 lists for the split (test|train): .*_1.txt, .*_2.txt; name one for each split in the recipe")
+
+
+def test_a_part_of_the_tables_without_a_split_column_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", "1.png", "2.png")
+    (tmp_path / "in/one.csv").write_text("image,label,split\n1.png,x,train\n")
+    (tmp_path / "in/two.csv").write_text("image,label\n2.png,y\n")
+    own = copy(tmp_path / "own.yaml", recognise="false", tables="[one.csv, two.csv]", table="{parts: true}")
+    with pytest.raises(DataError, match="two.csv: no column of the split, which other tables of the labels have"):
+        read_source(own, [tmp_path / "in"])
+
+
+def test_a_named_table_inside_the_download_is_read_once(tmp_path: Path) -> None:
+    pictures(tmp_path, "1.png", "2.png")
+    path = table(tmp_path / "more/labels.csv", "train", "test")
+    assert list(splits(folder(tmp_path, table=path)).values()) == ["train", "test"]
+    own = copy(tmp_path / "own.yaml", recognise="false")
+    assert len(read_source(own, [tmp_path], table=path).samples) == 2
