@@ -12,7 +12,7 @@ from marc_dist.packing.layouts.tables import MAX_TABLES
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.source import read_source
 from tests.packing.test_any_archive import folder, labels, pictures, refused, splits
-from tests.packing.test_layouts import SIZE, rgb, told
+from tests.packing.test_layouts import SIZE, grey, rgb, told
 
 BLUE, GREEN = (0, 0, 255), (0, 255, 0)
 
@@ -153,3 +153,29 @@ def test_a_named_table_inside_the_download_is_read_once(tmp_path: Path) -> None:
     assert list(splits(folder(tmp_path, table=path)).values()) == ["train", "test"]
     own = copy(tmp_path / "own.yaml", recognise="false")
     assert len(read_source(own, [tmp_path], table=path).samples) == 2
+
+
+def test_a_class_list_without_numbers_names_values_only_where_it_can(tmp_path: Path) -> None:
+    root = pictures(tmp_path, "image/1.png", "image/2.png", size=SIZE)
+    grey(root / "label/1.png", 0, 1)
+    grey(root / "label/2.png", 1, 2)
+    (root / "classes.txt").write_text("water\ntrees\nroads\n")
+    refused(root, "3 values without names.*classes.txt has 3 names without numbers: is 'water' 0 or 1.*`0: water`")
+    (root / "classes.txt").write_text("0: water\n1: trees\n2: roads\n")
+    assert labels(folder(root))["image/2.png"] == ["trees", "roads"]
+    (root / "classes.txt").write_text("No-data\ntrees\nroads\n")
+    assert labels(folder(root))["image/2.png"] == ["trees", "roads"]
+    (root / "classes.txt").write_text("water\ntrees\nroads\n")
+    grey(root / "label/1.png", 1, 3)
+    assert labels(folder(root)) == {"image/1.png": ["water", "roads"], "image/2.png": ["water", "trees"]}
+
+
+def test_numbers_that_start_from_1_are_not_read_from_0(tmp_path: Path) -> None:
+    pictures(tmp_path, "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("image,label\n1.png,1\n2.png,2\n")
+    refused(
+        tmp_path, "column 'label' never holds 0, which would be 'a'; .*--classes unused,A,B", classes=["a", "b", "c"]
+    )
+    assert labels(folder(tmp_path, classes=["unused", "a", "b"])) == {"1.png": ["a"], "2.png": ["b"]}
+    (tmp_path / "labels.csv").write_text("image,label\n1.png,0\n2.png,2\n")
+    assert labels(folder(tmp_path, classes=["a", "b", "c"])) == {"1.png": ["a"], "2.png": ["c"]}
