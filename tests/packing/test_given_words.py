@@ -71,6 +71,12 @@ def test_a_copy_of_the_folder_recipe_keeps_its_splits_and_classes(tmp_path: Path
     assert "80 / 20 drawn by hash" in told(folder(root))
     there = pictures(tmp_path / "split", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"))
     assert set(splits(read_source(own, [there])).values()) == {"train", "test"}
+    for name, text in {"one": "train/a/1\ntrain/b/1\ntest/a/1", "two": "test/b/1"}.items():
+        (there / f"{name}.lst").write_text(text)
+    listed = copy(tmp_path / "lists.yaml", splits="{lists: {train: one.lst, test: two.lst}, source: mine}")
+    source = read_source(listed, [there])
+    assert splits(source)["test/a/1.png"] == "train" and splits(source)["test/b/1.png"] == "test"
+    assert "layout: splits: those of the recipe, not those of the download" in source.warnings
     masks = coloured(tmp_path / "masks")
     named = copy(tmp_path / "named.yaml", classes="[{name: trees}, {name: water}]")
     assert labels(read_source(named, [masks]))["image/1.png"] == ["water"]

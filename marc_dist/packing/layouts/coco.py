@@ -104,8 +104,8 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
                 kinds = [one["category_id"]] if segments is None else [part["category_id"] for part in segments]
                 present[one["image_id"]].update(kinds)
             named: dict[str, set[str]] = {}
-            for number, kinds in present.items():  # merged exports name a picture twice
-                named.setdefault(images[number], set()).update(categories[kind] for kind in kinds)
+            for number, found in present.items():  # merged exports name a picture twice
+                named.setdefault(images[number], set()).update(categories[kind] for kind in found)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file.path}: not a sound COCO file ({type(error).__name__}: {error}); mend it") from None
         names = [name for _, name in sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))]
@@ -115,8 +115,8 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
                 f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all"
             )
         keys = pictures_named(str(file.path), named, pictures, _split(file))
-        for key, found in zip(keys, named.values(), strict=True):
-            labels.setdefault(key, set()).update(found)
+        for key, categories_of in zip(keys, named.values(), strict=True):
+            labels.setdefault(key, set()).update(categories_of)
     if not source.classes:
         source.classes = tuple(sorted(order, key=lambda name: order[name]))
     place = str(files[0].path)
