@@ -13,7 +13,9 @@ from marc_dist.data.decode import KINDS, ORIENTATION
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WITH_ALPHA = (4, 6)  # colour types of PNG
-FULL = 255
+# What may turn a picture, or make it more than one, for Pillow: EXIF in a chunk or as text, XMP, an animation.
+IN_PNG = (b"eXIf", b"Raw profile", b"XML:com.adobe.xmp", b"acTL")
+IN_JPEG = (b"Exif\0", b"http://ns.adobe.com/xap")
 
 
 class Losses(NamedTuple):
@@ -41,9 +43,9 @@ def losses(data: bytes, place: str) -> Losses:
         DataError: an animation: which of its frames is the picture, nobody knows.
     """
     if data.startswith(PNG):
-        plain = data[25] not in WITH_ALPHA and b"eXIf" not in data
+        plain = data[25] not in WITH_ALPHA and not any(mark in data for mark in IN_PNG)
     else:
-        plain = data.startswith(b"\xff\xd8") and b"Exif\0" not in data[: 1 << 16]
+        plain = data.startswith(b"\xff\xd8") and not any(mark in data for mark in IN_JPEG)
     if plain:
         return Losses()
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from marc_dist.cli.shard import main
 from marc_dist.config import DataError
@@ -363,6 +364,21 @@ class TestPictures:
         (tmp_path / "raw" / "a" / "1.jp2").write_bytes(b"x")
         assert self.packed(tmp_path / "raw")[0] == 2
         assert "1 .jp2 files are not taken; convert them to PNG or JPEG first" in capsys.readouterr().err
+
+    def test_turns_in_xmp_and_animated_png(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Pillow takes a turn from XMP, too, and stores EXIF of old programs as text."""
+        note = '<rdf:Description tiff:Orientation="6"/>'
+        images = [downloads.picture(seed, (32, 16)) for seed in (1, 2)]
+        root = pictures(tmp_path / "in", "beach/2.jpg", "beach/3.png")
+        images[0].save(root / "beach/1.jpg", xmp=note.encode())
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", note)
+        images[0].save(root / "beach/4.png", pnginfo=text)
+        code, _ = self.packed(root, "--to-png")
+        assert code == 0 and "2 pictures turned as their EXIF note says: 4, 1" in capsys.readouterr().out
+        images[0].save(root / "beach/4.png", save_all=True, append_images=images[1:])
+        assert self.packed(root, "--to-png", "--force")[0] == 2
+        assert "4.png: 2 frames or pages in one file" in capsys.readouterr().err
 
     def test_an_animation_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         root = pictures(tmp_path / "in", "beach/1.gif", "river/2.gif")

@@ -61,6 +61,29 @@ def test_blanks_are_a_mark_only_where_words_combine_freely() -> None:
     assert bound_words(["a b", "b c", "c a"]) is None
 
 
+SEA = "Beaches, dunes, sands"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["water; bare soil", "trees, sand"], ["['water', 'sand']", "bare soil, trees"], ["a|b", "c;d", "e"]],
+    ids=["two marks", "a list and a mark", "bars and semicolons"],
+)
+def test_one_mark_a_column(cells: list[str]) -> None:
+    with pytest.raises(UnclearCell, match="--separator"):
+        split_cells(cells, None, False, ())
+
+
+def test_commas_within_names() -> None:
+    with pytest.raises(UnclearCell, match="'Beaches, dunes, sands' may be one name or several; .*--separator"):
+        split_cells([SEA, "water"], None, True, ())
+    assert split_cells([SEA, "water"], None, True, (SEA, "water")) == [[SEA], ["water"]]
+    assert split_cells([f"water; {SEA}", SEA, ""], None, False, ()) == [["water", SEA], [SEA], []]
+    assert split_cells([f"water,{'sand'}", SEA], None, False, (SEA, "sand", "water")) == [["water", "sand"], [SEA]]
+    free = ["water, bare soil", "bare soil, trees", "trees, water"]
+    assert split_cells(free, None, True, ())[1] == ["bare soil", "trees"]
+
+
 NAME = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\'\"[](){},;|"), min_size=1
 )

@@ -309,6 +309,13 @@ class TestAnnotations:
             self.coco(tmp_path / f"annotations/{kind}_train.json", {1: "0.jpg", 2: "1.jpg"}, [(1, 1), (2, 3)])
         refused(tmp_path, "several COCO files for one split.*name those to read in the recipe")
 
+    def test_a_picture_that_a_coco_file_names_twice(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "images/0.jpg")
+        self.coco(tmp_path / "instances.json", {1: "0.jpg", 2: "0.jpg"}, [(1, 1), (2, 3)])
+        assert labels(folder(tmp_path, allow=["class_names"])) == {"images/0.jpg": ["bare soil", "ship"]}
+        self.coco(tmp_path / "instances.json", {1: "0.jpg", 2: "0.png"}, [(1, 1), (2, 3)])
+        refused(tmp_path, "instances.json: 0.jpg and 0.png are pictures of one name")
+
     def test_a_coco_annotation_of_nothing_is_refused(self, tmp_path: Path) -> None:
         pictures(tmp_path, "images/0.jpg")
         self.coco(tmp_path / "labels.json", {1: "0.jpg"}, [(2, 1)])
@@ -385,6 +392,29 @@ class TestAnnotations:
         source = folder(tmp_path)
         assert labels(source)["images/val/2.jpg"] == ["plane", "car"]
         assert set(splits(source).values()) == {"train", "val"} and "names from data.yaml" in told(source)
+
+    def test_texts_of_0_and_1_are_not_yolo(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "a/1.jpg", "b/2.jpg")
+        for name in ("a/1", "b/2"):
+            (tmp_path / f"{name}.txt").write_text("0 1 0 0 1\n")
+        assert "one folder a class" in told(folder(tmp_path))
+        (tmp_path / "classes.txt").write_text("ship\nplane\n")
+        for text in ("0 12 40 30 50", "0 0.1 0.2 0.3", "0 0.1 0.2 0.3 0.4 0.5 0.6 0.7"):
+            for name in ("a/1", "b/2"):
+                (tmp_path / f"{name}.txt").write_text(f"{text}\n")
+            assert "one folder a class" in told(folder(tmp_path)), text
+        for text in ("0 0.1 0.2 0.3 0.4", "0 0.1 0.2 0.3 0.4 0.9", "1 0 0 0 1.001 0.5 1"):
+            for name in ("a/1", "b/2"):
+                (tmp_path / f"{name}.txt").write_text(f"{text}\n")
+            assert told(folder(tmp_path)).startswith("layout: YOLO"), text
+
+    def test_two_yolo_texts_for_one_picture_are_refused(self, tmp_path: Path) -> None:
+        pictures(tmp_path, "images/1.jpg")
+        (tmp_path / "classes.txt").write_text("ship\nplane\n")
+        for number, name in enumerate(("annotations", "labels")):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.txt").write_text(f"{number} 0.5 0.5 0.1 0.1\n")
+        refused(tmp_path, "1.txt: a second text for 1; keep one, or name its folder in annotations")
 
 
 class TestInspection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from marc_dist.config import DataError
@@ -64,6 +65,15 @@ def detect(tree: Tree) -> Layout | None:
     return Layout("coco", text, recipe, unclear, tuple(notes))
 
 
+def _same_files(file: File, names: Sequence[str]) -> None:
+    """Refuse pictures that only the ends of their names tell apart: labels go by the name without it."""
+    of: dict[str, str] = {}
+    for name in names:
+        other = of.setdefault(name_of(name), name)
+        if PurePosixPath(other).suffix.lower() != PurePosixPath(name).suffix.lower():
+            raise DataError(f"{file.path}: {other} and {name} are pictures of one name; rename one of them")
+
+
 def _split(file: File) -> str | None:
     found = {split for word in words_of(file.path.stem) if (split := split_word(word)) is not None}
     return found.pop() if len(found) == 1 else None
@@ -87,12 +97,15 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
         try:
             categories = {one["id"]: str(one["name"]).strip() for one in content["categories"]}
             images = {one["id"]: name_of(str(one["file_name"])) for one in content["images"]}
+            _same_files(file, [str(one["file_name"]) for one in content["images"]])
             present: dict[Any, set[Any]] = {number: set() for number in images}
             for one in content["annotations"]:
                 segments = one.get("segments_info")
                 kinds = [one["category_id"]] if segments is None else [part["category_id"] for part in segments]
                 present[one["image_id"]].update(kinds)
-            named = {images[number]: {categories[kind] for kind in kinds} for number, kinds in present.items()}
+            named: dict[str, set[str]] = {}
+            for number, found in present.items():  # merged exports name a picture twice
+                named.setdefault(images[number], set()).update(categories[kind] for kind in found)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file.path}: not a sound COCO file ({type(error).__name__}: {error}); mend it") from None
         names = [name for _, name in sorted(categories.items(), key=lambda item: str(item[0]).zfill(12))]
@@ -102,8 +115,8 @@ def read(source: Source, files: Sequence[File], pictures: Mapping[str, File]) ->
                 f"{file.path}: its categories are not those of {files[0].path.name}; expected one list for all"
             )
         keys = pictures_named(str(file.path), named, pictures, _split(file))
-        for key, found in zip(keys, named.values(), strict=True):
-            labels.setdefault(key, set()).update(found)
+        for key, categories_of in zip(keys, named.values(), strict=True):
+            labels.setdefault(key, set()).update(categories_of)
     if not source.classes:
         source.classes = tuple(sorted(order, key=lambda name: order[name]))
     place = str(files[0].path)

@@ -14,7 +14,7 @@ from marc_dist.packing.layouts.splits import find_splits
 from marc_dist.packing.layouts.tree import Layout, Tree, spread
 from marc_dist.packing.reading.discover import File
 from marc_dist.packing.reading.masks import Colour, mask_values
-from marc_dist.packing.reading.names import is_mask_word, stem_of, tree_parts
+from marc_dist.packing.reading.names import is_mask_word, is_no_class, stem_of, tree_parts
 
 ENDING = re.compile(r"(?i).*[_-](masks?|labels?|gt|seg|lab|lbl|m|annotations?|groundtruth|\d+label|(label|mask)_?\w+)")
 TRIED = 12  # masks that tell whether a folder holds masks
@@ -80,16 +80,25 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
         values = count_values(pairing.masks)
     except DataError as error:
         return Layout("masks", pairing.line, recipe, str(error), tuple(notes))
-    classes, masks, named, more = _classes(values, find_class_list(tree))
+    listed = find_class_list(tree)
+    classes, masks, named, more = _classes(values, listed)
     recipe["classes"] = classes
     recipe["masks"] = {**recipe.get("masks", {}), **masks}
     if named:
         kind = f"names from {named}"
     else:
         kind = "values without names"
-        unclear = unclear or f"{pairing.line}: {len(classes)} values without names{ASKED}"
+        unclear = unclear or f"{pairing.line}: {len(classes)} values without names{ASKED}{_without_numbers(listed)}"
     line = f"masks beside pictures: {pairing.line}, {len(classes)} classes ({kind}), {splits.line}"
     return Layout("masks", line, recipe, unclear or splits.unclear, tuple([*notes, *more]))
+
+
+def _without_numbers(listed: ClassList | None) -> str:
+    """What a class list lacks that would name the values of masks; nothing when there is none."""
+    if listed is None or listed.numbered or not listed.names:
+        return ""
+    first, num = listed.names[0], len(listed.names)
+    return f"; {listed.file.origin} has {num} names without numbers: is {first!r} 0 or 1? write `0: {first}`"
 
 
 def find_pairings(tree: Tree, *, by_content: bool = True) -> list[Pairing]:
@@ -275,7 +284,8 @@ def _names_of(numbers: Sequence[int], listed: ClassList | None) -> dict[int, str
         return {}
     if listed.numbered:
         return dict(listed.names) if set(numbers) <= set(listed.names) else {}
-    if 0 in numbers and numbers[-1] == len(listed.names) - 1:
+    # 0 to the last but one: names from 0; or 0 means nothing, names from 1, and no mask has the last one
+    if 0 in numbers and numbers[-1] == len(listed.names) - 1 and is_no_class(listed.names[0]):
         return dict(listed.names)
     if 0 not in numbers and numbers[-1] == len(listed.names):
         return {number + 1: name for number, name in listed.names.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from marc_dist.config import DataError, build
 from marc_dist.packing.layouts import coco, folders, masks, objects, tables, yolo
+from marc_dist.packing.layouts.splits import DRAWN
 from marc_dist.packing.layouts.tree import Layout, Tree
 from marc_dist.packing.reading.archive_kinds import is_archive
 from marc_dist.packing.reading.discover import UNREAD
+from marc_dist.packing.reading.names import composed
 from marc_dist.packing.reading.recipes import Recipe
 
 
@@ -80,14 +82,36 @@ def choose(recipe: Recipe, tree: Tree, wanted: str = "auto", *, any_name: bool =
 _INSPECT = "; marc-shard --inspect prints a recipe to edit"
 
 
-def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
+def with_layout(recipe: Recipe, layout: Layout, classes: Sequence[str] = ()) -> Recipe:
     """The recipe that packs a layout: what was found, over what the recipe says.
 
     Args:
-        recipe: what is not found is taken from it.
+        recipe: what is not found is taken from it; splits of its own are kept where the download has none.
         layout: that fits.
+        classes: names in order, when somebody gave them.
+
+    Raises:
+        DataError: the download names other classes than those that are given.
     """
-    return build(Recipe, recipe_keys(recipe, layout), place=f"{recipe.name}: ")
+    keys = recipe_keys(recipe, layout)
+    given = [entry.model_dump(mode="json", exclude_defaults=True) for entry in recipe.classes]
+    given = [{"name": name} for name in classes] or given
+    if given and "classes" in layout.recipe:
+        keys["classes"] = _in_order(given, layout)
+    return build(Recipe, keys, place=f"{recipe.name}: ")
+
+
+def _in_order(given: Sequence[Mapping[str, Any]], layout: Layout) -> list[dict[str, Any]]:
+    """The classes of a layout in the order that is given. Numbers of YOLO are places, so their order is fixed."""
+    found = {composed(entry["name"]): entry for entry in layout.recipe["classes"]}
+    names = [composed(entry["name"]) for entry in given]
+    if names != list(found) and (layout.kind == "yolo" or sorted(names) != sorted(found)):
+        order = " in this order" if sorted(names) == sorted(found) else ""
+        raise DataError(
+            f"classes {', '.join(names)} are given, but the {layout.kind} labels of the download have "
+            f"{', '.join(found)}; give those{order}, or none"
+        )
+    return [{**found[name], **entry} for name, entry in zip(names, given, strict=True)]
 
 
 def recipe_keys(recipe: Recipe, layout: Layout) -> dict[str, Any]:
@@ -96,10 +120,19 @@ def recipe_keys(recipe: Recipe, layout: Layout) -> dict[str, Any]:
     merged: dict[str, Any] = {**given, **layout.recipe, "name": recipe.name}
     for key in ("recognise", *(["tables"] if layout.kind != "table" else [])):
         merged.pop(key, None)
+    own = given["splits"]
+    if recipe.recognise and (is_drawn(layout) or "shares" not in own):
+        plain = own.get("shares") == DRAWN["shares"] and not own.get("seed")
+        merged["splits"] = layout.recipe["splits"] if plain else own
     for key in ("table", "masks", "pictures"):
         if isinstance(given.get(key), Mapping) and key in layout.recipe:
             merged[key] = {**given[key], **layout.recipe[key]}
     return merged
+
+
+def is_drawn(layout: Layout) -> bool:
+    """Whether the download has no splits, so that they are drawn."""
+    return bool(layout.recipe.get("splits") == DRAWN)
 
 
 def nothing_there(tree: Tree, recipe: Recipe) -> str:

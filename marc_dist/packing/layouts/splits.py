@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from marc_dist.config import DataError
@@ -15,6 +15,7 @@ from marc_dist.packing.reading.names import BESIDE_SPLIT, name_of, split_word, s
 
 LISTS = (".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 MAX_LIST_FILES = 400
+NO_SPLIT = "no split, 80 / 20 drawn by hash"
 DRAWN = {"shares": {"train": 0.8, "test": 0.2}, "source": "80 / 20 by hash of the name; the archive has no split"}
 
 
@@ -27,12 +28,14 @@ class Splits:
         line: in words.
         unclear: why it cannot be said which one is meant; empty = plain.
         notes: what else was seen.
+        chosen: picture, as ``name_of`` writes its place -> split; empty = drawn.
     """
 
     recipe: dict[str, object]
     line: str
     unclear: str = ""
     notes: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
 
 
 def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
@@ -43,8 +46,8 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
         pictures: the pictures, without masks.
     """
     by_folder, unclear, notes = _by_folder(pictures)
-    families, overlap = _families(tree, pictures)
-    unclear = unclear or overlap
+    families, overlap, several = _families(tree, pictures)
+    unclear = unclear or overlap or ("" if by_folder or families else several)
     options: dict[str, tuple[dict[str, object], dict[str, str]]] = {}
     if by_folder:
         names = {split: folder for split, folder in by_folder.items()}
@@ -57,7 +60,7 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
         named = {split: shortest_name(file, tree) for split, file in files.items()}
         options[f"lists {', '.join(named.values())}"] = ({"lists": named, "source": "the archive's lists"}, chosen)
     if not options:
-        return Splits(dict(DRAWN), "no split, 80 / 20 drawn by hash", unclear, notes)
+        return Splits(dict(DRAWN), NO_SPLIT, unclear, notes)
     (line, (recipe, first)), *others = options.items()
     differ = [
         other for other, (_, chosen) in others if any(first.get(key, split) != split for key, split in chosen.items())
@@ -70,9 +73,8 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
     values = recipe[kind]
     assert isinstance(values, dict)
     recipe[kind] = {split: values[split] for split in sorted(values, key=lambda s: order.index(s) if s in order else 3)}
-    return Splits(
-        recipe, f"{len(values)} splits ({line})", unclear, [*notes, *(f"or: splits from {o}" for o in differ)]
-    )
+    others_seen = [f"or: splits from {other}" for other in differ]
+    return Splits(recipe, f"{len(values)} splits ({line})", unclear, [*notes, *others_seen], first)
 
 
 def split_of(file: File) -> str | None:
@@ -103,9 +105,12 @@ def _by_folder(pictures: Sequence[File]) -> tuple[dict[str, str], str, list[str]
     return folders, "", []
 
 
-def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str, File], dict[str, str]]], str]:
-    """Files that list the pictures of splits, a family each: their split -> file, and picture -> split; and a fault."""
-    fault = ""
+def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str, File], dict[str, str]]], str, str]:
+    """Files that list the pictures of splits, a family each: their split -> file, and picture -> split; and faults.
+
+    The second fault is a family with several lists for one split: folds, of which somebody has to choose.
+    """
+    fault = several = ""
     stems = {stem_of(file.path.name) for file in pictures}
     keys = {name_of(file.origin): None for file in pictures}
     groups: dict[tuple[str, str], dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
@@ -117,13 +122,13 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
     by_name = sorted(groups, key=lambda family: len(family[1]))  # train.txt before ship_train.txt
     for group in [groups[family] for family in by_name][:MAX_LIST_FILES]:
         files = {split: found[0] for split, found in group.items() if len(found) == 1}
-        if len(files) < 2 or any(len(found) > 1 for found in group.values()):
+        if any(len(found) > 1 for found in group.values()):
+            several = several or _several(group, stems, tree)
             continue
-        try:
-            listed = {split: listed_names(file.path, stems) for split, file in files.items()}
-            if not all(names and _names_pictures(names, stems) for names in listed.values()):
-                continue
-        except DataError:
+        if len(files) < 2:
+            continue
+        listed = _listed(files, stems)
+        if not listed:
             continue
         lists = {}
         try:
@@ -136,7 +141,27 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
             continue
         if not any(chosen == other for _, other in families):
             families.append((files, chosen))
-    return families, fault
+    return families, fault, several
+
+
+def _several(group: Mapping[str, Sequence[File]], stems: set[str], tree: Tree) -> str:
+    """What to say about several lists of pictures for one split; nothing when they are no such lists."""
+    if len(group) < 2:
+        return ""
+    if not _listed({split: found[0] for split, found in group.items()}, stems):
+        return ""
+    split, found = next((split, found) for split, found in group.items() if len(found) > 1)
+    named = ", ".join(shortest_name(file, tree) for file in found[:3])
+    return f"{len(found)} lists for the split {split}: {named}; name one for each split in the recipe (splits: lists)"
+
+
+def _listed(files: Mapping[str, File], stems: set[str]) -> dict[str, list[str]]:
+    """Split -> names in its list; empty when one of the files is no list of pictures."""
+    try:
+        listed = {split: listed_names(file.path, stems) for split, file in files.items()}
+    except DataError:
+        return {}
+    return listed if all(names and _names_pictures(names, stems) for names in listed.values()) else {}
 
 
 def _names_pictures(names: Sequence[str], stems: set[str]) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.class_lists import is_class_list
-from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name, split_of
+from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name
 from marc_dist.packing.layouts.tree import Layout, Tree
-from marc_dist.packing.reading.columns import Columns, find_columns
+from marc_dist.packing.reading.columns import Columns, UnclearColumns, find_columns
 from marc_dist.packing.reading.discover import File, matches
-from marc_dist.packing.reading.lists import one_split
+from marc_dist.packing.reading.lists import one_split, pictures_named
 from marc_dist.packing.reading.names import name_of, stem_of
-from marc_dist.packing.reading.sheets import MAX_SHEET_BYTES, read_rows
+from marc_dist.packing.reading.sheets import MAX_SHEET_BYTES, Row, read_rows
 
 MAX_TABLES = 400  # looked at
 JSON_TABLE = 1 << 26  # bytes of a .json file that may hold rows
@@ -31,6 +32,7 @@ class Candidate:
     names: list[str]
     split_column: str
     kind: str
+    fault: str = ""  # why its labels cannot be told
 
 
 def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
@@ -43,11 +45,11 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     Raises:
         DataError: a table of such a name that cannot be read.
     """
-    found = [
-        c for file in [*tree.tables, *tree.jsons][:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None
-    ]
+    likely = sorted([*tree.tables, *tree.jsons], key=lambda file: (not _is_named(file, tables), _is_text(file)))
+    every = [c for file in likely[:MAX_TABLES] if (c := _candidate(file, tree, tables)) is not None]
+    found = [c for c in every if not c.fault]
     if not found:
-        return None
+        return _unclear(every[0]) if every else None
     named = [c for c in found if _is_named(c.file, tables)]
     groups = _groups(named or found)
     names = [", ".join(sorted({shortest_name(c.file, tree) for c in group})[:3]) for group in groups]
@@ -77,7 +79,19 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     kind = "a column of names" if first.kind == "list" else "columns of 0 and 1"
     others = [shortest_name(c.file, tree) for c in found if c not in group]
     notes += [f"or: labels from {', '.join(others[:5])}"] if others else []
+    notes += [f"not read: {c.fault}" for c in every if c.fault][:3]
     return Layout("table", f"table: {what}, {rows} rows, {kind}, {line}", recipe, unclear or more, tuple(notes))
+
+
+def _unclear(candidate: Candidate) -> Layout:
+    """A table that names the pictures, and nobody can say where its labels stand: not packed without a word."""
+    line = f"table: {candidate.file.path.name}, columns unclear"
+    recipe = {"labels": ["table"], "pair_by": "path", "tables": [candidate.file.path.name], "splits": DRAWN}
+    return Layout("table", line, recipe, f"{candidate.fault}; to leave the table aside: --labels folders")
+
+
+def _is_text(file: File) -> bool:
+    return file.path.suffix.lower() == ".txt"
 
 
 def _is_named(file: File, tables: Sequence[str], others: Sequence[str] = NAMED) -> bool:
@@ -106,18 +120,26 @@ def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | Non
         if named:
             raise
         return None
+    return _with_labels(Candidate(file, tuple(rows[0].cells), names, "", "one-hot"), rows, tree, named=named)
+
+
+def _with_labels(bare: Candidate, rows: Sequence[Row], tree: Tree, *, named: bool) -> Candidate | None:
+    """The table with what is known about its labels; None when it has none."""
+    file, width = bare.file, len(rows[0].cells)
     try:
-        if len(even) < len(rows):
+        if any(len(row.cells) != width for row in rows):
             raise DataError(f"{file.path}: rows of unequal length")
         full = find_columns(file.path, rows, Columns(), tree.stems)
+    except UnclearColumns as error:
+        return replace(bare, fault="" if named else str(error))
     except DataError:
-        return Candidate(file, tuple(rows[0].cells), names, "", "one-hot") if named else None
+        return bare if named else None
     if full.labels is None and not named and not _any_binary(full.body, full.classes):
         return None  # names of pictures with other facts about them
     if full.body and full.body[0] is rows[0] and not named and _is_list_of_signs(full.body):
         return None  # Pascal VOC's list of a split and a class
     split = "" if full.split is None else full.header[full.split]
-    return Candidate(file, tuple(full.header), names, split, "list" if full.labels is not None else "one-hot")
+    return Candidate(file, tuple(full.header), bare.names, split, "list" if full.labels is not None else "one-hot")
 
 
 def _is_list_of_signs(body: Sequence[Any]) -> bool:
@@ -144,32 +166,62 @@ def _groups(found: list[Candidate]) -> list[list[Candidate]]:
     return groups
 
 
-def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str, str, list[str]]:
-    """The recipe's ``splits``, in words, why it is unclear, and notes."""
-    splits = find_splits(tree, tree.pictures)
-    first = group[0]
-    if first.split_column:
-        # a split column is the table's own word; folders that say the same are no second one
-        rows = _column_splits(first)
-        line = f"splits {', '.join(rows)} from its column {first.split_column!r}"
-        differ = "folders" in splits.recipe and _differ(tree, first)
-        unclear = f"two splits fit that differ: column {first.split_column!r}, or {splits.line}" if differ else ""
-        return {**DRAWN, "source": f"column {first.split_column!r} of the table"}, line, unclear, []
-    return splits.recipe, splits.line, splits.unclear, splits.notes
+def given_table(tree: Tree, path: Path, columns: Columns) -> Layout:
+    """The layout of a download with a label table that somebody named.
 
-
-def _differ(tree: Tree, candidate: Candidate) -> bool:
-    """Whether the split column says of some picture another split than its folder does."""
-    rows = read_rows(candidate.file.path)
-    place = list(rows[0].cells).index(candidate.split_column)
-    said = {stem_of(name): one_split(row.cells[place]) for name, row in zip(candidate.names, rows[1:], strict=True)}
-    return any(
-        said.get(stem_of(file.path.name), split) != split for file in tree.pictures for split in [split_of(file)]
+    Args:
+        tree: everything that lies there.
+        path: of the table, anywhere.
+        columns: which column is which, as far as it is known.
+    """
+    file, first = File(path.parent, path), None
+    try:
+        rows = read_rows(path)
+        if any(len(row.cells) != len(rows[0].cells) for row in rows):
+            raise DataError(f"{path}: rows of unequal length")
+        shape = find_columns(path, rows, columns, tree.stems)
+        split = "" if shape.split is None else shape.header[shape.split]
+        names = [row.cells[shape.image] for row in shape.body]
+        first = Candidate(file, tuple(shape.header), names, split, "list")
+    except (DataError, IndexError):
+        pass  # its reader says what is wrong with it, or it is a .mat table, which has no columns
+    splits, line, unclear, notes = _splits(tree, [first] if first is not None else [])
+    return Layout(
+        "table", f"table: {path.name}, {line}", {"labels": ["table"], "splits": splits}, unclear, tuple(notes)
     )
 
 
-def _column_splits(candidate: Candidate) -> list[str]:
-    """The splits that a table's column names."""
+def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str, str, list[str]]:
+    """What tables and the tree say about splits: the recipe's ``splits``, in words, why it is unclear, and notes."""
+    splits = find_splits(tree, tree.pictures)
+    first = next((one for one in group if one.split_column), None)
+    if first is None:
+        return splits.recipe, splits.line, splits.unclear, splits.notes
+    # a split column is the table's own word; folders or lists that say the same are no second one
+    said = [one for candidate in group for one in _column_splits(candidate)]
+    words = ", ".join(sorted({split for _, split in said}))
+    line = f"splits {words} from its column {first.split_column!r}"
+    differ = splits.chosen and _differ(said, splits.chosen)
+    unclear = f"two splits fit that differ: column {first.split_column!r}, or {splits.line}" if differ else ""
+    return {**DRAWN, "source": f"column {first.split_column!r} of the table"}, line, unclear, []
+
+
+def _differ(said: Sequence[tuple[str, str]], chosen: Mapping[str, str]) -> bool:
+    """Whether a split column says of some picture another split than the tree does."""
+    try:
+        keys = pictures_named("", [name for name, _ in said], chosen)
+    except DataError:  # a name fits several pictures: compared by what all of them have
+        stems: dict[str, set[str]] = defaultdict(set)
+        for key, split in chosen.items():
+            stems[stem_of(key)].add(split)
+        return any(split not in stems.get(stem_of(name), {split}) for name, split in said)
+    return any(chosen.get(key, split) != split for key, (_, split) in zip(keys, said, strict=True))
+
+
+def _column_splits(candidate: Candidate) -> list[tuple[str, str]]:
+    """The name of a picture and its split, as a table says it, a row each."""
+    if not candidate.split_column:
+        return []
     rows = read_rows(candidate.file.path)
     place = list(rows[0].cells).index(candidate.split_column)
-    return sorted({one_split(row.cells[place]) for row in rows[1:]})
+    return [(name_of(name), one_split(row.cells[place])) for name, row in zip(candidate.names, rows[1:], strict=True)]

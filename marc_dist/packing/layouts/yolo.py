@@ -15,13 +15,14 @@ from marc_dist.packing.reading.samples import Labels, Source
 from marc_dist.packing.reading.sheets import decoded
 
 TRIED = 50
+SLACK = 0.01  # boxes may reach a little beyond the picture
 
 
 def detect(tree: Tree) -> Layout | None:
     """Texts of objects, each with the name of a picture."""
     beside = [file for file in tree.texts if file.path.stem.lower() in tree.stems]
     some = spread(beside, TRIED)
-    if not beside or not all(_sound(file) for file in some) or not any(_numbers(file) for file in some):
+    if not beside or not all(_sound(file) for file in some) or not any(map(_has_shapes, some)):
         return None
     numbers = sorted({number for file in beside for number in _numbers(file)})
     listed = find_class_list(tree)
@@ -59,22 +60,40 @@ def _numbers(file: File) -> set[int]:
     Raises:
         DataError: a line of another kind.
     """
+    return {number for number, _ in _objects(file)}
+
+
+def _has_shapes(file: File) -> bool:
+    """Whether a number lies between 0 and 1: lines of only 0 and 1 say which classes a picture has, not where."""
+    return any(0 < value < 1 for _, values in _objects(file) for value in values)
+
+
+def _objects(file: File) -> list[tuple[int, list[float]]]:
+    """Class number and shares of width and height of every line: a box, a box and its score, or a polygon.
+
+    Raises:
+        DataError: a line of another kind.
+    """
     try:
         lines = decoded(file.path.read_bytes()).splitlines()
     except OSError as error:
         raise DataError(f"{file.path}: cannot be read ({error.strerror or error})") from None
-    found = set()
+    found = []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         try:
             values = [float(word) for word in words[1:]]
-            if not words[0].isdigit() or len(values) < 4:
+            if not words[0].isdigit() or len(values) < 4 or (len(values) > 5 and len(values) % 2):
+                raise ValueError
+            if not all(-SLACK <= value <= 1 + SLACK for value in values):
                 raise ValueError
         except ValueError:
-            raise DataError(f"{file.path}: line {number}: expected a class number and 4 or more numbers") from None
-        found.add(int(words[0]))
+            raise DataError(
+                f"{file.path}: line {number}: expected a class number and 4, 5 or an even number of numbers from 0 to 1"
+            ) from None
+        found.append((int(words[0]), values))
     return found
 
 
@@ -84,16 +103,18 @@ def read(source: Source, files: Sequence[File], keys: set[str]) -> Labels:
     Args:
         source: its classes are in the order of the numbers, from 0.
         files: texts; those that belong to no picture are passed over.
-        keys: of the pictures. One without a text carries no object.
+        keys: of the pictures. One without a text has no labels here; an empty text says that there is no object.
 
     Raises:
-        DataError: a line of another kind, a number beyond the classes, or no classes.
+        DataError: a line of another kind, a number beyond the classes, no classes, or two texts for one picture.
     """
     labels: Labels = {}
     for file in files:
         key = "/".join((*tree_parts(file.folders), file.path.stem.lower()))
         if key not in keys:
             continue
+        if key in labels:
+            raise DataError(f"{file.path}: a second text for {key}; keep one, or name its folder in annotations")
         numbers = _numbers(file)
         if numbers and max(numbers) >= len(source.classes):
             raise DataError(

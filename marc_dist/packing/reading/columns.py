@@ -29,6 +29,10 @@ SIGNS = {"-1": False, "1": True, "-1.0": False, "1.0": True}
 SAMPLE = 400  # rows that tell what a column holds
 
 
+class UnclearColumns(DataError):
+    """Labels stand in a table, in more than one column that could be meant."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of columns, as a recipe gives them; empty = to be found."""
@@ -173,11 +177,13 @@ def _labels(path: Path, shape: Shape, rest: list[int], wanted: Columns) -> int |
         lists = [place for place in rest if _holds_lists(_cells(shape, place))]
     if len(lists) > 1:
         names = ", ".join(shape.header[place] for place in lists)
-        raise DataError(f"{path}: labels could stand in any of {names}; name the column in the recipe (table: labels)")
+        raise UnclearColumns(
+            f"{path}: labels could stand in any of {names}; name the column in the recipe (table: labels)"
+        )
     others = [place for place in rest if place not in lists and not _is_other(shape, place)]
     both = [place for place in others if _is_binary(shape, place)]
     if lists and both:
-        raise DataError(
+        raise UnclearColumns(
             f"{path}: both a column {shape.header[lists[0]]!r} and columns of 0 and 1 ({shape.header[both[0]]}); name "
             "the one to read in the recipe (table: labels), or those to leave aside (table: ignore)"
         )

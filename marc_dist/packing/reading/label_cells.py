@@ -83,18 +83,25 @@ def split_cells(cells: Sequence[str], separator: str | None, single: bool, known
     """
     if separator is not None:
         return [_parts(cell, separator) for cell in cells]
+    plain = {_plain(name) for name in known}
     lists = [literal(cell) for cell in cells]
     if any(found is not None for found in lists):
+        names = [cell for cell, found in zip(cells, lists, strict=True) if found is None]
+        odd = next((cell for cell in names if any(m in cell for m in MARKS) and _plain(cell) not in plain), None)
+        if odd is not None:
+            raise UnclearCell(f"lists in some cells, and {odd[:60]!r} in another; {_SAY} what stands between names")
         return [found if found is not None else [cell] * bool(cell) for cell, found in zip(cells, lists, strict=True)]
-    mark = next((mark for mark in MARKS if any(mark in cell for cell in cells)), None)
-    if mark is not None:
-        return [_parts(cell, mark) for cell in cells]
+    marked = [cell for cell in cells if _plain(cell) not in plain and any(mark in cell for mark in MARKS)]
+    if marked:
+        mark = _one_mark(marked, single and not known)
+        return [[cell] if _plain(cell) in plain else _parts(cell, mark) for cell in cells]
+    if any(mark in cell for cell in cells for mark in MARKS):  # every such cell is a name of the list
+        return [[cell] if cell else [] for cell in cells]
     whole = [[cell] if cell else [] for cell in cells]
     blanks = [cell for cell in cells if len(cell.split()) > 1]
     if single or not blanks:
         return whole
     if known:
-        plain = {_plain(name) for name in known}
         if all(_plain(cell) in plain for cell in cells if cell):
             return whole
         return [cell.split() for cell in cells]
@@ -105,6 +112,34 @@ def split_cells(cells: Sequence[str], separator: str | None, single: bool, known
             "--separator ';' (blanks belong to the names)"
         )
     return [cell.split() for cell in cells]
+
+
+_SAY = "say so with --separator:"
+
+
+def _one_mark(cells: Sequence[str], single: bool) -> str:
+    """The mark between the names of a column.
+
+    Args:
+        cells: each with a mark.
+        single: a cell is one name rather than several.
+
+    Raises:
+        UnclearCell: cells with another mark, or commas that may belong to one name.
+    """
+    mark = next(mark for mark in MARKS if any(mark in cell for cell in cells))
+    names = {name for cell in cells if mark in cell for name in _parts(cell, mark)}
+    odd = next((cell for cell in cells if mark not in cell and cell.strip() not in names), None)
+    if odd is not None:
+        raise UnclearCell(f"{mark!r} stands between names, and {odd[:60]!r} has another mark; {_SAY} which one it is")
+    bound = bound_words([" ".join(name.replace(" ", "_") for name in _parts(c, ",")) for c in cells])
+    if single and mark == "," and bound is not None:
+        one = next(cell for cell in cells if "," in cell)
+        raise UnclearCell(
+            f"{one[:60]!r} may be one name or several; {_SAY} ',' (names between commas) or ';' (commas belong to the "
+            "names)"
+        )
+    return mark
 
 
 def _parts(cell: str, separator: str) -> list[str]:

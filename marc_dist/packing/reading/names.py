@@ -34,6 +34,10 @@ BESIDE = {
     "instance", "instances", "panoptic", "ground", "truth", "original", "orig", "new", "final", "small", "full", "main",
     "opt", "sat", "id", "ids", "is", "folder", "the", "of", "and", "for", "with", "no", "un", "unlabeled", "ortho", "x",
 }  # fmt: skip
+NO_CLASS = {
+    "background", "bg", "unlabelled", "unlabeled", "unknown", "nodata", "novalue", "none", "nothing", "null", "void",
+    "ignore", "ignored", "unclassified", "undefined", "unused", "invalid",
+}  # fmt: skip
 
 
 def name_of(name: str) -> str:
@@ -92,6 +96,15 @@ def is_folder_word(name: str) -> bool:
 def is_mask_word(name: str) -> bool:
     """Whether a folder's name says that it holds masks: masks_png, label_color, ann_dir, SegmentationClass."""
     return bool(set(words_of(name)) & MASK_WORDS)
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a name in a class list says that there is nothing: background, unlabelled, no data.
+
+    Args:
+        name: of a class.
+    """
+    return "".join(words_of(name)) in NO_CLASS
 
 
 def tree_parts(folders: Iterable[str], dropped: Collection[str] = ()) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from marc_dist.config import DataError, list_presets
-from marc_dist.packing.layouts import coco, folders, objects, yolo
-from marc_dist.packing.layouts.recognise import choose, nothing_there, with_layout
-from marc_dist.packing.layouts.splits import find_splits
-from marc_dist.packing.layouts.tree import Layout, survey
+from marc_dist.packing.layouts import coco, folders, objects, tables, yolo
+from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
+from marc_dist.packing.layouts.splits import NO_SPLIT
+from marc_dist.packing.layouts.tree import survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
 from marc_dist.packing.reading.lists import pictures_named
 from marc_dist.packing.reading.masks import MaskRule, UnknownValues, all_unknown, read_mask
@@ -64,7 +64,7 @@ def read_source(
     """
     told: list[str] = []
     if recipe.recognise:
-        recipe, told = _recognised(recipe, roots, labels, table, allow, foreign=foreign)
+        recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
     source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow))
@@ -74,7 +74,8 @@ def read_source(
         source.warnings.append(f"pictures: taken from {', '.join(map(str, beside))}, beside the download")
         found = discover(recipe, [*roots, *beside], rule, foreign=foreign)
     if table is not None:
-        found.tables.insert(0, File(table.parent, table))
+        others = [file for file in found.tables if file.path.resolve() != table.resolve()]
+        found.tables[:] = [File(table.parent, table), *others]
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
     known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
@@ -88,23 +89,32 @@ def read_source(
 
 
 def _recognised(
-    recipe: Recipe, roots: Sequence[Path], labels: str, table: Path | None, allow: Iterable[str], *, foreign: bool
+    recipe: Recipe,
+    roots: Sequence[Path],
+    labels: str,
+    table: Path | None,
+    classes: Sequence[str],
+    allow: Iterable[str],
+    *,
+    foreign: bool,
 ) -> tuple[Recipe, list[str]]:
     """The recipe of the layout that fits, and what to tell about it.
 
     Raises:
-        DataError: none fits, or two do.
+        DataError: none fits, two do, or it has other classes than those that are given.
     """
     tree = survey(roots, foreign=foreign)
     if table is None:
         layout = choose(recipe, tree, labels, any_name="class_names" in allow)
     else:
-        splits = find_splits(tree, tree.pictures)
-        if splits.unclear:
-            raise DataError(f"{', '.join(map(str, roots))}: {splits.unclear}")
-        line = f"table: {table.name}, {splits.line}"
-        layout = Layout("table", line, {"labels": ["table"], "splits": splits.recipe}, notes=tuple(splits.notes))
-    return with_layout(recipe, layout), [f"layout: {note}" for note in (layout.line, *layout.notes)]
+        layout = tables.given_table(tree, table, recipe.table.columns())
+        if layout.unclear:
+            raise DataError(f"{', '.join(map(str, roots))}: {layout.unclear}")
+    chosen = with_layout(recipe, layout, classes)
+    own = chosen.splits == recipe.splits
+    line = layout.line.replace(NO_SPLIT, "no split, those of the recipe") if own else layout.line
+    more = [] if not own or is_drawn(layout) else ["splits: those of the recipe, not those of the download"]
+    return chosen, [f"layout: {note}" for note in (line, *layout.notes, *more)]
 
 
 def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
@@ -258,17 +268,21 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
         columns=recipe.table.columns(),
         aliases=[entry.aliases for entry in recipe.classes],
     )
-    tables = [read(file.path, classes=source.classes or None) for file in files]
+    read_ones = [read(file.path, classes=source.classes or None) for file in files]
     if not source.classes:
-        named = {normal_name(name): name for table in reversed(tables) for name in reversed(table.classes)}
-        source.classes = tables[0].classes if len(named) == len(tables[0].classes) else tuple(sorted(named.values()))
-        if len(tables) > 1:
-            tables = [read(file.path, classes=source.classes) for file in files]
+        named = {normal_name(name): name for table in reversed(read_ones) for name in reversed(table.classes)}
+        of_first = read_ones[0].classes
+        source.classes = of_first if len(named) == len(of_first) else tuple(sorted(named.values()))
+        if len(read_ones) > 1:
+            read_ones = [read(file.path, classes=source.classes) for file in files]
+    bare = [file.origin for file, table in zip(files, read_ones, strict=True) if table.split is None]
+    if recipe.splits.shares and 0 < len(bare) < len(files):
+        raise DataError(f"{bare[0]}: no column of the split, which other tables of the labels have; add it")
     aliases = [entry.aliases for entry in recipe.classes] or [()] * len(source.classes)
     labels: Labels = {}
     split_of: dict[str, str] = {}
     rows: Counter[str] = Counter()
-    for file, table in zip(files, tables, strict=True):
+    for file, table in zip(files, read_ones, strict=True):
         source.warnings += [f"table: {file.path.name}: {note}" for note in table.notes]
         matrix = in_class_order(table, source.classes, aliases)
         keys = table.stems if recipe.pair_by == "name" else _row_keys(file, table.names, pictures, recipe.table.parts)

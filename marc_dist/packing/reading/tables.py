@@ -14,7 +14,7 @@ from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
 from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns, plain
 from marc_dist.packing.reading.label_cells import UnclearCell, is_name, split_cells
-from marc_dist.packing.reading.names import name_of, natural_key, normal_name
+from marc_dist.packing.reading.names import is_no_class, name_of, natural_key, normal_name
 from marc_dist.packing.reading.sheets import Row, is_guessed, read_rows
 
 
@@ -210,6 +210,11 @@ def _by_number(path: Path, column: str, lists: list[list[str]], classes: Sequenc
         raise DataError(
             f"{path}: column {column!r} holds numbers up to {largest}, and {had}; name them in order, the first for 0: "
             "--classes A,B,..."
+        )
+    if not any(int(name) == 0 for names in lists for name in names) and not is_no_class(classes[0]):
+        raise DataError(
+            f"{path}: column {column!r} never holds 0, which would be {classes[0]!r}; if 1 is the first "
+            "class: --classes unused,A,B,...; else write names in the table"
         )
     return [[classes[int(name)] for name in names] for names in lists]
 
