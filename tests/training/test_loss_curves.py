@@ -58,7 +58,7 @@ def _one_label(*given: Any, **more: Any) -> Dataset:
     dataset = open_dataset(*given, **more)
     labels = dataset.labels.copy()
     labels &= labels.cumsum(axis=1) == 1
-    return dataclasses.replace(dataset, labels=labels)
+    return dataclasses.replace(dataset, bits=np.packbits(labels, axis=1, bitorder="little"))
 
 
 class _Exact(setup.TrainLoader):  # type: ignore[misc]
