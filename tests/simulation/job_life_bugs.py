@@ -207,7 +207,7 @@ BUGS: dict[str, tuple[str | None, Plant]] = {
     "first rank told by clocks": ("kills", _end_by_clock),
     "killed ranks noted when seen dead": ("kills", _end_as_seen),
     "tasks of failed ranks do not wait": ("kills", _hasty_tasks),
-    "signals during a start not noted": ("cancels", _told_too_early),
+    "signals during a start not noted": ("launches", _told_too_early),
     "a silent Slurm has no jobs": ("silence", _silence_is_freedom),
     "stopped and saved is not started again": ("stops", _stop_is_failure),
     "age of a heartbeat by the own clock": ("holds", _age_by_clock),
