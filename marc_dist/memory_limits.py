@@ -111,7 +111,7 @@ def memory_refused(error: BaseException) -> str | None:
     of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if not (isinstance(error, MemoryError) or of_system or any(refusal in text for refusal in REFUSALS)):
         return None
-    told = first_line(error) or type(error).__name__
+    told = first_line(error)
     return (
         f"no more memory{_limits()} ({told}); raise that limit, or lower train.global_batch, data.num_workers or "
         "eval.batch"

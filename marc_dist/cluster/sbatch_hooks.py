@@ -140,19 +140,20 @@ def _slurm(*command: str) -> str | None:
 
 def batch_script_gone() -> bool:
     """Whether Slurm ends this job because its batch script was killed; where squeue is missing, nobody knows."""
-    with suppress(OSError, subprocess.TimeoutExpired):
-        words = ["squeue", "-h", "-j", slurm_id(os.environ), "-o", "%r"]
-        seen = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ASK_S)
-        return seen.stdout.strip() == LAUNCH_FAILURE
-    return False
+    return _squeue(slurm_id(os.environ), "%r") == LAUNCH_FAILURE
 
 
 def _already_over(name: str) -> bool:
     """Whether Slurm itself is ending this start, which is what we asked for."""
-    with suppress(OSError):
-        seen = subprocess.run(["squeue", "-h", "-j", name, "-o", "%T"], capture_output=True, text=True, check=False)
-        return seen.stdout.strip() in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
-    return False
+    return _squeue(name, "%T") in ("COMPLETING", "REQUEUED", "PENDING", "PREEMPTED")
+
+
+def _squeue(name: str, column: str) -> str:
+    """One column of a job's line in squeue; empty where squeue is missing or does not answer."""
+    words = ["squeue", "-h", "-j", name, "-o", column]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=ASK_S).stdout.strip()
+    return ""
 
 
 def _attempt(job: Job, env: Mapping[str, str]) -> AttemptId:

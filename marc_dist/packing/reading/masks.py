@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from PIL import Image
 from marc_dist.config import DataError
 from marc_dist.data.decode import MAX_PIXELS
 
+T = TypeVar("T")
 Colour = tuple[int, int, int]
 SHOWN = 20  # values that a message lists
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # what keeps every pixel's value
@@ -150,14 +151,7 @@ def _entry(path: Path, palette: list[int], value: int) -> Colour:
 
 
 def _by_colour(path: Path, colours: list[Colour], areas: list[int], rule: MaskRule, least: float) -> frozenset[int]:
-    total: dict[int, int] = {}
-    known = {*rule.colours, *rule.ignore_colours}
-    _all_known(path, "colour", {c: area for c, area in zip(colours, areas, strict=True) if c not in known})
-    for colour, area in zip(colours, areas, strict=True):
-        if colour in rule.ignore_colours:
-            continue
-        total[rule.colours[colour]] = total.get(rule.colours[colour], 0) + area
-    return frozenset(number for number, area in total.items() if area >= least)
+    return _large(path, "colour", list(zip(colours, areas, strict=True)), rule.colours, rule.ignore_colours, least)
 
 
 class UnknownValues(DataError):
@@ -170,7 +164,20 @@ class UnknownValues(DataError):
     pixels: Mapping[Any, int] = {}
 
 
-def _all_known(path: Path, kind: str, unknown: Mapping[Any, int]) -> None:
+def _large(
+    path: Path,
+    kind: str,
+    found: Sequence[tuple[T, int]],
+    numbers: Mapping[T, int],
+    ignored: frozenset[T],
+    least: float,
+) -> frozenset[int]:
+    """The classes that have at least ``least`` pixels, from what a mask holds: (colour or value, pixels).
+
+    Raises:
+        UnknownValues: something belongs to no class.
+    """
+    unknown = {value: area for value, area in found if value not in numbers and value not in ignored}
     if unknown:
         value, area = next(iter(unknown.items()))
         error = UnknownValues(
@@ -178,6 +185,11 @@ def _all_known(path: Path, kind: str, unknown: Mapping[Any, int]) -> None:
         )
         error.pixels = unknown
         raise error
+    total: dict[int, int] = {}
+    for value, area in found:
+        if value not in ignored:
+            total[numbers[value]] = total.get(numbers[value], 0) + area
+    return frozenset(number for number, area in total.items() if area >= least)
 
 
 def all_unknown(errors: Sequence[UnknownValues]) -> DataError:
@@ -207,11 +219,4 @@ def _by_index(path: Path, values: list[int], areas: list[int], rule: MaskRule, l
             f"{path}: a mask without a palette, and copies of this set disagree about index values; "
             f"say which order it has with --index-order {' or '.join(rule.orders) or 'NAME'}"
         )
-    total: dict[int, int] = {}
-    known = {*rule.indices, *rule.ignore_indices}
-    _all_known(path, "value", {v: area for v, area in zip(values, areas, strict=True) if v not in known})
-    for value, area in zip(values, areas, strict=True):
-        if value in rule.ignore_indices:
-            continue
-        total[rule.indices[value]] = total.get(rule.indices[value], 0) + area
-    return frozenset(number for number, area in total.items() if area >= least)
+    return _large(path, "value", list(zip(values, areas, strict=True)), rule.indices, rule.ignore_indices, least)
