@@ -45,11 +45,12 @@ def search(request: Request) -> int:
 
 
 def _print_tables(found: Sequence[Answers], archive: Archive) -> None:
-    """A table for each query."""
+    """A table for each query, under its path: whole on one line, so that it can be copied."""
     console, dataset = Console(highlight=False), archive.dataset
     for answers in found:
         remark = f" ({answers.picture.remark})" if answers.picture.remark else ""
-        table = Table(title=Text(printable(f"{answers.path}{remark}")))
+        print(printable(f"{answers.path}{remark}"))
+        table = Table()
         table.add_column("#", justify="right")
         table.add_column("score", justify="right")
         for column in ("key", "split", "labels"):

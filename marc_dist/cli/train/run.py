@@ -37,9 +37,12 @@ def train(config: Config, stop: StopFlag) -> int:
     run_dir = Path(config.train.run_dir)
     try:
         result = run_rank(config, stop=stop, give_up=_give_up)
+    except LaunchError as error:
+        if _folder_has_gone(error.__context__, run_dir):  # in the middle of a file
+            raise LaunchError(removal(run_dir)) from None
+        raise
     except OSError as error:
-        ours = str(error.filename).startswith(f"{run_dir}{os.sep}")
-        if error.errno == errno.ENOENT and ours and was_removed(run_dir):
+        if _folder_has_gone(error, run_dir):
             raise LaunchError(removal(run_dir)) from None
         if error.errno == errno.ENOSPC:
             raise LaunchError(
@@ -53,6 +56,13 @@ def train(config: Config, stop: StopFlag) -> int:
         # what people cause comes as ours; this one needs its traceback
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return EXIT_REQUEUE if result.interrupted else 0
+
+
+def _folder_has_gone(error: BaseException | None, run_dir: Path) -> bool:
+    """Whether a file of the run was not found because its whole folder was removed."""
+    if not isinstance(error, FileNotFoundError) or not str(error.filename).startswith(f"{run_dir}{os.sep}"):
+        return False
+    return was_removed(run_dir)
 
 
 def check(config: Config) -> int:
