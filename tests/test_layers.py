@@ -170,7 +170,7 @@ LATE = {
     "launch": {"job", "run", "search_job"},
     "tune": {"run"},
     "eval": {"run"},
-    "search": {"run"},
+    "search": {"request", "run"},
     "jobs": {"run"},
 }
 

@@ -19,6 +19,7 @@ TILE, GAP, SIDE = 112, 8, 188
 WIDE_TILE, WIDE_GAP, ROW, LINES = 132, 10, 6, 3
 QUERY = 176
 HEAD, LINE = 46, WIDE_TILE + 34 + 15 * (LINES + 1)
+ITSELF = "the query itself"
 SHEET_HEIGHT = 30_000
 """Pixels; programs that show pictures stop at 32,767, some at less memory."""
 
@@ -89,6 +90,11 @@ def labels_of(dataset: Dataset, sample: int) -> list[str]:
     return [printable(name) for name, on in zip(dataset.classes, dataset.label_rows(sample), strict=True) if on]
 
 
+def split_of(dataset: Dataset, sample: int) -> str:
+    """The name of the split that a sample is in, for a terminal or a page."""
+    return printable(str(dataset.split[sample]))
+
+
 def key_of(dataset: Dataset, sample: int) -> str:
     """A sample's key, for a terminal or a page."""
     return printable(str(dataset.keys[sample]))
@@ -134,8 +140,12 @@ def contact_sheet(found: Sequence[Answers], dataset: Dataset, reader: IndexedRea
             left = WIDE_GAP * 4 + QUERY + (at % ROW) * (WIDE_TILE + WIDE_GAP)
             y = top + (at // ROW) * LINE
             sheet.paste(_square(reader.image(hit.id), WIDE_TILE), (left, y))
-            draw.text((left, y + WIDE_TILE + 4), f"{at + 1}.  {hit.score:.3f}", fill=INK, font=plain)
-            texts = [key_of(dataset, hit.id), *_wrapped(draw, labels_of(dataset, hit.id), tiny)]
+            remark = f" {ITSELF}" if hit.same else ""
+            draw.text((left, y + WIDE_TILE + 4), f"{at + 1}.  {hit.score:.4f}{remark}", fill=INK, font=plain)
+            texts = [
+                f"{key_of(dataset, hit.id)} ({split_of(dataset, hit.id)})",
+                *_wrapped(draw, labels_of(dataset, hit.id), tiny),
+            ]
             for number, text in enumerate(texts):
                 place = (left, y + WIDE_TILE + 22 + 15 * number)
                 draw.text(place, cut_to_width(draw, text, tiny, WIDE_TILE), fill=FAINT if number else INK, font=tiny)

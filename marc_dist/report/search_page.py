@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from marc_dist.config import printable
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.report.page import render_page
-from marc_dist.report.picture_sheets import ROW, key_of, labels_of, sheet_limits
+from marc_dist.report.picture_sheets import ITSELF, ROW, key_of, labels_of, sheet_limits, split_of
 from marc_dist.retrieval.archive import Answers
 
 PAGE_PICTURES = 5000
@@ -34,7 +34,7 @@ def left_out(found: Sequence[Answers]) -> list[str]:
 
 def search_page(
     found: Sequence[Answers], dataset: Dataset, reader: IndexedReader, title: str, facts: Sequence[str],
-    wanted: Sequence[str],
+    wanted: Collection[str],
 ) -> str:  # fmt: skip
     """The page: one panel a query.
 
@@ -54,6 +54,8 @@ def search_page(
         found=[(printable(answers.path.name), answers) for answers in found],
         most=page_limit(found),
         image_of=reader.image,
+        itself=ITSELF,
+        split_of=lambda sample: split_of(dataset, sample),
         key_of=lambda sample: key_of(dataset, sample),
         labels_of=lambda sample: [(name, name in wanted) for name in labels_of(dataset, sample)],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +12,44 @@ from PIL import Image
 
 from marc_dist import comm
 from marc_dist.augment.views import eval_transform
-from marc_dist.config import Config, ConfigError, DataError
-from marc_dist.config.suggest import suggestion
+from marc_dist.config import Config, DataError
 from marc_dist.data.columns import distinct
-from marc_dist.data.dataset import open_dataset
+from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import Query, read_any
 from marc_dist.data.plan import rank_part
+from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
 from marc_dist.retrieval.index import build, check_spec
 from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index_folder import check_index_dir, read_store
 from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
+from marc_dist.retrieval.label_query import LabelQuery, parse_labels
 from marc_dist.retrieval.search import Part, learn, top_k
-from marc_dist.retrieval.store import SAME, Store, check_index_dir, read_store
+from marc_dist.retrieval.store import SAME, Store
+
+ANY = parse_labels((), ())
+SAME_SCORE = 0.9999
+"""Cosine below which an answer cannot be the query picture: encoding it again may round otherwise."""
+SAME_ANSWERS = 5
+"""The best answers that are compared with the query picture, byte by byte."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer: its sample id in the archive and its cosine (of codes: 1 - 2 x distance / bits)."""
+    """One answer.
+
+    Attributes:
+        id: sample of the archive.
+        score: cosine (of codes: 1 - 2 x distance / bits).
+        same: whether it is the query picture itself: the same bytes, or the same pixels.
+    """
 
     id: int
     score: float
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,21 +66,21 @@ class Archive:
 
     Args:
         encoder_dir: holds ``encoder.safetensors``.
-        archive_dir: shard folder; None = the one that the index folder was made of.
+        dataset: the archive.
         index_dir: folder of vectors and index; None = in the encoder's folder.
         splits: parts of the archive; none = all of it.
         config: ``eval.features``, ``eval.index``, ``eval.batch``, ``data``, ``train.device``.
         say: takes one line for people.
 
     Raises:
-        ConfigError: an index that FAISS does not know; no archive; a folder of somebody else's.
-        DataError: no such archive; an index folder that another encoder or another archive made.
+        ConfigError: an index that FAISS does not know; a folder of somebody else's.
+        DataError: an index folder that another encoder or another archive made.
     """
 
     def __init__(
         self,
         encoder_dir: Path,
-        archive_dir: str | None,
+        dataset: Dataset,
         index_dir: Path | None,
         splits: Sequence[str],
         config: Config,
@@ -89,7 +104,7 @@ class Archive:
         check_spec(self.spec, self.embedder.width)
         if index_dir is not None:
             check_index_dir(index_dir)
-        self.dataset = open_dataset(archive_dir or self._kept_root(index_dir))
+        self.dataset = dataset
         self.splits = sorted(set(splits)) or distinct(self.dataset.split)
         self.ids = np.concatenate([self.dataset.rows(split) for split in self.splits])  # as the vectors lie in files
         name = f"trained-{config.eval.features}-{self.dataset.fingerprint[:12]}"
@@ -100,15 +115,6 @@ class Archive:
         self._store: Store | None = None
         self._learnt: bytes | None = None
         self._part: Part | None = None
-
-    @staticmethod
-    def _kept_root(index_dir: Path | None) -> str:
-        if index_dir is None or not (index_dir / "store.json").exists():
-            raise ConfigError("--archive: expected the shard folder to search, got none; add --archive DIR")
-        root = read_store(index_dir)["about"].get("archive_dir")
-        if not isinstance(root, str) or not Path(root).is_dir():
-            raise ConfigError(f"{index_dir}: its archive is not at {root}; say where it is with --archive DIR")
-        return root
 
     def _refuse_foreign(self, folder: Path) -> None:
         """Whether an index folder that is there was made by this encoder, of this archive, in this way."""
@@ -163,36 +169,28 @@ class Archive:
             self._part = part
         return part
 
-    def carriers(self, labels: Sequence[str]) -> Int:
-        """Ids of the archive's images that carry all of ``labels``; all of them without any.
+    def carriers(self, labels: LabelQuery) -> Int:
+        """Ids of the archive's images whose labels pass; at least one.
 
         Raises:
-            ConfigError: no such label.
-            DataError: no image carries them all.
+            DataError: none passes.
         """
-        ids = self.ids
-        for label in labels:
-            if label not in self.dataset.classes:
-                raise ConfigError(
-                    f"--label {label}: the archive knows no such label{suggestion(label, self.dataset.classes)}; "
-                    f"it has {', '.join(self.dataset.classes)}"
-                )
-            ids = ids[self.dataset.label_rows(ids)[:, self.dataset.classes.index(label)]]
+        ids = self.ids[labels.passes(self.dataset.label_rows(self.ids))]
         if not len(ids):
-            raise DataError(f"{self.dataset.root}: no image carries all of {', '.join(labels)}")
+            raise DataError(f"{self.dataset.root}: no image has the labels {labels.text}")
         return ids
 
     def build(self) -> None:
         """Make vectors and index now, so that searches find them ready. A collective."""
         self._index(self.ids, must=True)
 
-    def search(self, paths: Sequence[Path], top: int, labels: Sequence[str] = ()) -> list[Answers]:
+    def search(self, paths: Sequence[Path], top: int, labels: LabelQuery = ANY) -> list[Answers]:
         """The nearest images of the archive for each picture. A collective.
 
         Args:
             paths: pictures of any size and kind.
             top: answers a query; fewer where the archive, or its part with the labels, holds fewer.
-            labels: only images that carry all of them.
+            labels: only images whose labels pass.
 
         Raises:
             DataError: a file that is not a picture; see ``carriers``.
@@ -206,11 +204,14 @@ class Archive:
         units = comm.broadcast_object(exact_unit(vectors))  # ranks of other machines may round otherwise
         nobody = np.full(len(units), -1, dtype=np.int64)
         scores, found = top_k(self._index(ids), units, nobody, min(top, len(ids)), device=self._device)
-        hits = [
-            tuple(Hit(int(i), float(s)) for i, s in zip(*row, strict=True) if i >= 0)
-            for row in zip(found, scores, strict=True)
-        ]
-        return [Answers(*row) for row in zip(paths, pictures, hits, strict=True)]
+        reader = IndexedReader(self.dataset)
+        answers = []
+        for path, query, *row in zip(paths, pictures, found, scores, strict=True):
+            hits = [Hit(int(i), float(s)) for i, s in zip(*row, strict=True) if i >= 0]
+            same = _same_picture(path, query, hits, reader)
+            answers.append(Answers(path, query, tuple(replace(hit, same=hit is same) for hit in hits)))
+        reader.close()
+        return answers
 
     def _encoded(self, images: Sequence[Image.Image]) -> Float32:
         size, scale = self.embedder.image_size, self.embedder.scale
@@ -222,3 +223,17 @@ class Archive:
             for at in range(0, len(images), batch)
         ]
         return np.concatenate(parts)
+
+
+def _same_picture(path: Path, query: Query, hits: Sequence[Hit], reader: IndexedReader) -> Hit | None:
+    """The first of the best answers that is the query picture itself: its bytes, or its pixels."""
+    data, size, pixels = path.read_bytes(), query.image.size, query.image.tobytes()
+    for hit in hits[:SAME_ANSWERS]:
+        if hit.score < SAME_SCORE:
+            return None
+        if reader.read(hit.id) == data:
+            return hit
+        image = reader.image(hit.id)
+        if image.size == size and image.tobytes() == pixels:
+            return hit
+    return None

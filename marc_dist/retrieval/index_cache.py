@@ -25,9 +25,10 @@ from marc_dist.data.plan import rank_part
 from marc_dist.files import sync_folder, write_atomic
 from marc_dist.retrieval.exact import Int
 from marc_dist.retrieval.index import FactoryPart, build
+from marc_dist.retrieval.index_folder import read_store
 from marc_dist.retrieval.index_spec import IndexSpec
 from marc_dist.retrieval.search import learn
-from marc_dist.retrieval.store import Store, file_crc, read_store
+from marc_dist.retrieval.store import Store, file_crc
 
 
 def kept_part(

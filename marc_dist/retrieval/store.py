@@ -29,24 +29,20 @@ from numpy.typing import NDArray
 from torch.nn import Module
 
 from marc_dist import comm
-from marc_dist.config import ConfigError, DataError, LaunchError
+from marc_dist.config import DataError, LaunchError
 from marc_dist.data.columns import distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.model import Encoder
 from marc_dist.files import make_folder, sync_folder, write_atomic
 from marc_dist.retrieval.exact import Float32, Int, Pieces, Rows
+from marc_dist.retrieval.index_folder import FORMAT, read_store
 
-FORMAT = 1
 CHUNK = 1 << 24
 FEW_PIECES = 64
 OLD_S = 86_400.0
 """A temporary file that was not touched for so long belongs to a process that was killed."""
 SAME = ("encoder", "dataset", "features", "image_size", "pixels")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
-OWN = re.compile(
-    r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|\.lock"
-)
-"""Names that a crash leaves in a folder of ours before ``store.json`` is there."""
 Made = dict[str, Any]
 """What vectors depend on: encoder (SHA-256), dataset (fingerprint), features, image_size, pixels (mean,
 std, interpolation), batch, device, torch."""
@@ -77,21 +73,6 @@ def _file_name(split: str, made: Made) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]}.npy"
 
 
-def check_index_dir(folder: Path) -> None:
-    """Refuse a folder of somebody else's: an index folder is new, empty, or one of ours, begun ones included.
-
-    Raises:
-        ConfigError: says what lies there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: a file, expected a folder; choose another --index-dir")
-    held = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name)) if folder.is_dir() else []
-    if held and "store.json" not in held:
-        raise ConfigError(
-            f"{folder}: expected an index or nothing, got {', '.join(held[:3])}; choose another --index-dir"
-        )
-
-
 def file_crc(path: Path) -> int:
     """CRC-32 of a file, read in pieces."""
     crc = 0
@@ -99,35 +80,6 @@ def file_crc(path: Path) -> int:
         while chunk := file.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def read_store(folder: Path) -> dict[str, Any]:
-    """``store.json``.
-
-    Raises:
-        DataError: none there, not readable, another format.
-    """
-    file = folder / "store.json"
-    remedy = "not an index of this version; choose another folder"
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no index (no store.json); make one with marc-search ENCODER --index-only") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); {remedy}") from None
-    wanted = {"parts": dict, "dim": int, "about": dict}
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        got = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise DataError(f"{file}: expected format {FORMAT}, got {got!r}; {remedy}")
-    if not all(isinstance(meta.get(key), kind) for key, kind in wanted.items()):
-        raise DataError(f"{file}: lacks {', '.join(wanted)}; {remedy}")
-    for part in meta["parts"].values():
-        kinds = {"made": dict, "file": str, "crc32": int}
-        if not isinstance(part, dict) or not all(isinstance(part.get(key), kind) for key, kind in kinds.items()):
-            raise DataError(f"{file}: does not say what made its parts; {remedy}")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.npy", part["file"]):
-            raise DataError(f"{file}: names a part {part['file']!r:.60}; {remedy}")
-    return meta
 
 
 class Store:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from marc_dist.cli.search import main
+from marc_dist.data.dataset import open_dataset
+from marc_dist.data.reader import IndexedReader
 from marc_dist.report import picture_sheets, search_page
 from tests.retrieval.runs import make_run, pack_tiny
 
@@ -36,13 +40,71 @@ def test_a_picture_is_answered(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([str(run), str(query), "--top", "7", "--label", "green", "data.num_workers=0"]) == 0
     out, err = capsys.readouterr()
     assert "archive encoder: 40 images" in err and "index: flat, on the CPU" in err
-    assert "<red> & co.png" in out and f"sheet: {run / 'search' / 'search.png'}" in out and "<b>" in out
-    with Image.open(run / "search" / "search.png") as sheet:
+    assert "<red> & co.png" in out and "<b>" in out
+    folder = run / "search" / "0001-red-co"
+    assert f"sheet: {folder / 'search.png'}" in out.splitlines()
+    with Image.open(folder / "search.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 300
-    page = (run / "search" / "search.html").read_text()
+    page = (folder / "search.html").read_text()
     assert page.count('class="tile"') == 7 and "&lt;red&gt; &amp; co.png" in page
     assert "<red>" not in page and "<script" not in page and "http" not in page.replace("http-equiv", "")
     assert page.count('<li class="same">green</li>') == 7
+
+
+def test_a_search_keeps_those_before_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query, parent = str(run.parent / "<red> & co.png"), run / "search"
+    before = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
+    assert main([str(run), query, query, query, "--top", "1"]) == 0
+    assert main([str(run), query, "--top", "1"]) == 0
+    assert f"page: {sorted(parent.iterdir())[-1] / 'search.html'}" in capsys.readouterr().out.splitlines()
+    (first, second) = sorted({path.name for path in parent.iterdir()} - before)
+    assert first.endswith("-red-co-and-2-more") and second.endswith("-red-co")
+    assert int(second[:4]) == int(first[:4]) + 1 == len(before) + 2
+
+
+def stored(run: Path, at: int, path: Path) -> str:
+    """A picture of the archive as a file; its key."""
+    dataset = open_dataset(run.parent / "data")
+    path.write_bytes(IndexedReader(dataset).read(at))
+    return str(dataset.keys[at])
+
+
+def test_answers_as_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = stored(run, 7, tmp_path / "b.png")
+    words = [str(run), str(tmp_path / "b.png"), "--top", "3", "--label", "GREEN or not green", "--json"]
+    before = sorted(path for path in run.rglob("*"))
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sorted(path for path in run.rglob("*")) == before  # no sheet, no page
+    assert told["sheet"] is None and told["searched"] == 40 and told["labels"] == "green or not green"
+    (query,) = told["queries"]
+    assert query["path"] == str(tmp_path / "b.png") and [hit["rank"] for hit in query["answers"]] == [1, 2, 3]
+    first = query["answers"][0]
+    assert first["key"] == key and first["same"] and first["split"] in ("train", "test") and first["score"] > 0.9999
+    assert not any(hit["same"] for hit in query["answers"][1:])
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert Path(json.loads(capsys.readouterr().out)["page"]).read_text().count("the query itself") == 1
+
+
+def test_a_folder_a_list_and_standard_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, notes = tmp_path / "pictures", tmp_path / "list.txt"
+    folder.mkdir()
+    for at, name in enumerate(("b.png", "a.PNG")):
+        stored(run, at, folder / name)
+    (folder / "notes.txt").touch()
+    notes.write_text(f"{folder}/b.png\n\n{folder}\n")
+
+    def paths(*words: str, stdin: bytes = b"") -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        assert main([str(run), *words, "--json", "--top", "1"]) == 0
+        return [Path(query["path"]).name for query in json.loads(capsys.readouterr().out)["queries"]]
+
+    assert paths(str(folder)) == ["a.PNG", "b.png"]
+    assert paths("--list", str(notes)) == ["b.png", "a.PNG", "b.png"]
+    assert paths("--list", "-", stdin=f"{folder}/b.png\n".encode()) == ["b.png"]
+    assert paths("-", str(folder / "b.png"), stdin=(folder / "b.png").read_bytes()) == ["standard-input", "b.png"]
 
 
 def test_an_index_is_made_and_searched_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,10 +138,30 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.startswith("usage: marc-search") and done.stdout.splitlines()[-1] == "[]"
 
 
+def test_mistakes_are_told_before_torch_is_loaded(run: Path) -> None:
+    code = (
+        "import sys\nfrom marc_dist.cli.search import main\n"
+        "assert main(sys.argv[1:]) == 2\nassert not {'torch', 'faiss', 'timm'} & set(sys.modules)"
+    )
+    query = str(run.parent / "<red> & co.png")
+    for words in (["--label", "snow"], ["--top", "0"], ["--split", "val"], ["--index", "itq7"], ["--archive", "gone"]):
+        done = subprocess.run([sys.executable, "-c", code, str(run), query, *words], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = str(run.parent / "<red> & co.png")
     assert "no such run" in refused(capsys, str(tmp_path / "gone"), query)
-    assert "expected a query picture, or --index-only" in refused(capsys, str(run))
+    assert "expected a query picture, --list FILE or --index-only" in refused(capsys, str(run))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "list.txt").write_text("\n")
+    assert "empty: a folder without pictures" in refused(capsys, str(run), str(empty))
+    assert "no paths in it" in refused(capsys, str(run), "--list", str(empty / "list.txt"))
+    assert "gone.txt: cannot be read" in refused(capsys, str(run), "--list", str(empty / "gone.txt"))
+    assert "standard input is one thing" in refused(capsys, str(run), "-", "--list", "-")
+    assert "https://a.b/c.jpg: an address, expected a file; fetch it" in refused(capsys, str(run), "https://a.b/c.jpg")
+    assert "no split named 'val'" in refused(capsys, str(run), query, "--split", "val")
     assert "gone.jpg: no such picture" in refused(capsys, str(run), str(tmp_path / "gone.jpg"))
     assert "--top: expected 1 or more, got 0" in refused(capsys, str(run), query, "--top", "0")
     assert "loss.tau: marc-search takes eval.features" in refused(capsys, str(run), query, "loss.tau=1")
@@ -87,10 +169,12 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "no such shard folder" in refused(capsys, str(run), query, "--archive", str(tmp_path / "gone"))
     assert "FAISS refuses it" in refused(capsys, str(run), query, "--index", "NOPE")
     (tmp_path / "thesis.docx").touch()
-    assert "got thesis.docx; choose another" in refused(capsys, str(run), query, "--index-dir", str(tmp_path))
+    assert "thesis.docx; choose another" in refused(capsys, str(run), query, "--index-dir", str(tmp_path))
     assert "expected a folder" in refused(capsys, str(run), query, "--out", query)
     assert "--index-only: makes" in refused(capsys, str(run), query, "--index-only")
-    assert "--label snow: the archive knows no such label" in refused(capsys, str(run), query, "--label", "snow")
+    assert "--label snow: the archive knows no such label; it has" in refused(
+        capsys, str(run), query, "--label", "snow"
+    )
     alone = tmp_path / "alone"
     alone.mkdir()
     for name in ("encoder.safetensors", "head.safetensors", "encoder.json"):

@@ -12,11 +12,13 @@ from PIL import Image
 
 from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, ConfigError, DataError
-from marc_dist.data.dataset import Dataset
+from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.decode import MAX_BYTES
 from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval import archive as ar
+from marc_dist.retrieval.index_folder import archive_of
+from marc_dist.retrieval.label_query import parse_labels
 from tests.retrieval.runs import CLASSES, make_run, pack_tiny
 from tests.worlds import run_in_world
 
@@ -31,7 +33,7 @@ def opened(run: tuple[Path, Config], said: list[str] | None = None, index_dir: P
     folder, config = run
     config = config.model_copy(update={"eval": config.eval.model_copy(update=words)})
     tell = (lambda _: None) if said is None else said.append
-    return ar.Archive(folder, config.data.dir, index_dir, [], config, tell)
+    return ar.Archive(folder, open_dataset(config.data.dir), index_dir, [], config, tell)
 
 
 def picture(dataset: Dataset, sample: int, path: Path) -> Path:
@@ -58,18 +60,19 @@ def test_a_picture_of_the_archive_finds_itself_and_its_neighbours(
     assert found.path == path and found.picture.remark == "" and found.picture.size == (20, 20)
     assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.picture.image, list(range(40)))[:9]
     assert found.hits[0].id == 7 and found.hits[0].score == pytest.approx(1, abs=1e-6)
+    assert [hit.same for hit in found.hits] == [True, *[False] * 8]
 
 
 def test_labels_that_answers_must_carry(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:
     archive = opened(run)
     path = picture(tiny, 7, tmp_path / "q.png")
     both = [i for i in range(40) if tiny.labels[i, 0] and tiny.labels[i, 2]]
-    (found,) = archive.search([path], 50, ["red & blue", "green"])
+    (found,) = archive.search([path], 50, parse_labels(["RED  & blue", "green"], CLASSES))
     assert [hit.id for hit in found.hits] == naive(run[0], tiny, found.picture.image, both) and both
     with pytest.raises(ConfigError, match=r"--label gren: .* did you mean green\?; it has red & blue"):
-        archive.search([path], 5, ["gren"])
-    with pytest.raises(DataError, match="no image carries all of never"):
-        archive.search([path], 5, [CLASSES[-1]])
+        parse_labels(["gren"], CLASSES)
+    with pytest.raises(DataError, match="no image has the labels never"):
+        archive.search([path], 5, parse_labels([CLASSES[-1]], CLASSES))
 
 
 def test_an_index_folder_is_used_again(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:
@@ -82,7 +85,9 @@ def test_an_index_folder_is_used_again(run: tuple[Path, Config], tiny: Dataset, 
     assert any("40 images in" in line for line in said)
     said.clear()
     config = run[1].model_copy(update={"eval": run[1].eval.model_copy(update={"index": "IVF2,Flat:nprobe=2"})})
-    again = ar.Archive(run[0], None, folder, [], config, said.append)  # the folder knows its archive
+    again = ar.Archive(
+        run[0], open_dataset(archive_of(folder)), folder, [], config, said.append
+    )  # the folder knows its archive
     assert again.search([path], 9)[0].hits == expected
     assert "vectors of 40 images from" in said[0] and str(folder) in said[1] and len(said) == 2
 
@@ -99,7 +104,7 @@ def test_an_encoder_that_did_not_make_it_is_refused(run: tuple[Path, Config], ti
         opened(run, None, tmp_path / "index", features="projection")
     data = pack_tiny(tmp_path / "data", seed=5)
     with pytest.raises(DataError, match="another archive"):
-        ar.Archive(run[0], str(data.root), tmp_path / "index", [], run[1], print)
+        ar.Archive(run[0], data, tmp_path / "index", [], run[1], print)
 
 
 def test_another_machine_does_not_embed_again(run: tuple[Path, Config], tmp_path: Path) -> None:
@@ -110,24 +115,24 @@ def test_another_machine_does_not_embed_again(run: tuple[Path, Config], tmp_path
 
 
 def test_splits_and_places(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:
-    archive = ar.Archive(run[0], str(tiny.root), None, ["test"], run[1], print)
+    archive = ar.Archive(run[0], tiny, None, ["test"], run[1], print)
     path = picture(tiny, 7, tmp_path / "q.png")
     (found,) = archive.search([path], 99)
     assert sorted(hit.id for hit in found.hits) == tiny.rows("test").tolist()
     with pytest.raises(DataError, match="no split named 'val'"):
-        ar.Archive(run[0], str(tiny.root), None, ["val"], run[1], print)
+        ar.Archive(run[0], tiny, None, ["val"], run[1], print)
     with pytest.raises(ConfigError, match="--archive: expected the shard folder"):
-        ar.Archive(run[0], None, None, [], run[1], print)
+        archive_of(None)
     with pytest.raises(ConfigError, match="add --archive DIR"):
-        ar.Archive(run[0], None, tmp_path / "nothing", [], run[1], print)
-    twice = ar.Archive(run[0], str(tiny.root), None, ["test", "train", "test"], run[1], print)
+        archive_of(tmp_path / "nothing")
+    twice = ar.Archive(run[0], tiny, None, ["test", "train", "test"], run[1], print)
     assert sorted(twice.ids.tolist()) == list(range(40)) and len(twice.search([path], 99)[0].hits) == 40
     opened(run, None, tmp_path / "index").build()
     meta = json.loads((tmp_path / "index" / "store.json").read_text())
     meta["about"]["archive_dir"] = str(tmp_path / "moved")
     (tmp_path / "index" / "store.json").write_text(json.dumps(meta))
     with pytest.raises(ConfigError, match="say where it is with --archive DIR"):
-        ar.Archive(run[0], None, tmp_path / "index", [], run[1], print)
+        archive_of(tmp_path / "index")
 
 
 def pictures() -> dict[str, bytes]:
@@ -179,16 +184,15 @@ def test_codes_are_those_of_the_whole_archive_whatever_is_asked_for(
     archive = opened(run, index="sign")
     path = picture(tiny, 7, tmp_path / "q.png")
     every = {hit.id: hit.score for hit in archive.search([path], 99)[0].hits}
-    some = opened(run, index="sign").search([path], 99, ["green"])[0].hits
+    some = opened(run, index="sign").search([path], 99, parse_labels(["green"], CLASSES))[0].hits
     assert 0 < len(some) < 40 and {hit.id: hit.score for hit in some}.items() <= every.items()
 
 
 def test_mistakes_are_told_before_the_archive_is_embedded(run: tuple[Path, Config], tmp_path: Path) -> None:
     (tmp_path / "q.jpg").write_bytes(b"hello")
     archive = opened(run, None, tmp_path / "index")
-    for labels in ([], ["gren"]):
-        with pytest.raises((DataError, ConfigError)):
-            archive.search([tmp_path / "q.jpg"], 1, labels)
+    with pytest.raises(DataError, match="not a picture"):
+        archive.search([tmp_path / "q.jpg"], 1)
     with (tmp_path / "q.jpg").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(DataError, match="expected a picture of at most"):
@@ -214,7 +218,7 @@ def test_what_is_no_picture_is_told(run: tuple[Path, Config], tmp_path: Path) ->
 
 
 def ranked(run: tuple[Path, Config], path: Path) -> list[ar.Hit]:
-    return list(opened(run).search([path], 9, ["green"])[0].hits)
+    return list(opened(run).search([path], 9, parse_labels(["green"], CLASSES))[0].hits)
 
 
 def test_ranks_search_as_one(run: tuple[Path, Config], tiny: Dataset, tmp_path: Path) -> None:

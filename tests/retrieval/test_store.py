@@ -20,6 +20,7 @@ from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval import store as st
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Pieces, exact_unit
+from marc_dist.retrieval.index_folder import check_index_dir, read_store
 from tests.retrieval.runs import make_run
 from tests.worlds import run_in_world
 
@@ -45,7 +46,7 @@ def put_all(x: np.ndarray) -> Callable[[Callable[[int, np.ndarray], None]], None
 
 
 def file_of(folder: Path, split: str) -> Path:
-    return folder / str(st.read_store(folder)["parts"][split]["file"])
+    return folder / str(read_store(folder)["parts"][split]["file"])
 
 
 def nothing() -> None:
@@ -105,15 +106,15 @@ def test_what_another_process_writes_meanwhile_is_not_opened(tiny: Dataset, tmp_
 
 
 def test_an_index_folder_is_new_empty_or_ours(tmp_path: Path) -> None:
-    st.check_index_dir(tmp_path / "new")
-    st.check_index_dir(tmp_path)
+    check_index_dir(tmp_path / "new")
+    check_index_dir(tmp_path)
     (tmp_path / "thesis.docx").touch()
     with pytest.raises(ConfigError, match=r"expected an index or nothing, got thesis\.docx; choose another"):
-        st.check_index_dir(tmp_path)
+        check_index_dir(tmp_path)
     with pytest.raises(ConfigError, match="a file, expected a folder"):
-        st.check_index_dir(tmp_path / "thesis.docx")
+        check_index_dir(tmp_path / "thesis.docx")
     write(tmp_path, "train", rows(3))
-    st.check_index_dir(tmp_path)
+    check_index_dir(tmp_path)
 
 
 def test_files_of_killed_processes_are_removed_a_day_later(tmp_path: Path) -> None:
@@ -152,12 +153,12 @@ def test_what_changed_is_missing(tmp_path: Path) -> None:
     file_of(tmp_path, "train").unlink()
     assert st.missing_splits(tmp_path, MADE, both) == both
     write(tmp_path, "val", rows(4), {**MADE, "encoder": "other"})  # another maker: the others are forgotten
-    assert list(st.read_store(tmp_path)["parts"]) == ["val"]
+    assert list(read_store(tmp_path)["parts"]) == ["val"]
 
 
 def test_a_store_that_cannot_be_read(tiny: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no index .no store.json.; make one with marc-search"):
-        st.read_store(tmp_path)
+        read_store(tmp_path)
     write(tmp_path, "train", rows(29))
     with pytest.raises(DataError, match="not the vectors of 30 images"):
         st.Store(tmp_path, tiny, ["train"], MADE)
@@ -168,16 +169,16 @@ def test_a_store_that_cannot_be_read(tiny: Dataset, tmp_path: Path) -> None:
     for text, told in {"[1": "cannot be read", '{"format": 9}': "expected format 1, got 9", "[]": "got 'list'"}.items():
         (tmp_path / "store.json").write_text(text)
         with pytest.raises(DataError, match=told):
-            st.read_store(tmp_path)
+            read_store(tmp_path)
         assert st.missing_splits(tmp_path, MADE, ["train"]) == ["train"]
     (tmp_path / "store.json").write_text(json.dumps({"format": 1, "parts": [], "dim": 3, "about": {}}))
     with pytest.raises(DataError, match="lacks"):
-        st.read_store(tmp_path)
+        read_store(tmp_path)
     part = {"made": {}, "crc32": 0, "file": "../x.npy"}
     for bad, told in (({}, "what made its parts"), (part, r"names a part '\.\./x\.npy'")):
         (tmp_path / "store.json").write_text(json.dumps({"format": 1, "parts": {"x": bad}, "dim": 3, "about": {}}))
         with pytest.raises(DataError, match=told):
-            st.read_store(tmp_path)
+            read_store(tmp_path)
 
 
 def test_names_of_splits_stay_in_the_folder(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from marc_dist.retrieval import store as st
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index_folder import check_index_dir
 from marc_dist.retrieval.index_spec import parse_spec
 from marc_dist.run import attempts as at
 from marc_dist.run.folder import METRICS, VALIDATION, read_lines
@@ -323,7 +324,7 @@ def vectors(lab: Path) -> Protocol:
         x = rows(seed)[dataset.rows(split)]
 
         def step(root: Path) -> None:
-            st.check_index_dir(root / "kept")
+            check_index_dir(root / "kept")
             if st.missing_splits(root / "kept", made(seed), [split]):
                 st.write_split(root / "kept", split, x.shape, made(seed), {}, lambda put: put(0, x), lambda: None)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from marc_dist.cli.command import run_command
-from marc_dist.cli.search.words import parser, request_of
+from marc_dist.cli.search.words import parser
 from marc_dist.run.rank_ends import failures_noted
 
 
@@ -17,8 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    request = request_of(options)
-    with failures_noted():
-        from marc_dist.cli.search import run
+    with tempfile.TemporaryDirectory(prefix="marc-search-") as scratch:
+        from marc_dist.cli.search import request
 
-        return run.search(request)
+        asked = request.request_of(options, Path(scratch))
+        with failures_noted():
+            from marc_dist.cli.search import run
+
+            return run.search(asked)

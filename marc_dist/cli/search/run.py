@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from marc_dist import comm
-from marc_dist.cli.search.words import Request
-from marc_dist.config import printable
+from marc_dist.cli.search.request import Request
+from marc_dist.config import LaunchError, printable
 from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.device import resolve_device
-from marc_dist.files import write_atomic
-from marc_dist.report.picture_sheets import contact_sheet, key_of, labels_of
+from marc_dist.files import make_folder, write_atomic
+from marc_dist.report.picture_sheets import ITSELF, contact_sheet, key_of, labels_of, split_of
 from marc_dist.report.search_page import left_out, search_page
-from marc_dist.retrieval.archive import Answers, Archive
+from marc_dist.retrieval.archive import Answers, Archive, Hit
 from marc_dist.retrieval.evaluate import LIMIT_S
+
+SHEET, PAGE = "search.png", "search.html"
 
 
 def search(request: Request) -> int:
@@ -31,17 +38,53 @@ def search(request: Request) -> int:
         if speaks:
             errors.print(printable(line), markup=False)
 
-    archive = Archive(request.folder, request.archive_dir, request.index_dir, request.splits, request.config, say)
+    archive = Archive(request.folder, request.dataset, request.index_dir, request.splits, request.config, say)
     if not request.queries:
         archive.build()
     answers = archive.search(request.queries, request.top, request.labels) if request.queries else []
     comm.leave()
-    if speaks and answers:
-        _print_tables(answers, archive)
-        _write_pages(answers, archive, request)
-    if speaks and not request.queries:
+    if not speaks:
+        return 0
+    if not request.queries:
         print(f"index of {len(archive.ids)} images: {archive.folder}")
+        return 0
+    out = request.out
+    if out is None and not request.json:
+        out = new_folder(request.folder / "search", request.queries)
+    if out is not None:
+        _write_pages(answers, archive, request, out)
+    if request.json:
+        print(json.dumps(_plain(answers, archive, request, out), indent=2, ensure_ascii=False, allow_nan=False))
+        return 0
+    _print_tables(answers, archive)
+    assert out is not None
+    print(f"sheet: {out / SHEET}", f"page: {out / PAGE}", *left_out(answers), sep="\n")
     return 0
+
+
+def new_folder(parent: Path, queries: Sequence[Path]) -> Path:
+    """Make the next free folder for a search: a number, and the name of its first query.
+
+    Raises:
+        LaunchError: the folder cannot be written.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", queries[0].stem)[:40].strip("-.") or "query"
+    more = f"-and-{len(queries) - 1}-more" if len(queries) > 1 else ""
+    try:
+        make_folder(parent)
+        taken = [int(one.name.partition("-")[0]) for one in parent.iterdir() if re.match(r"\d+-", one.name)]
+        number = max(taken, default=0)
+        while True:
+            number += 1
+            folder = parent / f"{number:04d}-{name}{more}"
+            try:
+                parent.joinpath(f".{number:04d}").mkdir()  # another search may take this number under another name
+            except FileExistsError:
+                continue
+            parent.joinpath(f".{number:04d}").rename(folder)
+            return folder
+    except OSError as error:
+        raise LaunchError(f"{parent}: cannot be written ({error.strerror}); choose another place with --out") from None
 
 
 def _print_tables(found: Sequence[Answers], archive: Archive) -> None:
@@ -57,16 +100,50 @@ def _print_tables(found: Sequence[Answers], archive: Archive) -> None:
             table.add_column(column, overflow="fold")
         for at, hit in enumerate(answers.hits, 1):
             names = Text(", ".join(labels_of(dataset, hit.id)))
-            split = Text(printable(str(dataset.split[hit.id])))
-            table.add_row(str(at), f"{hit.score:.4f}", Text(key_of(dataset, hit.id)), split, names)
+            key = Text(key_of(dataset, hit.id) + (f" ({ITSELF})" if hit.same else ""))
+            table.add_row(str(at), f"{hit.score:.4f}", key, Text(split_of(dataset, hit.id)), names)
         console.print(table)
 
 
-def _write_pages(found: Sequence[Answers], archive: Archive, request: Request) -> None:
+def _plain(found: Sequence[Answers], archive: Archive, request: Request, out: Path | None) -> dict[str, Any]:
+    """The answers as ``--json`` prints them; names are as they are, not as a terminal may show them."""
+    dataset = archive.dataset
+
+    def answer(rank: int, hit: Hit) -> dict[str, Any]:
+        return {
+            "rank": rank,
+            "key": str(dataset.keys[hit.id]),
+            "score": hit.score,
+            "split": str(dataset.split[hit.id]),
+            "labels": [name for name, on in zip(dataset.classes, dataset.label_rows(hit.id), strict=True) if on],
+            "same": hit.same,
+        }
+
+    return {
+        "format": 1,
+        "archive": {"title": dataset.title, "dir": str(dataset.root.resolve()), "fingerprint": dataset.fingerprint},
+        "encoder": archive.embedder.fingerprint,
+        "features": archive.embedder.features,
+        "index": archive.spec.text,
+        "labels": request.labels.text or None,
+        "searched": len(archive.carriers(request.labels)),
+        "sheet": None if out is None else str(out / SHEET),
+        "page": None if out is None else str(out / PAGE),
+        "queries": [
+            {
+                "path": os.fsencode(one.path).decode("utf-8", "replace"),
+                "remark": one.picture.remark or None,
+                "answers": [answer(rank, hit) for rank, hit in enumerate(one.hits, 1)],
+            }
+            for one in found
+        ],
+    }
+
+
+def _write_pages(found: Sequence[Answers], archive: Archive, request: Request, out: Path) -> None:
     """The contact sheet and the page."""
     dataset, labels = archive.dataset, request.labels
-    with_labels = f", with {' and '.join(labels)}" if labels else ""
-    title = printable(f"Nearest images in {dataset.title}{with_labels}")
+    title = printable(f"Nearest images in {dataset.title}{f', with {labels.text}' if labels.text else ''}")
     facts = [
         f"{len(archive.carriers(labels))} of {len(dataset)} images searched",
         f"{archive.embedder.features} searched",
@@ -75,8 +152,7 @@ def _write_pages(found: Sequence[Answers], archive: Archive, request: Request) -
     ]
     reader = IndexedReader(dataset)
     sheet = contact_sheet(found, dataset, reader, title)
-    page = search_page(found, dataset, reader, title, facts, labels).encode()
+    page = search_page(found, dataset, reader, title, facts, labels.wanted).encode()
     reader.close()
-    write_atomic(request.out / "search.png", sheet)
-    write_atomic(request.out / "search.html", page)
-    print(f"sheet: {request.out / 'search.png'}", f"page: {request.out / 'search.html'}", *left_out(found), sep="\n")
+    write_atomic(out / SHEET, sheet)
+    write_atomic(out / PAGE, page)

@@ -1,0 +1,108 @@
+"""The search that the words of ``marc-search`` ask for: all that can be checked without torch is checked here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import marc_dist.config as settings
+from marc_dist.cli.run_words import encoder_folder, split_files
+from marc_dist.cli.search.query_files import query_files
+from marc_dist.cli.search.words import TAKEN
+from marc_dist.config import Config, ConfigError, user_path
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.retrieval.index_folder import archive_of, check_index_dir
+from marc_dist.retrieval.index_spec import parse_spec
+from marc_dist.retrieval.label_query import LabelQuery, parse_labels
+from marc_dist.run.settings import load_run
+
+
+class Request(NamedTuple):
+    """A search that the words ask for.
+
+    Attributes:
+        config: settings of the encoder's run, with the words on top.
+        folder: where the encoder lies.
+        queries: the query pictures; none when only the index is made.
+        dataset: the archive.
+        index_dir: where vectors and index are kept; None: in the run.
+        out: where sheet and page go; None: into a new folder in the run; nowhere with ``json``.
+        splits: only these splits of the archive; none: all of it.
+        top: answers to a query, 1 or more.
+        labels: only images whose labels pass.
+        json: print one JSON object instead of tables.
+    """
+
+    config: Config
+    folder: Path
+    queries: list[Path]
+    dataset: Dataset
+    index_dir: Path | None
+    out: Path | None
+    splits: list[str]
+    top: int
+    labels: LabelQuery
+    json: bool
+
+
+def request_of(options: argparse.Namespace, scratch: Path) -> Request:
+    """The search that the words ask for.
+
+    Args:
+        options: of the parser.
+        scratch: an empty folder for a picture of standard input.
+
+    Raises:
+        ConfigError: what cannot work, before anything is computed.
+        DataError: no such archive.
+    """
+    words, settings_words = split_files(options.arguments)
+    folder = encoder_folder([options.encoder])
+    _check_options(options, words)
+    out = None if options.out is None else _folder("--out", options.out)
+    index_dir = None if options.index_dir is None else user_path(options.index_dir)
+    queries = query_files(words, options.list, scratch)
+    known = (folder / "config.yaml").is_file() and (index_dir is None or not (index_dir / "store.json").exists())
+    config = _config(folder, options, settings_words, own=known and not options.archive)
+    parse_spec(config.eval.index)
+    if index_dir is not None:
+        check_index_dir(index_dir)
+    dataset = open_dataset(options.archive or (config.data.dir if known else archive_of(index_dir)))
+    for split in options.split:
+        dataset.rows(split)
+    labels = parse_labels(options.label, dataset.classes)
+    return Request(
+        config, folder, queries, dataset, index_dir, out, options.split, options.top, labels, json=options.json
+    )
+
+
+def _config(folder: Path, options: argparse.Namespace, words: Sequence[str], *, own: bool) -> Config:
+    """Settings of the run, the words and the options on top; ``own``: the run's own data is searched."""
+    strange = [word.partition("=")[0] for word in words if not word.startswith(TAKEN)]
+    if strange:
+        settings.load_config(None, words)  # a misspelt key is reported as such
+        raise ConfigError(f"{strange[0]}: marc-search takes {', '.join(TAKEN)}")
+    given = {} if options.index is None else {"eval.index": options.index}
+    if not (folder / "config.yaml").is_file():
+        return settings.load_config(None, words, place=given)
+    return load_run(folder, words, needed=("data.dir",) if own else (), place=given)
+
+
+def _check_options(options: argparse.Namespace, queries: Sequence[str]) -> None:
+    if not queries and not options.list and not options.index_only:
+        raise ConfigError("expected a query picture, --list FILE or --index-only")
+    if options.index_only and (queries or options.list or options.label or options.out or options.json):
+        raise ConfigError(
+            "--index-only: makes the index of the whole archive; expected no pictures, --list, --label, --out or --json"
+        )
+    if options.top < 1:
+        raise ConfigError(f"--top: expected 1 or more, got {options.top}")
+
+
+def _folder(name: str, text: str) -> Path:
+    path = user_path(text)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{name} {path}: a file, expected a folder")
+    return path
