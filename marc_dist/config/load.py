@@ -199,8 +199,12 @@ def build(model: type[T], *layers: Mapping[str, Any], place: str = "") -> T:
         known = schema_keys(model)
         groups = sorted({key.rsplit(".", 1)[0] for key in known if "." in key})
         messages: list[str] = []
-        for fault in error.errors(include_url=False):
+        faults = error.errors(include_url=False)
+        lists = {fault["loc"][:-1] for fault in faults}
+        for fault in faults:
             key = _key(fault["loc"], known)
+            if fault["type"] == "too_short" and fault["loc"] in lists:  # only without the items that are told anyway
+                continue
             if fault["type"] == "extra_forbidden":
                 text = f"{key}: unknown key{suggestion(key, known + groups)}"
             elif fault["type"] == "value_error":
@@ -208,6 +212,8 @@ def build(model: type[T], *layers: Mapping[str, Any], place: str = "") -> T:
                 text = f"{key}: {message}" if key else message  # a contradiction between sections names its keys itself
             else:
                 message = fault["msg"].removeprefix("Input should be ")
+                if fault["type"] == "too_short":
+                    message = f"at least {fault['ctx']['min_length']} in the list"
                 text = f"{key}: expected {message[:1].lower()}{message[1:]}, got {_shown(fault['input'])}"
             if text not in messages:
                 messages.append(text)

@@ -145,7 +145,7 @@ def _same_classes(folder: Path, classes: tuple[str, ...], dataset: Dataset) -> N
 
 
 class Answered(NamedTuple):
-    """What one encoder found, the vectors of the map's images, and an approximate index's recall."""
+    """What one encoder found, the vectors of the map's images, and the recall of an index that is not flat."""
 
     searched: Searched
     shown: Float32
@@ -226,7 +226,7 @@ def rank_and_score(
     gpu: int | None,
     say: Callable[[str], None],
 ) -> tuple[Searched, float | None]:
-    """Ranking and metrics, and the recall of an approximate index. A collective.
+    """Ranking and metrics, and the recall of an index that is not flat. A collective.
 
     Args:
         asking: vectors of the queries.
@@ -250,7 +250,7 @@ def rank_and_score(
     space = found = None
     if not isinstance(index, FactoryPart):
         space = index.space if len(archive_ids) <= FULL_LIMIT else None
-    else:
+    if spec.kind != "flat":
         k = min(*config.eval.ks, depth)
         found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
         say(f"index: finds {100 * found:.1f} % of the exact first {k}")

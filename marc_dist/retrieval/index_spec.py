@@ -60,6 +60,8 @@ def parse_spec(text: str) -> IndexSpec:
         raise ConfigError(f"{place}: expected flat, sign, itq64 or a FAISS factory string such as IVF256,PQ32")
     if re.search(r"IDMap|(HNSW|NSG)0", name):  # ours has ids of its own; a graph without edges ends FAISS
         raise ConfigError(f"{place}: expected an index without IDMap, and a graph of one edge or more, e.g. HNSW32")
+    if re.search(r"(?<![A-Za-z])(IVF|IMI)0", name):  # FAISS makes it, and fails at the search
+        raise ConfigError(f"{place}: expected 1 list or more, got 0, e.g. IVF256,Flat")
     return IndexSpec(text.strip(), "factory", factory=name, parameters=parameters)
 
 

@@ -133,7 +133,7 @@ def _gathered(part: NDArray[Number], device: torch.device | None) -> NDArray[Num
 def recall(
     features: Rows, ids: Int, queries: Float32, own_ids: Int, listed: Int, k: int, device: torch.device | None
 ) -> float:
-    """Share of the exact first k that an approximate index lists among its first k. A collective.
+    """Share of the exact first k, by cosine, that an index which is not flat lists among its first k. A collective.
 
     Over at most ``RECALL_QUERIES`` evenly spaced queries; lists shorter than k count what they have.
 

@@ -193,18 +193,19 @@ def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: 
         exactly: whether their rounding matters; if not, ``SAME`` is compared.
     """
     try:
-        parts = read_store(folder)["parts"]
+        meta = read_store(folder)
     except DataError:
         return list(splits)
+    parts, dim = meta["parts"], meta["dim"]
     sound = {split for split, part in parts.items() if _same(part, made, exactly=exactly)}
-    return [split for split in splits if split not in sound or not _undamaged(folder, parts[split])]
+    return [split for split in splits if split not in sound or not _undamaged(folder, parts[split], dim)]
 
 
-def _undamaged(folder: Path, part: dict[str, Any]) -> bool:
+def _undamaged(folder: Path, part: dict[str, Any], dim: int) -> bool:
     path = folder / part["file"]
     try:
-        return path.is_file() and file_crc(path) == part.get("crc32")
-    except OSError:  # what cannot be read is made again
+        return file_crc(path) == part["crc32"] and np.lib.format.open_memmap(path, mode="r").shape[1:] == (dim,)
+    except (OSError, ValueError, EOFError):  # what cannot be read is made again
         return False
 
 

@@ -50,7 +50,7 @@ def test_order_is_defaults_then_file_then_words_then_sample(tmp_path: Path) -> N
         ("augment.crop_min=true", "augment.crop_min: expected a number, got True"),
         ("data.std=[1, 1, true]", "data.std: expected a number, got True"),
         ("train.seed=1.5", "train.seed: expected a valid integer"),
-        ("eval.ks=[]", "eval.ks: "),
+        ("eval.ks=[]", "eval.ks: expected at least 1 in the list, got []"),
         ("augment.crop_min=1.5", "augment.crop_min: expected less than or equal to 1"),
         ("train.global_batch=0", "train.global_batch: expected greater than or equal to 2, got 0"),
         ("loss.tau=[", "loss.tau: '[' is not a YAML value"),
@@ -59,6 +59,10 @@ def test_order_is_defaults_then_file_then_words_then_sample(tmp_path: Path) -> N
 )
 def test_faults_name_key_expectation_and_value(word: str, expected: str) -> None:
     assert expected in fault(word)
+
+
+def test_a_wrong_item_of_a_list_is_told_once() -> None:
+    assert fault("eval.ks=[0]").endswith("eval.ks: expected greater than or equal to 1, got 0")
 
 
 def test_true_stays_what_it_is_where_it_may_stand() -> None:

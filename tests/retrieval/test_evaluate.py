@@ -312,6 +312,11 @@ def test_a_second_evaluation_embeds_nothing(tiny: Dataset, tmp_path: Path) -> No
     assert sum("vectors of 40 images from" in line for line in said) == 2 and not any("images/s" in x for x in said)
     assert files(folder) == before
     said.clear()
+    (store,) = (folder / "embeddings").glob("trained-*/store.json")  # what a hand or another version wrote there
+    store.write_text(json.dumps(json.loads(store.read_text()) | {"dim": 7}))
+    evaluate(make_run(folder, tiny), folder, said.append)
+    assert sum("images/s" in line for line in said) == 1 and files(folder) == before
+    said.clear()
     evaluate(make_run(folder, tiny, eval__protocol="oml", eval__index="sign", eval__ks=[5]), folder, said.append)
     assert not any("images/s" in line for line in said)
 
@@ -327,10 +332,7 @@ def test_other_indexes_are_evaluated_the_same_on_any_ranks(tiny: Dataset, tmp_pa
     assert files(folder) == alone
     assert summary["index"] == word and summary["full_ranking"] == (word == "itq8")
     assert ("mAP" in summary["scores"]["trained"]) == (word == "itq8")
-    if word == "itq8":
-        assert summary["index_recall"] is None
-    else:
-        assert 0.3 < summary["index_recall"]["trained"] < 1.0
+    assert (0.05 if word == "itq8" else 0.3) < summary["index_recall"]["trained"] < 1.0
 
 
 def test_an_index_that_cannot_be_is_told_before_embedding(tiny: Dataset, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_words() -> None:
         "itq12": "multiple of 8 bits",
         "flat:nprobe=2": "takes no parameters",
         "IVF4,Flat:nprobe": "name=number",
+        "IVF0,Flat": "expected 1 list or more, got 0",
+        "OPQ4,IVF0,Flat": "expected 1 list or more, got 0",
         "IVF4,Flat:nprobe=x": "name=number",
         "IVF4,Flat:nprobe=0": "above 0, got 'nprobe=0'",
         "IVF4,Flat:nprobe=nan": "above 0",
