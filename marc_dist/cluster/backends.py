@@ -17,7 +17,8 @@ from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import OVER, Job, State, array_state, attempts_of_job, ended, read_job, write_job
-from marc_dist.run.run_lock import Holder, announce, launch_lock, live_holder, withdraw
+from marc_dist.run.lock_file import Holder, read_holder
+from marc_dist.run.run_lock import announce, launch_lock, live_holder, withdraw
 
 POLL_S = 1.0
 
@@ -137,17 +138,20 @@ def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder 
     return None if other is None else run_lock.refusal(job_dir, other)
 
 
-def refuse_second(job_dir: Path, mine: AttemptId) -> None:
+def refuse_second(job_dir: Path, mine: AttemptId) -> Holder | None:
     """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
 
     Args:
         job_dir: the folder.
         mine: the attempt that would start there.
 
+    Returns:
+        Who held the folder last, and does not live.
+
     Raises:
         LaunchError: names the job, or the process.
     """
-    before, now = None, None
+    before, now, seen = None, None, read_holder(job_dir)
     with suppress(LaunchError):
         before = read_job(job_dir)
     if before is not None:
@@ -160,6 +164,7 @@ def refuse_second(job_dir: Path, mine: AttemptId) -> None:
         why = refusal(job_dir, before, now, live_holder(job_dir, mine, _say, over=over))
     if why is not None:
         raise LaunchError(why)
+    return seen
 
 
 def _say(text: str) -> None:
@@ -171,8 +176,11 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _right_to(job: Job, job_dir: Path) -> Iterator[None]:
+def _right_to(job: Job, job_dir: Path) -> Iterator[Holder | None]:
     """The right to start a job in its folder, and in those of an array's elements: inside the block nobody else starts.
+
+    Yields:
+        Who held the job's folder last, and does not live.
 
     Raises:
         LaunchError: a job is waiting or running in one of them; nothing was changed then.
@@ -181,9 +189,7 @@ def _right_to(job: Job, job_dir: Path) -> Iterator[None]:
     with ExitStack() as locks:
         for folder in sorted(set(folders)):  # in one order, so that two launches never wait for each other
             locks.enter_context(launch_lock(folder))
-        for folder in folders:
-            refuse_second(folder, job.attempt(0))
-        yield
+        yield [refuse_second(folder, job.attempt(0)) for folder in folders][0]
 
 
 def submit(job: Job, job_dir: Path, prepare: Callable[[], None] = _nothing) -> Job:
@@ -292,12 +298,16 @@ def run_local(job: Job, job_dir: Path, out: BinaryIO, prepare: Callable[[], None
     preset = preset_of_job(job, job_dir)
     assert isinstance(preset, LocalPreset)
     mine = job.attempt(0)
-    with _right_to(job, job_dir):
-        prepare()
-        job = job.model_copy(update={"id": local.local_id()})
-        write_job(job_dir, job)
-        announce(job_dir, mine)
-        begin_attempt(job_dir, mine, [job.host])
+    with _right_to(job, job_dir) as before:
+        announce(job_dir, mine, before)
+        try:
+            prepare()
+            job = job.model_copy(update={"id": local.local_id()})
+            write_job(job_dir, job)
+            begin_attempt(job_dir, mine, [job.host])
+        except BaseException:
+            withdraw(job_dir, mine)
+            raise
     code, error = 1, None
     try:
         running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out, mine)

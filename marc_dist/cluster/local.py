@@ -172,7 +172,8 @@ class LocalJob:
         return self._verdict()
 
     def _poll(self) -> list[RankProcess]:
-        return [rank for rank in self.ranks if not rank.poll()]
+        now = time.time()  # one look: of ranks that ended since the last one, the clock does not tell which was first
+        return [rank for rank in self.ranks if not rank.poll(now)]
 
     def _end(self, ranks: Sequence[RankProcess], number: signal.Signals) -> None:
         for rank in ranks:
@@ -207,7 +208,8 @@ class LocalJob:
             return EXIT_INTERRUPTED
         failed = [rank for rank in self.ranks if self._failed(rank)]
         if failed:
-            return self._tell(min(failed, key=lambda rank: rank.end().time))
+            # of two that ended between two looks without a word, one whose peer has gone ends with 1
+            return self._tell(min(failed, key=lambda rank: (rank.end().time, rank.code == 1)))
         return 0 if all(rank.code == 0 for rank in self.ranks) else EXIT_REQUEUE
 
     def _failed(self, rank: RankProcess) -> bool:

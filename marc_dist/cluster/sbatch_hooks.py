@@ -56,7 +56,7 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
 
 def begin(job_dir: Path) -> int:
     """Before srun: note the attempt; refuse one too many, whoever asked for it."""
-    job, preset = _job(job_dir)
+    job, preset = own_job(job_dir)
     if job.id is None:  # whoever submitted it was ended before it could write the id down
         job = job.model_copy(update={"id": slurm_id(os.environ)})
         write_job(job_dir, job)
@@ -87,7 +87,7 @@ def end(job_dir: Path, code: int) -> int:
     Returns:
         The job's exit code: never 0 for a job that failed.
     """
-    job, preset = _job(job_dir)
+    job, preset = own_job(job_dir)
     mine, log_dir = _attempt(job, os.environ), job_dir / "logs"
     found = job_end([read_end(log_dir, rank, mine) for rank in range(job.world)], code, log_dir)
     begun, step = first_steps(attempts_of_job(job, job_dir)), newest_step(job_dir)
@@ -161,8 +161,8 @@ def _attempt(job: Job, env: Mapping[str, str]) -> AttemptId:
     return job.attempt(int(env.get("SLURM_RESTART_COUNT") or 0))
 
 
-def _job(job_dir: Path) -> tuple[Job, SlurmPreset]:
-    """What ``job.json`` says, while it speaks of the job that this batch script belongs to.
+def own_job(job_dir: Path) -> tuple[Job, SlurmPreset]:
+    """What ``job.json`` says, while it speaks of the job that this process belongs to.
 
     Raises:
         LaunchError: the folder has been given to another job since.
@@ -178,7 +178,7 @@ def _readable(folder: Path) -> Path:
     for pause_s in PAUSES_S:
         try:
             job_dir = element_dir(folder, os.environ)
-            _job(job_dir)
+            own_job(job_dir)
             return job_dir
         except (MarcError, OSError) as error:
             if not is_passing(error):
