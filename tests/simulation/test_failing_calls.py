@@ -1,6 +1,6 @@
 """The k-th call of a command fails once: one line and an exit code, the old state whole, the next start goes on.
 
-Here a sample of calls, each with one error; all calls with all errors in ``make campaign``, with those commands, too,
+Here a sample of calls, each with one error; all calls with all errors in ``failing_campaign.py``, with those commands, too,
 that start other processes.
 """
 
