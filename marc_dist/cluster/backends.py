@@ -25,16 +25,16 @@ POLL_S = 1.0
 
 class _Backend(NamedTuple):
     state: Callable[[Job, Path], State]
-    cancel: Callable[[Job, Path], None]
+    cancel: Callable[[Job, Path], str]
     end_cancelled: Callable[[Job, Path, float], None] | None = None
 
 
 def _backend(job: Job) -> _Backend:
     """Imported when needed: a login node without Ray or Slurm answers for the others."""
     if job.kind == "slurm":
-        from marc_dist.cluster import slurm
+        from marc_dist.cluster import slurm, slurm_cancel
 
-        return _Backend(slurm.state, slurm.cancel, slurm.end_cancelled)
+        return _Backend(slurm.state, slurm_cancel.cancel, slurm_cancel.end_cancelled)
     if job.kind == "ray":
         from marc_dist.cluster import ray
 
@@ -60,9 +60,19 @@ def size_of(preset: LocalPreset | SlurmPreset | RayPreset, device: str) -> tuple
 
 def own_state(job: Job, job_dir: Path) -> State:
     """How a job itself stands now; of an array, whatever has become of its elements since."""
+    job = _named(job, job_dir)
     if job.id is None:
-        return State("unknown", "it was never submitted")
+        return State("unknown", "its launch was refused, or broken off before its id was written down")
     return _backend(job).state(job, job_dir)
+
+
+def _named(job: Job, job_dir: Path) -> Job:
+    """A job whose launch was broken off before its id was written down, with the id where that can be known: Ray's."""
+    if job.id is None and job.kind == "ray":
+        from marc_dist.cluster import ray
+
+        return job.model_copy(update={"id": ray.actor_name(job_dir)})
+    return job
 
 
 def state(job: Job, job_dir: Path) -> State:
@@ -86,18 +96,16 @@ def _element_state(job: Job, number: int, whole: State) -> State:
     return whole if element.token == job.token and number in job.numbers else state(element, folder)
 
 
-def cancel(job: Job, job_dir: Path) -> None:
+def cancel(job: Job, job_dir: Path) -> str:
     """Tell a job to save and end for good; what it has saved stays. ``end_cancelled`` sees that it does.
 
+    Returns:
+        What becomes of it, in words that follow its name.
+
     Raises:
-        LaunchError: whoever runs it cannot be reached, or refuses.
+        LaunchError: whoever runs it cannot be reached, or refuses; or its id is not known.
     """
-    if job.id is None:
-        raise LaunchError(
-            f"{job_dir}: its launch was broken off before its id was written down; when it starts it does so itself, "
-            "try again then, or end it by its name (squeue --me)"
-        )
-    _backend(job).cancel(job, job_dir)
+    return _backend(job).cancel(_named(job, job_dir), job_dir)
 
 
 def end_cancelled(job: Job, job_dir: Path, limit_s: float = math.inf) -> None:

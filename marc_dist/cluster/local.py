@@ -40,6 +40,7 @@ from marc_dist.run.job import Job, State, attempts_of_job
 from marc_dist.run.processes import is_alive, start_ticks
 
 POLL_S = 0.1
+GONE = "has ended by itself"
 
 
 def visible_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> int:
@@ -296,28 +297,32 @@ def state_of(mine: Sequence[Attempt], host: str, pid: int, here: str, alive: boo
     return State("failed", f"its launcher, process {pid} on {host}, has gone without a word; newest step saved: {step}")
 
 
-def cancel(job: Job, run_dir: Path) -> None:
+def cancel(job: Job, run_dir: Path) -> str:
     """Ask a local job to save and stop, when it still runs.
 
     Args:
         job: of kind local.
         run_dir: its folder.
 
+    Returns:
+        What becomes of it, in words.
+
     Raises:
         LaunchError: it runs on another machine, or belongs to another user.
     """
     word = state(job, run_dir).word
     if word not in ("pending", "running", "unknown"):
-        return
+        return GONE
     host, pid, _ = _parse_id(job, run_dir)
     if word == "unknown":
         raise LaunchError(f"{run_dir}: runs on {host}; there, use marc-jobs cancel {run_dir}")
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:  # it ended by itself meanwhile
-        return
+        return GONE
     except PermissionError:
         raise LaunchError(f"{run_dir}: process {pid} is not yours to end; ask {job.user}") from None
+    return "is asked to save and stop"
 
 
 def _parse_id(job: Job, run_dir: Path) -> tuple[str, int, int]:

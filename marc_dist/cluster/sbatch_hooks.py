@@ -57,9 +57,7 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
 def begin(job_dir: Path) -> int:
     """Before srun: note the attempt; refuse one too many, whoever asked for it."""
     job, preset = own_job(job_dir)
-    if job.id is None:  # whoever submitted it was ended before it could write the id down
-        job = job.model_copy(update={"id": slurm_id(os.environ)})
-        write_job(job_dir, job)
+    job = _named(job_dir, job, slurm_id(os.environ))
     mine = _attempt(job, os.environ)
     clear_ends(job_dir / "logs")
     begin_attempt(job_dir, mine, _hosts(os.environ))
@@ -75,6 +73,15 @@ def begin(job_dir: Path) -> int:
         return EXIT_LIMIT
     _say(f"start {begun} of {job_dir}, after step {newest_step(job_dir)}, on {' '.join(_hosts(os.environ))}")
     return 0
+
+
+def _named(job_dir: Path, job: Job, name: str) -> Job:
+    """The job with its id; written down where whoever submitted it was ended before he could."""
+    if job.id is not None:
+        return job
+    job = job.model_copy(update={"id": name})
+    write_job(job_dir, job)
+    return job
 
 
 def end(job_dir: Path, code: int) -> int:
@@ -193,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     word, folder, *rest = sys.argv[1:] if argv is None else argv
     try:
         job_dir = _readable(Path(folder))
+        if word == "begin" and job_dir != Path(folder):  # an element of an array; each may be the first to start
+            _named(Path(folder), own_job(Path(folder))[0], os.environ["SLURM_ARRAY_JOB_ID"])
         return begin(job_dir) if word == "begin" else end(job_dir, int(rest[0]))
     except (MarcError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, srun_task
+from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm_cancel, srun_task
 from marc_dist.config import LaunchError
 from marc_dist.run import heartbeats, job, rank_ends, run_lock
 from marc_dist.run.lock_file import read_holder
@@ -106,7 +106,7 @@ def _unchecked() -> Iterator[None]:
 
 def _cancel_untold() -> AbstractContextManager[Any]:
     """A cancel is not written down."""
-    return mock.patch.object(slurm, "note_cancel", lambda *words: None)
+    return mock.patch.object(slurm_cancel, "note_cancel", lambda *words: None)
 
 
 @contextmanager
