@@ -18,7 +18,7 @@ help:
 	@echo "make docs        build the documentation site into site/ (make test builds it, too)"
 	@echo "make coverage    the suite with a coverage table"
 	@echo "make benchmarks  what the documentation's figures come from"
-	@echo "make campaign    slow checks of correctness: seeded bugs, faults"
+	@echo "make campaign    slow checks of correctness, for hours: seeded bugs, faults, crashes, lives of jobs"
 
 install: $(STAMP)
 
@@ -67,6 +67,7 @@ campaign: $(DEVSTAMP)
 	$(BIN)/python benchmarks/mutations.py
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python -m tests.simulation.crash_campaign
+	$(BIN)/python -m tests.simulation.failing_campaign
 	$(BIN)/python -m tests.simulation.job_life --seeds 10000 --procs $(JOBS)
 	$(BIN)/python -m tests.simulation.job_life --planted --seeds 200
 

@@ -17,23 +17,24 @@ from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import OVER, Job, State, array_state, attempts_of_job, ended, read_job, write_job
-from marc_dist.run.run_lock import Holder, announce, launch_lock, live_holder, withdraw
+from marc_dist.run.lock_file import Holder, read_holder
+from marc_dist.run.run_lock import announce, launch_lock, live_holder, withdraw
 
 POLL_S = 1.0
 
 
 class _Backend(NamedTuple):
     state: Callable[[Job, Path], State]
-    cancel: Callable[[Job, Path], None]
+    cancel: Callable[[Job, Path], str]
     end_cancelled: Callable[[Job, Path, float], None] | None = None
 
 
 def _backend(job: Job) -> _Backend:
     """Imported when needed: a login node without Ray or Slurm answers for the others."""
     if job.kind == "slurm":
-        from marc_dist.cluster import slurm
+        from marc_dist.cluster import slurm, slurm_cancel
 
-        return _Backend(slurm.state, slurm.cancel, slurm.end_cancelled)
+        return _Backend(slurm.state, slurm_cancel.cancel, slurm_cancel.end_cancelled)
     if job.kind == "ray":
         from marc_dist.cluster import ray
 
@@ -59,9 +60,19 @@ def size_of(preset: LocalPreset | SlurmPreset | RayPreset, device: str) -> tuple
 
 def own_state(job: Job, job_dir: Path) -> State:
     """How a job itself stands now; of an array, whatever has become of its elements since."""
+    job = _named(job, job_dir)
     if job.id is None:
-        return State("unknown", "it was never submitted")
+        return State("unknown", "its launch was refused, or broken off before its id was written down")
     return _backend(job).state(job, job_dir)
+
+
+def _named(job: Job, job_dir: Path) -> Job:
+    """A job whose launch was broken off before its id was written down, with the id where that can be known: Ray's."""
+    if job.id is None and job.kind == "ray":
+        from marc_dist.cluster import ray
+
+        return job.model_copy(update={"id": ray.actor_name(job_dir)})
+    return job
 
 
 def state(job: Job, job_dir: Path) -> State:
@@ -85,18 +96,16 @@ def _element_state(job: Job, number: int, whole: State) -> State:
     return whole if element.token == job.token and number in job.numbers else state(element, folder)
 
 
-def cancel(job: Job, job_dir: Path) -> None:
+def cancel(job: Job, job_dir: Path) -> str:
     """Tell a job to save and end for good; what it has saved stays. ``end_cancelled`` sees that it does.
 
+    Returns:
+        What becomes of it, in words that follow its name.
+
     Raises:
-        LaunchError: whoever runs it cannot be reached, or refuses.
+        LaunchError: whoever runs it cannot be reached, or refuses; or its id is not known.
     """
-    if job.id is None:
-        raise LaunchError(
-            f"{job_dir}: its launch was broken off before its id was written down; when it starts it does so itself, "
-            "try again then, or end it by its name (squeue --me)"
-        )
-    _backend(job).cancel(job, job_dir)
+    return _backend(job).cancel(_named(job, job_dir), job_dir)
 
 
 def end_cancelled(job: Job, job_dir: Path, limit_s: float = math.inf) -> None:
@@ -137,17 +146,20 @@ def refusal(job_dir: Path, before: Job | None, now: State | None, other: Holder 
     return None if other is None else run_lock.refusal(job_dir, other)
 
 
-def refuse_second(job_dir: Path, mine: AttemptId) -> None:
+def refuse_second(job_dir: Path, mine: AttemptId) -> Holder | None:
     """Refuse to start a job in a folder where one is waiting or running: two would overwrite each other's files.
 
     Args:
         job_dir: the folder.
         mine: the attempt that would start there.
 
+    Returns:
+        Who held the folder last, and does not live.
+
     Raises:
         LaunchError: names the job, or the process.
     """
-    before, now = None, None
+    before, now, seen = None, None, read_holder(job_dir)
     with suppress(LaunchError):
         before = read_job(job_dir)
     if before is not None:
@@ -160,6 +172,7 @@ def refuse_second(job_dir: Path, mine: AttemptId) -> None:
         why = refusal(job_dir, before, now, live_holder(job_dir, mine, _say, over=over))
     if why is not None:
         raise LaunchError(why)
+    return seen
 
 
 def _say(text: str) -> None:
@@ -171,8 +184,11 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _right_to(job: Job, job_dir: Path) -> Iterator[None]:
+def _right_to(job: Job, job_dir: Path) -> Iterator[Holder | None]:
     """The right to start a job in its folder, and in those of an array's elements: inside the block nobody else starts.
+
+    Yields:
+        Who held the job's folder last, and does not live.
 
     Raises:
         LaunchError: a job is waiting or running in one of them; nothing was changed then.
@@ -181,9 +197,7 @@ def _right_to(job: Job, job_dir: Path) -> Iterator[None]:
     with ExitStack() as locks:
         for folder in sorted(set(folders)):  # in one order, so that two launches never wait for each other
             locks.enter_context(launch_lock(folder))
-        for folder in folders:
-            refuse_second(folder, job.attempt(0))
-        yield
+        yield [refuse_second(folder, job.attempt(0)) for folder in folders][0]
 
 
 def submit(job: Job, job_dir: Path, prepare: Callable[[], None] = _nothing) -> Job:
@@ -292,12 +306,16 @@ def run_local(job: Job, job_dir: Path, out: BinaryIO, prepare: Callable[[], None
     preset = preset_of_job(job, job_dir)
     assert isinstance(preset, LocalPreset)
     mine = job.attempt(0)
-    with _right_to(job, job_dir):
-        prepare()
-        job = job.model_copy(update={"id": local.local_id()})
-        write_job(job_dir, job)
-        announce(job_dir, mine)
-        begin_attempt(job_dir, mine, [job.host])
+    with _right_to(job, job_dir) as before:
+        announce(job_dir, mine, before)
+        try:
+            prepare()
+            job = job.model_copy(update={"id": local.local_id()})
+            write_job(job_dir, job)
+            begin_attempt(job_dir, mine, [job.host])
+        except BaseException:
+            withdraw(job_dir, mine)
+            raise
     code, error = 1, None
     try:
         running = local.LocalJob(local.command(job), job_dir / "logs", preset, job.world, out, mine)

@@ -40,6 +40,7 @@ from marc_dist.run.job import Job, State, attempts_of_job
 from marc_dist.run.processes import is_alive, start_ticks
 
 POLL_S = 0.1
+GONE = "has ended by itself"
 
 
 def visible_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> int:
@@ -172,7 +173,8 @@ class LocalJob:
         return self._verdict()
 
     def _poll(self) -> list[RankProcess]:
-        return [rank for rank in self.ranks if not rank.poll()]
+        now = time.time()  # one look: of ranks that ended since the last one, the clock does not tell which was first
+        return [rank for rank in self.ranks if not rank.poll(now)]
 
     def _end(self, ranks: Sequence[RankProcess], number: signal.Signals) -> None:
         for rank in ranks:
@@ -207,7 +209,8 @@ class LocalJob:
             return EXIT_INTERRUPTED
         failed = [rank for rank in self.ranks if self._failed(rank)]
         if failed:
-            return self._tell(min(failed, key=lambda rank: rank.end().time))
+            # of two that ended between two looks without a word, one whose peer has gone ends with 1
+            return self._tell(min(failed, key=lambda rank: (rank.end().time, rank.code == 1)))
         return 0 if all(rank.code == 0 for rank in self.ranks) else EXIT_REQUEUE
 
     def _failed(self, rank: RankProcess) -> bool:
@@ -294,28 +297,32 @@ def state_of(mine: Sequence[Attempt], host: str, pid: int, here: str, alive: boo
     return State("failed", f"its launcher, process {pid} on {host}, has gone without a word; newest step saved: {step}")
 
 
-def cancel(job: Job, run_dir: Path) -> None:
+def cancel(job: Job, run_dir: Path) -> str:
     """Ask a local job to save and stop, when it still runs.
 
     Args:
         job: of kind local.
         run_dir: its folder.
 
+    Returns:
+        What becomes of it, in words.
+
     Raises:
         LaunchError: it runs on another machine, or belongs to another user.
     """
     word = state(job, run_dir).word
     if word not in ("pending", "running", "unknown"):
-        return
+        return GONE
     host, pid, _ = _parse_id(job, run_dir)
     if word == "unknown":
         raise LaunchError(f"{run_dir}: runs on {host}; there, use marc-jobs cancel {run_dir}")
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:  # it ended by itself meanwhile
-        return
+        return GONE
     except PermissionError:
         raise LaunchError(f"{run_dir}: process {pid} is not yours to end; ask {job.user}") from None
+    return "is asked to save and stop"
 
 
 def _parse_id(job: Job, run_dir: Path) -> tuple[str, int, int]:

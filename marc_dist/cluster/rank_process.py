@@ -84,9 +84,13 @@ class RankProcess:
         """Exit code, negative for a signal; None while it runs."""
         return self.process.returncode
 
-    def poll(self) -> bool:
-        """Whether it has ended; then what it had started ends too, and its end is noted."""
-        now = time.time()  # before the look
+    def poll(self, now: float | None = None) -> bool:
+        """Whether it has ended; then what it had started ends too, and its end is noted.
+
+        Args:
+            now: when this look began, in seconds since 1970; by default, now.
+        """
+        now = time.time() if now is None else now
         if self.ended is None and not _has_ended(self.process):
             self.alive_at = now
         elif self.ended is None:

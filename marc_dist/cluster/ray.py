@@ -36,6 +36,11 @@ LEAVE_S = 30.0
 """To leave: a job that is over, its actors, its name."""
 
 
+def actor_name(run_dir: Path) -> str:
+    """The supervisor's name, which is the job's id."""
+    return str(run_dir.resolve())
+
+
 def submit(job: Job, preset: RayPreset, run_dir: Path) -> Job:
     """Hand a job to the cluster and return; nothing stays behind when that fails.
 
@@ -51,7 +56,7 @@ def submit(job: Job, preset: RayPreset, run_dir: Path) -> Job:
         LaunchError: the cluster cannot be reached or is too small, a job of this folder is active there, or its nodes
             lack marc-dist or do not see the folder.
     """
-    name = str(run_dir.resolve())
+    name = actor_name(run_dir)
     with connected(preset.address, preset.connect_timeout_s, preset.runtime_env) as ray:
         _check_size(job, preset, [node for node in ray.nodes() if node["Alive"]])
         address = cluster_address(preset.address)
@@ -88,14 +93,17 @@ def state(job: Job, run_dir: Path) -> State:
     return State(word, detail)
 
 
-def cancel(job: Job, run_dir: Path) -> None:
+def cancel(job: Job, run_dir: Path) -> str:
     """End a job for good: its ranks are told to save, and killed ``stop_grace_s`` later; returns when all are gone.
+
+    Returns:
+        What has become of it, in words.
 
     Raises:
         LaunchError: the cluster cannot be reached, or the job does not end.
     """
     if ended(job, run_dir) is not None:
-        return
+        return "has ended by itself"
     preset = ray_preset(job, run_dir)
     with connected(preset.address, preset.connect_timeout_s) as ray:
         deadline = time.monotonic() + preset.stop_grace_s + LEAVE_S + LOST_S
@@ -104,7 +112,7 @@ def cancel(job: Job, run_dir: Path) -> None:
                 actor = _supervisor(ray, job)
                 ray.get(actor.cancel.remote(job.token), timeout=ANSWER_S)  # again: it may have been restarted
             except ValueError:
-                return
+                return "was asked to save and stop, and its actors are gone"
             except (ray.exceptions.RayError, TimeoutError):  # on its way out, or being restarted
                 pass
             time.sleep(POLL_S)

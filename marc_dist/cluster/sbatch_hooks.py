@@ -56,10 +56,8 @@ def _hosts(env: Mapping[str, str]) -> list[str]:
 
 def begin(job_dir: Path) -> int:
     """Before srun: note the attempt; refuse one too many, whoever asked for it."""
-    job, preset = _job(job_dir)
-    if job.id is None:  # whoever submitted it was ended before it could write the id down
-        job = job.model_copy(update={"id": slurm_id(os.environ)})
-        write_job(job_dir, job)
+    job, preset = own_job(job_dir)
+    job = _named(job_dir, job, slurm_id(os.environ))
     mine = _attempt(job, os.environ)
     clear_ends(job_dir / "logs")
     begin_attempt(job_dir, mine, _hosts(os.environ))
@@ -77,6 +75,15 @@ def begin(job_dir: Path) -> int:
     return 0
 
 
+def _named(job_dir: Path, job: Job, name: str) -> Job:
+    """The job with its id; written down where whoever submitted it was ended before he could."""
+    if job.id is not None:
+        return job
+    job = job.model_copy(update={"id": name})
+    write_job(job_dir, job)
+    return job
+
+
 def end(job_dir: Path, code: int) -> int:
     """After srun: say how it ended, and start again or not.
 
@@ -87,7 +94,7 @@ def end(job_dir: Path, code: int) -> int:
     Returns:
         The job's exit code: never 0 for a job that failed.
     """
-    job, preset = _job(job_dir)
+    job, preset = own_job(job_dir)
     mine, log_dir = _attempt(job, os.environ), job_dir / "logs"
     found = job_end([read_end(log_dir, rank, mine) for rank in range(job.world)], code, log_dir)
     begun, step = first_steps(attempts_of_job(job, job_dir)), newest_step(job_dir)
@@ -161,8 +168,8 @@ def _attempt(job: Job, env: Mapping[str, str]) -> AttemptId:
     return job.attempt(int(env.get("SLURM_RESTART_COUNT") or 0))
 
 
-def _job(job_dir: Path) -> tuple[Job, SlurmPreset]:
-    """What ``job.json`` says, while it speaks of the job that this batch script belongs to.
+def own_job(job_dir: Path) -> tuple[Job, SlurmPreset]:
+    """What ``job.json`` says, while it speaks of the job that this process belongs to.
 
     Raises:
         LaunchError: the folder has been given to another job since.
@@ -178,7 +185,7 @@ def _readable(folder: Path) -> Path:
     for pause_s in PAUSES_S:
         try:
             job_dir = element_dir(folder, os.environ)
-            _job(job_dir)
+            own_job(job_dir)
             return job_dir
         except (MarcError, OSError) as error:
             if not is_passing(error):
@@ -193,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     word, folder, *rest = sys.argv[1:] if argv is None else argv
     try:
         job_dir = _readable(Path(folder))
+        if word == "begin" and job_dir != Path(folder):  # an element of an array; each may be the first to start
+            _named(Path(folder), own_job(Path(folder))[0], os.environ["SLURM_ARRAY_JOB_ID"])
         return begin(job_dir) if word == "begin" else end(job_dir, int(rest[0]))
     except (MarcError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")

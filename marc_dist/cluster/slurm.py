@@ -10,13 +10,11 @@ scripts (``tests/cluster/scripts``) show every change of what it renders. Its st
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -29,13 +27,8 @@ from marc_dist.cluster.sbatch_hooks import LAUNCH_FAILURE
 from marc_dist.cluster.slurm_commands import ask, check_size, note_left_out, reason, submit_environment
 from marc_dist.config import LaunchError, build
 from marc_dist.run.attempt_id import NUMBER, TOKEN
-from marc_dist.run.job import Job, State, Word, attempts_of_job, ended, note_cancel, read_job
+from marc_dist.run.job import ORDER, Job, State, Word, array_state, attempts_of_job, ended, read_job
 
-POLL_S = 0.5
-AGAIN_S = 5.0
-"""A job that is told to save is told again so often."""
-GONE = re.compile(r"Invalid job id|already complet|not running|pending execution", re.I)
-"""What scancel says of a job that has nobody to signal."""
 PLAIN = (
     "partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency", "mail_type", "mail_user",
     "comment",
@@ -73,6 +66,16 @@ def _container(job_dir: Path, job: Job, preset: SlurmPreset) -> tuple[list[str],
     return [], []
 
 
+def preset_of(job: Job, job_dir: Path) -> SlurmPreset:
+    """The launcher preset that a job was submitted with."""
+    return build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ")
+
+
+def job_name(preset: SlurmPreset, job_dir: Path) -> str:
+    """What squeue shows of a job of a folder."""
+    return preset.job_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"marc-{job_dir.name}")
+
+
 def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dict[str, Any]]:
     """What the batch script is made of: the command after srun, and submitit's parameters.
 
@@ -89,7 +92,7 @@ def script_parts(job: Job, preset: SlurmPreset, job_dir: Path) -> tuple[str, dic
     folder = shlex.quote(str(job_dir))
     setup = ["set -eo pipefail", *preset.setup, "set +eo pipefail"] if preset.setup else []
     params: dict[str, Any] = {
-        "job_name": preset.job_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"marc-{job_dir.name}"),
+        "job_name": job_name(preset, job_dir),
         "nodes": job.nodes,
         "ntasks_per_node": job.procs_per_node,
         "time": preset.time_min,
@@ -262,12 +265,11 @@ def _state(slurms: str, detail: str, job: Job, job_dir: Path) -> State:
 
 
 def _together(found: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
-    """Of Slurm's words and reasons, those that stand for all elements of an array: what still moves comes first."""
-    order = ("running", "pending", "failed", "cancelled", "done")
-    return min(found, key=lambda one: order.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
+    """Of Slurm's words and reasons, those that stand for all elements of an array."""
+    return min(found, key=lambda one: ORDER.index(WORDS.get(one[0].split()[0].rstrip("+"), "failed")), default=None)
 
 
-def _see_forgotten(program: str, said: str) -> None:
+def see_forgotten(program: str, said: str) -> None:
     """Nothing, when Slurm says that it knows no such job.
 
     Raises:
@@ -281,7 +283,7 @@ def _from_squeue(job_id: str) -> tuple[str, str] | None:
     done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T|%r|%N")
     lines = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
     if done.returncode:
-        _see_forgotten("squeue", done.stderr)
+        see_forgotten("squeue", done.stderr)
         return None
     return _together(
         (word, f"on {nodes}" if WORDS.get(word) == "running" and nodes else reason) for word, reason, nodes in lines
@@ -299,7 +301,7 @@ def _from_sacct(job_id: str) -> tuple[str, str] | None:
 def _from_scontrol(job_id: str) -> tuple[str, str] | None:
     done = ask("scontrol", "-o", "show", "job", job_id)
     if done.returncode:
-        _see_forgotten("scontrol", done.stderr)
+        see_forgotten("scontrol", done.stderr)
         return None
     found = [(re.search(r"\bJobState=(\S+)", line), line) for line in done.stdout.splitlines()]
     reasons = [(word[1], re.search(r"\bReason=(\S+)", line)) for word, line in found if word is not None]
@@ -316,80 +318,4 @@ def _from_folder(job: Job, job_dir: Path, missing: str) -> State:
             parts.append(ended(read_job(folder), folder) or State("unknown", missing))
         except LaunchError as error:
             parts.append(State("unknown", str(error)))
-    order = ("unknown", "failed", "cancelled", "stopped", "done")
-    return min(parts, key=lambda part: order.index(part.word))
-
-
-def cancel(job: Job, job_dir: Path) -> None:
-    """End a job for good: what waits is taken back; what runs is told to save and go.
-
-    A bare scancel would leave ranks Slurm's KillWait to save, which is often a few seconds. So they get the signal
-    that they also get ahead of the time limit. The batch script reads in ``job.json`` that nothing starts again.
-    ``end_cancelled`` ends ranks that do not listen.
-
-    Raises:
-        LaunchError: Slurm does not answer, or refuses.
-    """
-    assert job.id is not None
-    now = _elements(job.id)
-    waiting = [int(name.rpartition("_")[2]) for name, word in now.items() if job.run_dirs and word == "pending"]
-    if waiting:  # by number: with --state=PENDING scancel takes the whole array for one that waits
-        _scancel(f"{job.id}_[{spans(sorted(waiting))}]")
-    saves = _grace_s(job, job_dir) > 0 and "running" in now.values()
-    if saves:
-        _scancel(job.id, "--signal=USR2")
-    note_cancel(job, job_dir)
-    if not saves:
-        _scancel(job.id)
-
-
-def end_cancelled(job: Job, job_dir: Path, limit_s: float = math.inf) -> None:
-    """Wait until a job that was cancelled has saved, the preset's ``stop_grace_s`` at most; then it is no more.
-
-    Args:
-        job: that was cancelled.
-        job_dir: its folder.
-        limit_s: longest wait, in seconds; a job that may still save is left alone then.
-
-    Raises:
-        LaunchError: Slurm does not answer, or refuses.
-    """
-    assert job.id is not None
-    grace_s = _grace_s(job, job_dir)
-    begun = asked = time.monotonic()
-    while (now := time.monotonic()) < begun + grace_s and _runs(job.id):
-        if now > begun + limit_s:
-            return
-        if now - asked > AGAIN_S:  # ranks that were starting, elements of an array that have begun since
-            asked = now
-            _scancel(job.id, "--signal=USR2")
-        time.sleep(POLL_S)
-    _scancel(job.id)
-
-
-def _runs(job_id: str) -> bool:
-    """Whether any part of a job runs; it may while Slurm does not answer."""
-    try:
-        return "running" in _elements(job_id).values()
-    except LaunchError:
-        return True
-
-
-def _grace_s(job: Job, job_dir: Path) -> float:
-    return build(SlurmPreset, job.preset, place=f"{job_dir}/job.json: preset: ").stop_grace_s
-
-
-def _scancel(job_id: str, *options: str) -> None:
-    done = ask("scancel", *options, job_id)
-    if done.returncode and not GONE.search(done.stderr):
-        raise LaunchError(f"scancel {job_id}: {reason(done.stderr)}")
-
-
-def _elements(job_id: str) -> dict[str, Word]:
-    """How a job stands, or each element of an array, by Slurm's name for it; what is on its way out is not running."""
-    done = ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%i|%T")
-    if done.returncode:
-        _see_forgotten("squeue", done.stderr)
-        return {}
-    lines = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 1]
-    return {name: WORDS.get(word, "failed") for name, word in lines if word != "COMPLETING"}
+    return array_state(parts)

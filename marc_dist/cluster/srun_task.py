@@ -18,11 +18,11 @@ from types import FrameType
 
 from marc_dist.cluster.preset import SlurmPreset
 from marc_dist.cluster.rank_process import FORWARDED, SETTLE_S, RankProcess, num_cores, what_ranks_understand
-from marc_dist.cluster.sbatch_hooks import batch_script_gone, end
-from marc_dist.config import EXIT_USER, LaunchError, build, is_passing
+from marc_dist.cluster.sbatch_hooks import batch_script_gone, end, own_job
+from marc_dist.config import EXIT_USER, MarcError, is_passing
 from marc_dist.run.attempt_id import attempt_from_env
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
-from marc_dist.run.job import Job, element_dir, read_job
+from marc_dist.run.job import Job, element_dir
 from marc_dist.run.rank_ends import end_path, failed, note_end, read_end
 
 POLL_S = 0.2
@@ -94,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     (job_dir,) = sys.argv[1:] if argv is None else argv
     try:
         folder = element_dir(Path(job_dir), os.environ)
-        job = read_job(folder)
-        preset = build(SlurmPreset, job.preset, place=f"{folder}: ")
+        job, preset = own_job(folder)
         return _RankTask(job, preset, folder, int(os.environ["SLURM_PROCID"]), job.world).run()
-    except (LaunchError, KeyError) as error:
+    except (MarcError, KeyError) as error:
         print(f"marc-launch: error: {error}", file=sys.stderr)
         return EXIT_HUNG if is_passing(error) else EXIT_USER
 

@@ -84,27 +84,29 @@ def beat_in(told: Mapping[str, Any], rank: int, age_s: float, mine: AttemptId | 
     return beat if 0 <= beat.phase < len(PHASES) else None
 
 
-def late_ranks(beats: Sequence[Beat | None], timeout_s: float) -> str:
+def late_ranks(beats: Sequence[Beat | None], timeout_s: float, *, met: bool = False) -> str:
     """Who keeps a world waiting, in words. Pure.
 
     Args:
-        beats: of every rank; None where none was ever written.
+        beats: of every rank; None where there is none: never written, or taken away by a rank that has done its work.
         timeout_s: of the run; a beat is written ``SHARES`` times as often.
+        met: all ranks have started, so one without a beat has done its work and left.
     """
     silent = [
         f"rank {rank} never started" if beat is None else
         f"rank {rank} ({beat.host}, process {beat.pid}) stopped answering {beat.age_s:.0f} s ago, {_where(beat)}"
         for rank, beat in enumerate(beats)
-        if beat is None or beat.age_s > max(timeout_s / 4, 3.0)
+        if (not met if beat is None else beat.age_s > max(timeout_s / 4, 3.0))
     ]  # fmt: skip
     if silent:
         return "; ".join(silent)
     known = [beat for beat in beats if beat is not None]
     last = min((beat.step, beat.phase) for beat in known)
     behind = [beat for beat in known if (beat.step, beat.phase) == last]
-    if len(behind) == len(known):
+    if len(behind) == len(beats):
         return f"all ranks are {_where(known[0])}; the network between them, or their storage, does not answer"
-    return "; ".join(f"rank {beat.rank} ({beat.host}, process {beat.pid}) is still {_where(beat)}" for beat in behind)
+    late = [f"rank {beat.rank} ({beat.host}, process {beat.pid}) is still {_where(beat)}" for beat in behind]
+    return "; ".join(late + (["the others have left"] if len(known) < len(beats) else []))
 
 
 def _where(beat: Beat) -> str:

@@ -30,6 +30,8 @@ Word = Literal["pending", "running", "done", "stopped", "failed", "cancelled", "
 OVER = frozenset({"done", "stopped", "failed", "cancelled"})
 """Words of a job that does not go on by itself."""
 CANCELLED = "cancelled"
+ORDER: tuple[Word, ...] = ("running", "pending", "unknown", "failed", "cancelled", "stopped", "done")
+"""Which word stands for many elements together: what still moves comes first, then what went wrong."""
 
 
 class Job(Section):
@@ -175,14 +177,13 @@ def end_of(job: Job, mine: Sequence[Attempt], step: int) -> State | None:
 
 
 def array_state(parts: Sequence[State]) -> State:
-    """How an array stands, by its elements: what still moves comes first, then what went wrong. Pure.
+    """How an array stands, by its elements, in the order of ``ORDER``. Pure.
 
     Args:
         parts: of every element, whichever job ran it last.
     """
-    order: tuple[Word, ...] = ("running", "pending", "unknown", "failed", "cancelled", "stopped", "done")
-    counts = {word: sum(part.word == word for part in parts) for word in order}
-    found = [word for word in order if counts[word]]
+    counts = {word: sum(part.word == word for part in parts) for word in ORDER}
+    found = [word for word in ORDER if counts[word]]
     if not found:
         return State("unknown", "no elements")
     if len(found) == 1 and found[0] != "unknown":

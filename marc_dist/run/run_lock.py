@@ -11,130 +11,27 @@ moment may both be accepted, and the run lock then lets one of them train.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from marc_dist.config import LaunchError
-from marc_dist.files import locked, read_json
+from marc_dist.files import locked
 from marc_dist.run.attempt_id import AttemptId
+from marc_dist.run.lock_file import RUN_LOCK, Holder, claim, moved, read_holder, verdict, write_over
 from marc_dist.run.processes import is_alive, start_ticks, this_machine
 
-RUN_LOCK = ".run.lock"
 LAUNCH_LOCK = ".launch.lock"
 REFRESH_S = 1.0
 WATCH_S = 15.0
 """A holder that has not written for so long is gone."""
 LAUNCH_S = 150.0
 """Longest wait for another launch in the same folder; a Ray cluster may take a minute to answer one."""
-ROOM = 1024  # bytes; a holder writes over them, so that no reader finds half a line
-
-Verdict = Literal["free", "ours", "held", "watch"]
-
-
-class Holder(NamedTuple):
-    """Who holds a run folder.
-
-    Attributes:
-        host: name of its machine.
-        machine: what makes its table of processes ours: boot and process namespace.
-        pid: its process.
-        ticks: when that process started, in clock ticks since boot; 0 where the system does not say.
-        attempt: that it belongs to; without a token for a training that nobody launched.
-        nonce: random; another one is another holder.
-        writes: how often it has written the file; grows while the holder lives.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    ticks: int
-    attempt: AttemptId
-    nonce: str
-    writes: int
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
-def verdict(held: Holder | None, mine: AttemptId, alive: bool | None) -> Verdict:
-    """Whether an attempt may have a run folder. Pure.
-
-    Args:
-        held: who holds it; None when nobody does.
-        mine: the attempt that asks.
-        alive: whether the holder's process runs; None where that cannot be seen from here.
-
-    Returns:
-        ``free``; ``ours``: held by the same submission, in this attempt (its launcher, another rank) or an earlier one;
-        ``held`` by somebody who lives; ``watch``: look again, and see with ``moved`` whether it lives.
-    """
-    if held is None or alive is False:
-        return "free"
-    if mine.token and held.attempt.token == mine.token and held.attempt.number <= mine.number:
-        return "ours"
-    return "held" if alive else "watch"
-
-
-def moved(first: Holder, later: Holder | None) -> bool:
-    """Whether somebody wrote the lock between two looks. Pure."""
-    return later is not None and (later.nonce, later.writes) != (first.nonce, first.writes)
-
-
-def holder_in(told: Mapping[str, Any]) -> Holder | None:
-    """The holder that a lock file tells of; None when it is damaged. Pure."""
-    try:
-        attempt = AttemptId(str(told["token"]), int(told["attempt"]))
-        pid, ticks, writes = (int(told[key]) for key in ("pid", "ticks", "writes"))
-        return Holder(str(told["host"]), str(told["machine"]), pid, ticks, attempt, str(told["nonce"]), writes)
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def read_holder(run_dir: Path) -> Holder | None:
-    """Who holds a run folder, by its lock file alone; None when there is none, or a damaged one."""
-    with suppress(OSError, ValueError):
-        return holder_in(read_json(run_dir / RUN_LOCK))
-    return None
-
-
-def _write(run_dir: Path, holder: Holder, *, make: bool = True) -> None:
-    """Write over the file in its place: a rename would need more of a shared file system."""
-    _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT if make else 0)
-
-
-def _write_to(path: Path, holder: Holder, how: int) -> None:
-    told = {**holder._asdict(), **holder.attempt.record()}
-    fd = os.open(path, os.O_WRONLY | how, 0o666)
-    try:
-        os.write(fd, (json.dumps(told) + "\n").encode().ljust(ROOM))
-    finally:
-        os.close(fd)
-
-
-def _make(run_dir: Path, holder: Holder) -> None:
-    """Make the file, whole from its first moment; of two machines that do so at once one succeeds, flock or not.
-
-    Raises:
-        FileExistsError: another one was faster.
-    """
-    whole = run_dir / f"{RUN_LOCK}.{holder.nonce}"
-    try:
-        _write_to(whole, holder, os.O_CREAT | os.O_EXCL)
-        os.link(whole, run_dir / RUN_LOCK)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links, or a full one
-        _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT | os.O_EXCL)
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def me(mine: AttemptId) -> Holder:
@@ -232,15 +129,24 @@ def _locked_if_possible(path: Path, wait: Callable[[], None]) -> Iterator[None]:
         held.__exit__(None, None, None)
 
 
-def announce(run_dir: Path, mine: AttemptId) -> None:
+def announce(run_dir: Path, mine: AttemptId, seen: Holder | None = None) -> None:
     """Write the lock for ranks that are about to start: this process holds the folder until rank 0 does.
 
     Args:
         run_dir: the run folder, under ``launch_lock``.
         mine: the attempt of the ranks.
+        seen: whom the file told of before it was found that he does not live.
+
+    Raises:
+        LaunchError: somebody else has taken the folder since, where flock does not reach him.
     """
     with suppress(OSError):
-        _write(run_dir, me(mine))
+        for _ in range(5):
+            if claim(run_dir, seen, me(mine)):
+                return
+            other = read_holder(run_dir)
+            if other is not None:
+                raise LaunchError(refusal(run_dir, other))
 
 
 def withdraw(run_dir: Path, mine: AttemptId) -> None:
@@ -309,21 +215,17 @@ class RunLock:
 
         So of two that start at once one gets it, also where flock does not reach across machines.
         """
+        seen = read_holder(self.run_dir)
         other = live_holder(self.run_dir, self.me.attempt, say, watch_s=self.watch_s)
         if other is not None:
             raise LaunchError(refusal(self.run_dir, other))
-        left_behind = (self.run_dir / RUN_LOCK).exists()
         try:
-            (_write if left_behind else _make)(self.run_dir, self.me)
-        except FileExistsError:
-            made = read_holder(self.run_dir)  # NFS may ask its server twice, and be told of the first time
-            return made is not None and made.nonce == self.me.nonce
+            return claim(self.run_dir, seen, self.me)
         except OSError as error:
             raise LaunchError(
                 f"{self.run_dir / RUN_LOCK}: cannot be written ({error.strerror}); free space or choose another "
                 "train.run_dir"
             ) from None
-        return True
 
     def release(self) -> None:
         """Give the folder back."""
@@ -368,7 +270,7 @@ class RunLock:
             return f"{self.run_dir}: taken over by {held}; this run ends, it would write into the same files"
         self.me = self.me._replace(writes=self.me.writes + 1)
         with suppress(OSError):
-            _write(self.run_dir, self.me, make=unlocked)
+            write_over(self.run_dir, self.me, make=unlocked)
         return None
 
     def _is_earlier(self, held: Holder) -> bool:

@@ -91,7 +91,8 @@ class Watchdog:
             what += ALONE.get(PHASES[self._phase], "the process is frozen")
         else:
             what = f"{self.run_dir}: rank {self.rank} waited {waited_s:.0f} s {where}: "
-            what += late_ranks(read_beats(self.run_dir, self.world, self._mine), self.timeout_s)
+            beats = read_beats(self.run_dir, self.world, self._mine)
+            what += late_ranks(beats, self.timeout_s, met=self._step > 0)  # before the first step all ranks meet
         return f"{what}; start the same command again to go on from the newest checkpoint, or raise train.timeout_s"
 
     def _write(self) -> None:

@@ -20,7 +20,8 @@ from marc_dist.cluster.backends import run_local
 from marc_dist.config import load_config
 from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.job import new_job, note_cancel, read_job
-from marc_dist.run.run_lock import RUN_LOCK, removal
+from marc_dist.run.lock_file import RUN_LOCK
+from marc_dist.run.run_lock import removal
 from tests.cli.test_train import SMALL
 
 SBATCH = """#!/bin/sh

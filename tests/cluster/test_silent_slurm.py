@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from marc_dist.cluster import backends, sbatch_hooks, slurm
+from marc_dist.cluster import backends, sbatch_hooks, slurm, slurm_cancel
 from marc_dist.config import LaunchError
-from marc_dist.run.job import Job, new_job, read_job, write_job
+from marc_dist.run.job import Job, Word, new_job, read_job, write_job
 
 BUSY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 FORGOTTEN = "slurm_load_jobs error: Invalid job id specified"
@@ -68,3 +68,40 @@ def test_a_launch_that_another_one_overtook_ends_its_own_job(
     with pytest.raises(LaunchError, match="this one, slurm 8, was ended"):
         backends._name(other, tmp_path)
     assert read_job(tmp_path) == job
+
+
+def test_an_element_writes_the_array_s_id_down_when_its_launch_could_not(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "seed-0", tmp_path / "seed-1"]
+    array = job.model_copy(update={"id": None, "run_dirs": list(map(str, folders))})
+    write_job(tmp_path, array)
+    for folder in folders:
+        write_job(folder, array.model_copy(update={"run_dirs": []}))
+    with pytest.raises(LaunchError, match=f"squeue --me --name marc-{tmp_path.name} whether it waits"):
+        backends.cancel(array, tmp_path)
+    _slurm_says(FORGOTTEN, tmp_path, monkeypatch)
+    for name, text in {"JOB_ID": "9", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "1", "JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", text)
+    assert sbatch_hooks.main(["begin", str(tmp_path)]) == 0
+    assert [read_job(folder).id for folder in (tmp_path, *folders)] == ["7", None, "7_1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "array", "saves", "told"),
+    [
+        (["running"], False, True, "is asked to save and stop"),
+        (["running"], False, False, "is ended without time to save (cluster.stop_grace_s=0)"),
+        (["pending"], False, False, "is taken back before it starts"),
+        ([], False, False, "is about to end"),
+        (
+            ["running", "pending", "pending", "done"],
+            True,
+            True,
+            "of its elements, 1 is asked to save and stop, 2 are taken back before they start",
+        ),
+        (["done"], True, False, "has no element that waits or runs"),
+    ],
+)
+def test_what_a_cancel_says(words: list[Word], array: bool, saves: bool, told: str) -> None:
+    assert slurm_cancel._what_becomes(words, array, saves) == told

@@ -17,19 +17,8 @@ import pytest
 from marc_dist.config import LaunchError
 from marc_dist.run import run_lock
 from marc_dist.run.attempt_id import AttemptId
-from marc_dist.run.run_lock import (
-    LAUNCH_LOCK,
-    RUN_LOCK,
-    Holder,
-    RunLock,
-    announce,
-    live_holder,
-    me,
-    moved,
-    read_holder,
-    verdict,
-    withdraw,
-)
+from marc_dist.run.lock_file import RUN_LOCK, Holder, claim, moved, read_holder, verdict, write_over
+from marc_dist.run.run_lock import LAUNCH_LOCK, RunLock, announce, live_holder, me, withdraw
 
 BY_HAND, FIRST, SECOND, OTHER = AttemptId(), AttemptId("a1", 0), AttemptId("a1", 1), AttemptId("b2", 0)
 
@@ -154,7 +143,7 @@ def test_the_next_attempt_takes_over_at_once_and_the_old_one_ends(
 
 def test_what_a_straggler_writes_is_taken_back(tmp_path: Path) -> None:
     with _lock(tmp_path, SECOND).held(_quiet):
-        announce(tmp_path, FIRST)
+        write_over(tmp_path, me(FIRST))
         _soon(lambda: (read_holder(tmp_path) or me(FIRST)).attempt == SECOND)
 
 
@@ -239,3 +228,21 @@ def test_of_many_at_once_one_gets_the_folder(tmp_path: Path) -> None:
         thread.join()
     assert len(taken) == 1 and len(refused) == 7
     taken[0].release()
+
+
+def test_of_two_that_saw_the_same_dead_holder_one_gets_the_folder(tmp_path: Path) -> None:
+    """Also where locks do not reach from one to the other."""
+    dead, one, other = _holder(OTHER), me(FIRST), me(BY_HAND)
+    write_over(tmp_path, dead)
+    assert claim(tmp_path, dead, one)
+    assert not claim(tmp_path, dead, other)
+    assert read_holder(tmp_path) == one
+    assert [path.name for path in tmp_path.iterdir()] == [RUN_LOCK]
+
+
+def test_a_launcher_that_comes_second_is_refused(tmp_path: Path) -> None:
+    assert claim(tmp_path, None, me(OTHER))
+    with pytest.raises(LaunchError, match="a run is live there"):
+        announce(tmp_path, FIRST)
+    held = read_holder(tmp_path)
+    assert held is not None and held.attempt == OTHER

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -366,25 +365,3 @@ def _as_if_ended(job: Path) -> None:
         told = json.loads(job.read_text())
         told["id"] = told["id"] and f"{told['id'].rpartition(':')[0]}:1"  # started at another time: another process
         job.write_text(json.dumps(told))
-
-
-def campaign(lab: Path, stride: int) -> list[str]:
-    """Every ``stride``-th call of every command, with each error; what was wrong."""
-    faults: list[str] = []
-    for number, command in enumerate(all_commands(lab)):
-        began, tried = time.monotonic(), 0
-        case = Failing(command, lab / f"calls-{number}")
-        found = []
-        for k in range(1, case.count + 1, stride):
-            for error in ERRORS if not command.processes else (ERRORS[k % len(ERRORS)],):
-                tried += 1
-                wrong = case.at(k, error)
-                if wrong is not None:
-                    found.append(wrong)
-        seconds = time.monotonic() - began
-        print(
-            f"{command.name:20} {case.count:5} calls {tried:6} failures {len(found):4} faults {seconds:6.1f} s",
-            flush=True,
-        )
-        faults += found
-    return faults

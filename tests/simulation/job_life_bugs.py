@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, srun_task
+from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm_cancel, srun_task
 from marc_dist.config import LaunchError
 from marc_dist.run import heartbeats, job, rank_ends, run_lock
+from marc_dist.run.lock_file import read_holder
 from marc_dist.training import checkpoint
 
 Plant = Callable[[], AbstractContextManager[Any]]
@@ -40,7 +41,7 @@ def _lock_for_ever() -> Iterator[None]:
     """A lock file counts whether its holder lives or not."""
 
     def held(run_dir: Path, mine: Any, say: Any, **rest: Any) -> Any:
-        found = run_lock.read_holder(run_dir)
+        found = read_holder(run_dir)
         return None if found is None or found.attempt == mine else found
 
     with mock.patch.object(run_lock, "live_holder", held), mock.patch.object(backends, "live_holder", held):
@@ -105,7 +106,7 @@ def _unchecked() -> Iterator[None]:
 
 def _cancel_untold() -> AbstractContextManager[Any]:
     """A cancel is not written down."""
-    return mock.patch.object(slurm, "note_cancel", lambda *words: None)
+    return mock.patch.object(slurm_cancel, "note_cancel", lambda *words: None)
 
 
 @contextmanager

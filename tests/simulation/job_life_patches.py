@@ -92,10 +92,10 @@ class Patches:
 
         poll = RankProcess.poll
 
-        def polled(rank: RankProcess) -> bool:
+        def polled(rank: RankProcess, now: float | None = None) -> bool:
             """A look, after those that a quiet process was spared."""
-            rank.alive_at = max(rank.alive_at, kernel.live().process.facts.pop("looked", 0.0))
-            return poll(rank)
+            rank.alive_at = max(rank.alive_at, kernel.live().process.facts.get("looked", 0.0))
+            return poll(rank, now)
 
         threads = SimpleNamespace(
             Event=lambda: Event(kernel),

@@ -1,7 +1,7 @@
 """The k-th call of a command fails once: one line and an exit code, the old state whole, the next start goes on.
 
-Here a sample of calls, each with one error; all calls with all errors in ``make campaign``, with those commands, too,
-that start other processes.
+Here a sample of calls, each with one error. ``failing_campaign.py`` fails all calls with all errors, of those commands,
+too, that start other processes.
 """
 
 from __future__ import annotations

@@ -44,6 +44,12 @@ def test_who_is_late(beats: list[Beat | None], words: str) -> None:
     assert late_ranks(beats, 120.0) == words
 
 
+def test_ranks_that_have_left_are_not_called_late() -> None:
+    """They take their beats away when the last step is saved; who is stuck after that is late alone."""
+    alone = "rank 0 (node0, process 1000) is still saving in step 10; the others have left"
+    assert late_ranks([beat(0, 10, "saving"), None, None], 120.0, met=True) == alone
+
+
 def test_a_silent_main_thread_is_given_up_and_the_late_rank_named(tmp_path: Path) -> None:
     reasons: list[str] = []
     told = threading.Event()

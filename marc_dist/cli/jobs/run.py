@@ -138,8 +138,8 @@ def _cancel(options: argparse.Namespace) -> int:
             if state.word in OVER:
                 print(f"{run_dir}: already over: {state}")
                 continue
-            backends.cancel(job, run_dir)
-            print(f"{run_dir}: {job.kind} job {job.id} is asked to save and stop", flush=True)
+            what = backends.cancel(job, run_dir)
+            print(f"{run_dir}: {job.kind} job {job.id or 'without an id'} {what}", flush=True)
             asked.append((run_dir, read_job(run_dir)))  # it says now that it was cancelled: Slurm may forget it at once
         except MarcError as error:  # the others are asked all the same
             errors.append(str(error))

@@ -113,7 +113,7 @@ def print_facts(known: dict[str, Any]) -> None:
     """All that is known of a job, for people."""
     lines = [("state", str(State(known["state"], known["detail"])))]
     size = f"{known['nodes']} x {known['procs_per_node']} processes"
-    lines.append(("job", f"{known['kind']} {known['id'] or '(never submitted)'}, {known['what']}, {size}"))
+    lines.append(("job", f"{known['kind']} {known['id'] or '(no id)'}, {known['what']}, {size}"))
     lines.append(("command", shlex.join(["python", *known["arguments"]])))
     lines.append(
         ("submitted", f"{when(known['submitted_at'])} by {known['user']} from {known['host']}, in {known['cwd']}")
