@@ -157,7 +157,7 @@ class Setup:
             return loader
         place = self.dataset, self.config, comm.rank(), comm.world(), self.scale
         if self.config.data.reader == "streamed":
-            return StreamLoader(*place, self.device)
+            return StreamLoader(*place, self.device, self._at)
         return TrainLoader(*place, lambda: self._at(1, "starting"), self.device)
 
     def _averaged(self) -> ModelEmaV3 | None:
