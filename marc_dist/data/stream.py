@@ -11,9 +11,13 @@ passes over what was given before, so that its answer never depends on what it d
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 import time
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from ctypes import c_uint64
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -44,6 +48,8 @@ from marc_dist.data.remote import TarStream, printable_url, shard_urls
 from marc_dist.data.stream_order import Lanes, alike, pair_rate
 
 MEASURED = 200_000  # samples of the epoch whose shuffle is measured
+LOOK_S = 0.5
+"""Between looks whether anything arrives, while a batch is waited for."""
 
 
 class Arrived(NamedTuple):
@@ -73,10 +79,14 @@ class Stream:
         dataset: the index.
         config: the run's settings.
         shards: where each is to be had.
+
+    Attributes:
+        came: grows with every sample that arrives, in whatever process; shared by all.
     """
 
     def __init__(self, dataset: Dataset, config: Config, shards: Mapping[int, StreamedShard]) -> None:
         self.dataset, self.shards, self.data = dataset, shards, config.data
+        self.came = multiprocessing.RawValue(c_uint64)
         # all tries together end before the watchdog would end the run, which knows ranks and no URLs
         self.stall_s = config.train.timeout_s / (2 * (config.data.retries + 1))
 
@@ -98,6 +108,7 @@ class Stream:
             opened = self._open(number, shard.url)
             try:
                 for sample, data in opened:
+                    self.came.value += 1  # two at once may count as one: it is only looked at for a change
                     place = places.get(sample, -1)
                     if place < done:  # of another split, or given before the stream broke
                         continue
@@ -257,6 +268,7 @@ class StreamLoader:
         world: number of processes.
         scale: what the encoder expects.
         device: where the encoder runs.
+        at: told (step from 1, "loading") while a batch is waited for and samples arrive.
 
     Attributes:
         notes: lines for people: which promises are not kept, how good the shuffle is.
@@ -268,9 +280,17 @@ class StreamLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, config: Config, rank: int, world: int, scale: PixelScale, device: torch.device
+        self,
+        dataset: Dataset,
+        config: Config,
+        rank: int,
+        world: int,
+        scale: PixelScale,
+        device: torch.device,
+        at: Callable[[int, str], None] = lambda step, phase: None,
     ) -> None:
         data = config.data
+        self._at = at
         rows = dataset.rows(data.train_split)
         rows = rows[np.lexsort((dataset.offset[rows], dataset.shard[rows]))]
         parts = np.split(rows, np.flatnonzero(np.diff(dataset.shard[rows])) + 1)
@@ -325,7 +345,35 @@ class StreamLoader:
         steps = range(start_step, self.steps_per_epoch)
         parts = self._pool.run([(epoch, step, part) for step in steps for part in range(self._parts)])
         self._batches = self._finisher.finish(parts)
-        return map(lambda group: merge(group, self._num_views), zip(*[self._batches] * self._parts, strict=True))
+        groups = zip(*[self._batches] * self._parts, strict=True)
+        step = epoch * self.steps_per_epoch + start_step
+        while True:
+            step += 1
+            with self._waiting(step):
+                group = next(groups, None)
+            if group is None:
+                return
+            yield merge(group, self._num_views)
+
+    @contextmanager
+    def _waiting(self, step: int) -> Iterator[None]:
+        """Tell, inside the block, that samples arrive: filling a shuffle buffer may take long, and is no hang."""
+        stop, came = threading.Event(), self._tasks.stream.came
+
+        def look() -> None:
+            before = came.value
+            while not stop.wait(LOOK_S):
+                if came.value != before:
+                    before = came.value
+                    self._at(step, "loading")
+
+        looking = threading.Thread(target=look, name="arrivals", daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            looking.join()
 
     def close(self) -> None:
         """End the workers, and what this process reads from."""

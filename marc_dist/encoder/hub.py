@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from marc_dist.config import first_line
 
 PROBE_S = 5.0
 """Longest wait for the first answer of a server."""
+LOOK_S = 0.5
+CHUNK = 1 << 17
+"""Bytes that are written at a time; with the library's own 10 MB a slow file would seem to stand still."""
 
 
 class NotAtHand(Exception):
@@ -51,12 +55,48 @@ def refuse_unreachable(url: str) -> None:
         raise NotAtHand(found[0])
 
 
-def hub_file(name: str, files: Sequence[str]) -> tuple[Path, str]:
+@contextmanager
+def watched(folder: Path, moved: Callable[[], None]) -> Iterator[None]:
+    """Tell, inside the block, of every half second in which files below a folder grew: what is fetched arrives.
+
+    Args:
+        folder: where it is written; need not be there yet.
+        moved: called in another thread.
+    """
+    stop = threading.Event()
+
+    def look() -> None:
+        before = _bytes_below(folder)
+        while not stop.wait(LOOK_S):
+            now = _bytes_below(folder)
+            if now > before:
+                moved()
+            before = now
+
+    looking = threading.Thread(target=look, name="download", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        looking.join()
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # renamed meanwhile
+            total += path.lstat().st_size
+    return total
+
+
+def hub_file(name: str, files: Sequence[str], moved: Callable[[], None] = lambda: None) -> tuple[Path, str]:
     """The first of some files that a repository has.
 
     Args:
         name: ``org/name`` or ``org/name@revision``.
         files: names, the best first.
+        moved: called, in another thread, while a file arrives.
 
     Returns:
         Where it lies in the local cache, and its revision.
@@ -74,14 +114,16 @@ def hub_file(name: str, files: Sequence[str]) -> tuple[Path, str]:
             if isinstance(path, str):
                 return Path(path), Path(path).parent.name
         refuse_unreachable(hub.constants.ENDPOINT)
-        for file in files:
-            try:
-                path = hub.hf_hub_download(repo, file, revision=revision, etag_timeout=PROBE_S)
-                return Path(path), Path(path).parent.name
-            except hub.errors.LocalEntryNotFoundError:
-                raise
-            except hub.errors.EntryNotFoundError:
-                continue
+        hub.constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+        with watched(Path(hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs", moved):
+            for file in files:
+                try:
+                    path = hub.hf_hub_download(repo, file, revision=revision, etag_timeout=PROBE_S)
+                    return Path(path), Path(path).parent.name
+                except hub.errors.LocalEntryNotFoundError:
+                    raise
+                except hub.errors.EntryNotFoundError:
+                    continue
     except NotAtHand:
         raise
     except Exception as error:  # no such repository, a gated one, a network that went away

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from marc_dist.config import ConfigError, ModelConfig, first_line, user_path
 from marc_dist.encoder.draws import Draws, KeyedDrop, key_layers
+from marc_dist.encoder.fetching import fetched_by_rank_0_first
 from marc_dist.encoder.norm import SyncBatchNorm, batch_norms, synchronise
 from marc_dist.encoder.published import Published, published
 from marc_dist.encoder.weights import (
@@ -17,7 +18,6 @@ from marc_dist.encoder.weights import (
     fill_from_package,
     load_backbone,
     obtain,
-    rank_0_first,
     refuse_broken_weights,
     refuse_code,
 )
@@ -312,7 +312,9 @@ def _no_stochastic_depth(drop_path: float | None, name: str) -> ConfigError:
     )
 
 
-def build_encoder(config: ModelConfig, seed: int, image_size: int | None = None) -> Encoder:
+def build_encoder(
+    config: ModelConfig, seed: int, image_size: int | None = None, tick: Callable[[], None] = lambda: None
+) -> Encoder:
     """The encoder before training; equal settings and seed give equal weights anywhere.
 
     A collective when published weights are wanted: rank 0 fetches them before the others look for them.
@@ -321,13 +323,14 @@ def build_encoder(config: ModelConfig, seed: int, image_size: int | None = None)
         config: backbone, head, batch norm and where the first weights come from.
         seed: of the random weights; the process's own generator is left untouched.
         image_size: side of the images, pixels; needed by backbones of fixed input size.
+        tick: called now and then while published weights arrive, on every rank.
 
     Raises:
         ConfigError: unknown backbone, weights that do not fit or are not at hand.
     """
     source: WeightsSource | None = None
     if config.pretrained and config.weights is None:
-        weights, source = rank_0_first(lambda: _obtained(config))
+        weights, source = fetched_by_rank_0_first(lambda moved: _obtained(config, moved), tick)
     else:
         weights = published(config)
     with torch.random.fork_rng(devices=[]):
@@ -351,6 +354,6 @@ def build_encoder(config: ModelConfig, seed: int, image_size: int | None = None)
     return encoder.train()
 
 
-def _obtained(config: ModelConfig) -> tuple[Published, WeightsSource]:
+def _obtained(config: ModelConfig, moved: Callable[[], None]) -> tuple[Published, WeightsSource]:
     weights = published(config)
-    return weights, obtain(weights)
+    return weights, obtain(weights, moved)

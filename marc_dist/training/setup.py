@@ -157,7 +157,7 @@ class Setup:
             return loader
         place = self.dataset, self.config, comm.rank(), comm.world(), self.scale
         if self.config.data.reader == "streamed":
-            return StreamLoader(*place, self.device)
+            return StreamLoader(*place, self.device, self._at)
         return TrainLoader(*place, lambda: self._at(1, "starting"), self.device)
 
     def _averaged(self) -> ModelEmaV3 | None:
@@ -223,7 +223,7 @@ class Setup:
         head_only = model.head_only
         if self.payload is not None and not head_only:  # every weight comes from the checkpoint
             model = model.model_copy(update={"weights": None, "pretrained": False, "batch_norm": model.norm})
-        encoder = build_encoder(model, seed, self.config.data.image_size)
+        encoder = build_encoder(model, seed, self.config.data.image_size, lambda: self._at(1, "starting"))
         self._refuse_batch_norm_of_chunks(encoder)
         if self.payload is None:
             self.notes.append(f"first weights: {encoder.origin}")

@@ -1,8 +1,9 @@
 """``python -m marc_dist.tuning.allocation JOB_DIR WORD ...``: one task a node of a Slurm allocation that tunes.
 
-The first task starts a Ray head, waits until every node has joined, and runs ``marc-tune WORD ... --address HEAD``; the
-others lend their node until the first one is done. Ray's own way (``ray symmetric-run``) refuses a node where another
-Ray runs, waits 30 s and no longer, and hides workers that fail (``docs/design.md``).
+On one node it runs ``marc-tune WORD ...``, whose trials are processes of that node and start sooner than on Ray. On
+several the first task starts a Ray head, waits until every node has joined, and runs ``marc-tune WORD ... --address
+HEAD``; the others lend their node until the first one is done. Ray's own way (``ray symmetric-run``) refuses a node
+where another Ray runs, waits 30 s and no longer, and hides workers that fail (``docs/design.md``).
 
 Nobody else may use this Ray: the nodes share a token, which only the job's owner can read. A start that Slurm ends
 (preemption, time limit) ends with code 85, and the next one goes on with the same search.
@@ -92,24 +93,29 @@ class Allocation:
                 path.unlink(missing_ok=True)
 
     def lead(self, words: Sequence[str]) -> int:
-        """Start the head, wait for the nodes, tune; the exit code of ``marc-tune``."""
+        """Tune, on several nodes once they have joined a Ray; the exit code of ``marc-tune``."""
+        if self.world == 1:
+            return self._tune(words)
         address = self._head()
-        command = [sys.executable, "-u", "-m", "marc_dist.cli.tune", *words, "--address", address]
-        tuning: subprocess.Popen[bytes] | None = None
         try:
             self._wait_for_nodes(address)
-            tuning = subprocess.Popen(command, env=self.env)
+            return self._tune([*words, "--address", address])
+        finally:
+            self.over.touch()
+
+    def _tune(self, words: Sequence[str]) -> int:
+        tuning = subprocess.Popen([sys.executable, "-u", "-m", "marc_dist.cli.tune", *words], env=self.env)
+        try:
             while (code := tuning.poll()) is None:
                 self._see_that_ray_runs()
                 time.sleep(POLL_S)
             return code
         finally:
-            if tuning is not None and tuning.poll() is None:
+            if tuning.poll() is None:
                 tuning.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     tuning.wait(LEAVE_S)
                 tuning.kill()
-            self.over.touch()
 
     def _head(self) -> str:
         self.token.parent.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,10 @@ from marc_dist.cluster.local import rank_environment, visible_gpus
 from marc_dist.cluster.preset import LocalPreset
 from marc_dist.cluster.rank_process import SETTLE_S, RankProcess, num_cores
 from marc_dist.config import ConfigError
+from marc_dist.run.attempt_id import AttemptId
 from marc_dist.run.rank_ends import clear_ends
 from marc_dist.tuning.state import Search, Trial
-from marc_dist.tuning.trial import arguments, prepare_trial, reported, trial_end
+from marc_dist.tuning.trial import arguments, prepare_trial, reported, search_token, trial_attempt, trial_end
 
 POLL_S = 0.2
 GRACE_S = 10.0
@@ -57,13 +58,23 @@ class Size:
         return fit
 
 
+def own_cores(env: Mapping[str, str]) -> int:
+    """CPU cores for trials: in a task of srun as many as Slurm gave it, which without binding only its variables say.
+
+    Args:
+        env: of this process.
+    """
+    given = env.get("SLURM_CPUS_PER_TASK", "") if "SLURM_STEP_NUM_TASKS" in env else ""
+    return min(num_cores(), int(given)) if given.isdecimal() and int(given) else num_cores()
+
+
 def local_size(size: Size) -> int:
     """Trials at a time on this machine.
 
     Raises:
         ConfigError: not even one fits.
     """
-    cpus, gpus = num_cores(), visible_gpus(os.environ)
+    cpus, gpus = own_cores(os.environ), visible_gpus(os.environ)
     fit = size.fitting(max(cpus, size.procs * size.cpus), gpus)  # cores may be shared, GPUs may not
     if fit < 1:
         raise ConfigError(
@@ -101,6 +112,7 @@ class _Trial:
 
     run: Trial
     run_dir: Path
+    mine: AttemptId
     ranks: list[RankProcess] = field(default_factory=list)
     gpus: list[list[str]] = field(default_factory=list)
     failed_at: float | None = None
@@ -136,6 +148,7 @@ class LocalTrials:
     def __init__(self, search: Search, folder: Path, size: Size, show: Callable[[], None]) -> None:
         self.search, self.folder, self.size, self.show = search, folder, size, show
         self.concurrent = local_size(size)
+        self.token = search_token(os.environ)
         self.trials: list[_Trial] = []
         self.gpus = _Gpus()
 
@@ -162,19 +175,19 @@ class LocalTrials:
         while len(self.trials) < self.concurrent and (run := self.search.next()) is not None:
             run_dir = prepare_trial(self.search, run, self.folder)
             self.search.began(run, socket.gethostname())
-            trial = _Trial(run, run_dir)
+            trial = _Trial(run, run_dir, trial_attempt(self.token, run))
             self.trials.append(trial)
             self._start(trial)
 
     def _start(self, trial: _Trial) -> None:
-        threads = max(1, num_cores() // (self.concurrent * self.size.procs))
+        threads = max(1, own_cores(os.environ) // (self.concurrent * self.size.procs))
         preset = LocalPreset(threads_per_proc=max(threads, self.size.cpus) if threads > 1 else self.size.cpus)
         clear_ends(trial.run_dir / "logs")
         world = self.size.procs
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             for rank in range(world):
-                env = rank_environment(preset, rank, world, port)
+                env = rank_environment(preset, rank, world, port) | trial.mine.variables()
                 if self.size.gpus:
                     trial.gpus.append(self.gpus.take(self.size.gpus))
                     env["CUDA_VISIBLE_DEVICES"] = ",".join(trial.gpus[-1])
@@ -192,7 +205,7 @@ class LocalTrials:
                 break
         if over:
             code = 0 if all(rank.code == 0 for rank in trial.ranks) else 1
-            self.search.ended(trial.run, *trial_end(trial.run_dir, self.size.procs, code))
+            self.search.ended(trial.run, *trial_end(trial.run_dir, self.size.procs, code, trial.mine))
             self.trials.remove(trial)
             for names in trial.gpus:
                 self.gpus.give(names, self.size.gpus)

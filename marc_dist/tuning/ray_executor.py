@@ -29,7 +29,7 @@ from marc_dist.run.rank_ends import clear_ends
 from marc_dist.tuning.local_executor import Size, termination_as_interrupt
 from marc_dist.tuning.ray_trial import quiet_environment, trial
 from marc_dist.tuning.state import Search, Trial
-from marc_dist.tuning.trial import prepare_trial, trial_end
+from marc_dist.tuning.trial import prepare_trial, search_token, trial_attempt, trial_end
 
 SETTLE_S = 2.0
 """A trial that was lost comes again so much later: its processes on a node that is gone need a moment to go, too."""
@@ -111,6 +111,7 @@ class _Bridge:
 
     def __init__(self, search: Search, folder: Path, size: Size, concurrent: int, show: Callable[[], None]) -> None:
         self.search, self.folder, self.size, self.concurrent, self.show = search, folder, size, concurrent, show
+        self.token = search_token(os.environ)
         self.active: dict[str, Trial] = {}
         self.cooling: list[tuple[float, Trial]] = []
         self.error: Exception | None = None
@@ -135,7 +136,12 @@ class _Bridge:
             self.search.began(run)
             self.active[trial_id] = run
             size = {"procs": self.size.procs, "cpus": self.size.cpus, "gpus": self.size.gpus}
-            return {"run_dir": str(run_dir), **size, "cwd": str(Path.cwd())}
+            told = {
+                "run_dir": str(run_dir),
+                "attempt": trial_attempt(self.token, run).variables(),
+                "cwd": str(Path.cwd()),
+            }
+            return told | size
         except MarcError as error:
             self.error = error
             return "FINISHED"
@@ -166,7 +172,7 @@ class _Bridge:
             self.cooling.remove(entry)
             run = entry[1]
             run_dir = self.folder / "trials" / run.name
-            self.search.ended(run, *trial_end(run_dir, self.size.procs, 1))
+            self.search.ended(run, *trial_end(run_dir, self.size.procs, 1, trial_attempt(self.token, run)))
 
 
 def run_on_ray(search: Search, folder: Path, size: Size, concurrent: int, show: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ def trial(config: dict[str, Any]) -> None:
     """Train in ``config["run_dir"]`` and pass on what the run reports, one result a row.
 
     Args:
-        config: run_dir, procs, cpus and gpus of a rank, cwd.
+        config: run_dir, procs, cpus and gpus of a rank, cwd, and the variables of the attempt.
 
     Raises:
         RuntimeError: a rank failed or was lost; the run folder says how.
@@ -37,7 +37,7 @@ def trial(config: dict[str, Any]) -> None:
     ranks = Ranks(ray, get_current_placement_group(), range(config["procs"]), run_dir, **size)
     try:
         ranks.find()
-        variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(config["cpus"])}
+        variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(config["cpus"]), **config["attempt"]}
         ranks.start(arguments(run_dir), config["cwd"], variables)
         told, over = 0, False
         while not over:

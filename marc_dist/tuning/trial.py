@@ -8,6 +8,7 @@ from typing import Any
 
 from marc_dist.config import Config, ConfigError, dump_yaml, flatten, user_path
 from marc_dist.files import write_atomic
+from marc_dist.run.attempt_id import AttemptId, attempt_from_env, new_token
 from marc_dist.run.folder import VALIDATION, prepare, read_lines
 from marc_dist.run.rank_ends import job_end, read_end
 from marc_dist.tuning.journal import SearchPlan
@@ -71,20 +72,42 @@ def arguments(run_dir: Path) -> list[str]:
     return ["-m", "marc_dist.cli.train", str(run_dir)]
 
 
+def search_token(env: Mapping[str, str]) -> str:
+    """What the trials of one driver have in common: in a cluster job its token, so that its next start knows them.
+
+    Two drivers never share one: then the earlier holder of a trial's folder would be taken for gone while it trains.
+
+    Args:
+        env: of this process.
+    """
+    return attempt_from_env(env).token or new_token()
+
+
+def trial_attempt(token: str, run: Trial) -> AttemptId:
+    """The attempt that a run's newest start is; its number comes from the journal, so it grows over drivers, too.
+
+    Args:
+        token: see ``search_token``.
+        run: that has begun.
+    """
+    return AttemptId(token, run.starts - 1)
+
+
 def reported(run_dir: Path) -> list[dict[str, Any]]:
     """What a trial has reported so far, in order of epochs."""
     return sorted(read_lines(run_dir / VALIDATION), key=lambda row: float(row["epoch"]))
 
 
-def trial_end(run_dir: Path, world: int, code: int) -> tuple[int, str]:
+def trial_end(run_dir: Path, world: int, code: int, mine: AttemptId) -> tuple[int, str]:
     """Exit code and cause of a trial whose ranks have gone, from what they left in its folder.
 
     Args:
         run_dir: of the trial.
         world: ranks.
         code: of whatever looked after them; 0 when all ended well.
+        mine: the attempt that has ended.
     """
-    found = job_end([read_end(run_dir / "logs", rank) for rank in range(world)], code, run_dir / "logs")
+    found = job_end([read_end(run_dir / "logs", rank, mine) for rank in range(world)], code, run_dir / "logs")
     if code and found.rank is None:
         return found.code or code, "its processes or their node were lost"
     return found.code, found.error or ""

@@ -51,6 +51,14 @@ def pids_that_name(text: str) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def parent_of(pid: int) -> int:
     """The process that has started this one; 0 when it has gone."""
     try:

@@ -11,6 +11,8 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -467,3 +469,54 @@ def test_a_run_has_the_same_weights_at_any_size_and_after_a_stop(packed: Path, t
     run_in_world(_run, world, other | {"train.max_steps": 9})  # in the middle of the second epoch
     assert run_in_world(_run, 1 + world % 2, other) == [11] * (1 + world % 2)
     assert _difference(_state(tmp_path / "one", 11), _state(tmp_path / "other", 11)) < 1e-9
+
+
+@contextlib.contextmanager
+def slow_server(packed: Path, lasts_s: float) -> Iterator[str]:
+    """Hands every file out in parts, over ``lasts_s`` seconds."""
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            data = source.read()
+            for at in range(20):
+                outputfile.write(data[len(data) * at // 20 : len(data) * (at + 1) // 20])
+                time.sleep(lasts_s / 20)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(packed))) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}/train-{{000000..000011}}.tar"
+        made.shutdown()
+
+
+def test_what_arrives_in_a_loader_process_is_told(packed: Path, away: Path) -> None:
+    """A watchdog in the main process hears of it long before the batch is there."""
+    told: list[tuple[int, str]] = []
+    with slow_server(packed, 4.0) as url:
+        settings = config(away, urls=[url], lanes=1, shuffle=38, num_workers=1)
+        loader = StreamLoader(
+            open_dataset(away, shards=False), settings, 0, 1, IMAGENET, CPU, lambda *at: told.append(at)
+        )
+        try:
+            next(iter(loader.epoch(0)))
+        finally:
+            loader.close()
+    assert len(told) >= 3 and set(told) == {(1, "loading")}
+
+
+@pytest.mark.slow
+def test_a_slow_stream_is_progress(packed: Path, away: Path, tmp_path: Path) -> None:
+    """The first batch takes twice ``train.timeout_s``, because a shuffle buffer fills; samples arrive meanwhile."""
+    timeout_s = 6.0
+    with slow_server(packed, 2 * timeout_s) as url:
+        words = [
+            f"data.dir={away}", f'data.urls=["{url}"]', "data.reader=streamed", "data.lanes=1", "data.shuffle=38",
+            "data.retries=0", "data.num_workers=0", "data.image_size=32", "model.backbone=test_resnet",
+            "model.pretrained=false", "train.global_batch=4", "train.max_steps=1", "train.device=cpu",
+            f"train.timeout_s={timeout_s}", f"train.run_dir={tmp_path / 'run'}",
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "marc_dist.cli.train", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

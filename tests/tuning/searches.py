@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from marc_dist.config import Config, build, dump_yaml
+from marc_dist.run.run_lock import RUN_LOCK
 from marc_dist.tuning.driver import new_plan, open_search
 from marc_dist.tuning.journal import Journal, SearchPlan, write_plan
 from marc_dist.tuning.local_executor import call_trials
@@ -83,3 +87,25 @@ def story(found: Search) -> list[Any]:
         for _, run in sorted(found.runs.items())
     ]
     return [found.points, runs]
+
+
+def kill_elsewhere(run_dir: Path, pid: int, driver: int, gone: Callable[[], bool]) -> None:
+    """Kill a rank of a trial and let its lock look as if it had run on another machine, where nobody sees processes.
+
+    Args:
+        run_dir: of the trial.
+        pid: of its rank.
+        driver: process of the search, which must not start the trial again before the lock is changed.
+        gone: whether the rank has gone.
+    """
+    os.kill(driver, signal.SIGSTOP)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        while not gone():
+            time.sleep(0.02)
+        lock = run_dir / RUN_LOCK
+        told = json.loads(lock.read_text())
+        assert told["token"] and told["pid"] == pid, told
+        lock.write_text(json.dumps({**told, "machine": "another", "host": "elsewhere"}))
+    finally:
+        os.kill(driver, signal.SIGCONT)

@@ -101,6 +101,36 @@ def test_a_search_on_two_nodes_comes_back(tiny_dir: Path, tmp_path: Path) -> Non
     assert not list((folder / "logs").glob("*.token")) and not list(Path(gettempdir()).glob(f"marc-ray-*-{job_id}-*"))
 
 
+@pytest.mark.slow
+def test_a_search_on_one_node_needs_no_ray(tiny_dir: Path, tmp_path: Path) -> None:
+    """Trials are processes of the node, as many as its CPUs; requeued in its midst, it goes on at once."""
+    run, folder = run_file(tmp_path, tiny_dir, **{"train.epochs": 4}), tmp_path / "search"
+    if (missing := missing_programs()) and not os.environ.get("CI"):
+        pytest.skip(f"needs Slurm: {', '.join(missing)}")
+    with SlurmCluster(nodes=1) as cluster:
+        words = ["slurm", "tune", "smoke", str(run), "--trials", "8", "--out", str(folder), "cluster.cpus_per_proc=1"]
+        said = launch("--nodes", "1", *words, env=cluster.env)
+        assert said.returncode == 0, said.stderr
+        job_id = read_job(folder).id
+        assert job_id is not None
+        _until(lambda: "end" in _kinds(folder) and _kinds(folder)[-1] == "row", folder)
+        before = events(folder)
+        cluster.sh("scontrol", "requeue", job_id)
+        _until(lambda: len(attempts(folder)) == 2 and attempts(folder)[1].ended_at is not None, folder)
+        assert [attempts(folder)[-1].code, attempts(folder)[-1].error] == [0, None], _logs(folder)
+        _until(lambda: not cluster.job_processes(), folder, 20)
+    found, lines = open_search(folder, Journal(folder)), events(folder)
+    assert found.over and len(found.runs) == 8 and lines[: len(before)] == before
+    reported = [(e["number"], e["row"]["epoch"]) for e in lines if e["event"] == "row"]
+    assert len(set(reported)) == len(reported)  # no epoch twice
+    assert not any(run.faults for run in found.runs.values())  # a requeue is nobody's fault
+    assert "1 at a time on processes of this machine" in (folder / "logs/rank-0.log").read_text()
+    assert not list((folder / "logs").glob("*ray-*"))
+    tokens = {read_job(folder).token}
+    assert all(json.loads(path.read_text())["token"] in tokens for path in folder.glob("trials/*/logs/.end-0.json"))
+    assert not any("was in use by" in path.read_text() for path in folder.glob("trials/*/logs/rank-0.log"))
+
+
 def _until(true: Callable[[], bool], folder: Path, limit_s: float = 240) -> None:
     end = time.monotonic() + limit_s
     while not true():

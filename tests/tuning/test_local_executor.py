@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +20,8 @@ from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
 from marc_dist.tuning.local_executor import Size, _Gpus, local_size, termination_as_interrupt
 from marc_dist.tuning.state import Search
-from tests.cluster.ray_cluster import pids_that_name
-from tests.tuning.searches import events, run_file
+from tests.cluster.ray_cluster import is_running, pids_that_name
+from tests.tuning.searches import events, kill_elsewhere, run_file
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +108,26 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(tiny_dir: Path, tmp_path: Pa
     assert len(set(keys)) == len(keys)
     logs = (folder / "trials/0000/logs/rank-0.log").read_text()
     assert "going on after step" in logs or found.runs[0, 0].starts == 1
+
+
+def test_a_trial_that_moves_starts_at_once(tiny_dir: Path, tmp_path: Path) -> None:
+    """The driver's own token tells that the earlier holder is gone; without one it is watched for 15 s."""
+    run, folder = run_file(tmp_path, tiny_dir, **{"train.epochs": 4}), tmp_path / "search"
+    words = ["smoke", str(run), "--executor", "local", "--trials", "1", "--out", str(folder)]
+    driver = subprocess.Popen([sys.executable, "-m", "marc_dist.cli.tune", *words], stdout=subprocess.DEVNULL)
+    trial = folder / "trials/0000"
+    try:
+        assert _soon(lambda: (trial / "validation.jsonl").exists())
+        pid = json.loads((trial / ".run.lock").read_text())["pid"]
+        kill_elsewhere(trial, pid, driver.pid, lambda: not is_running(pid))
+        assert driver.wait(timeout=60) == 0
+    finally:
+        driver.kill()
+        driver.wait()
+    (only,) = open_search(folder, Journal(folder)).runs.values()
+    assert (only.state, only.starts, only.faults) == ("done", 2, 1)
+    log = (trial / "logs/rank-0.log").read_text()
+    assert "going on after step" in log and "was in use by" not in log
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -14,7 +14,7 @@ from marc_dist.run.job import new_job
 
 
 def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
-    """Queue a search: one task a node, which brings up Ray there; see ``marc_dist.tuning.allocation``.
+    """Queue a search: one task a node; several bring up Ray there, see ``marc_dist.tuning.allocation``.
 
     Args:
         options: those of ``marc-launch``.
