@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from pathlib import Path
 from rich import print as rich_print
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.data.dataset import open_dataset
 from marc_dist.packing.inspection import inspect
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
@@ -28,7 +27,8 @@ from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.reading.unpack import opened
-from marc_dist.packing.verify import verify
+from marc_dist.packing.verify import verify_opened
+from marc_dist.progress_bar import progress
 
 RESUMED_NOTHING = "--resume: nothing was left that could be kept; packed from the start"
 
@@ -110,9 +110,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(path: Path) -> int:
-    with _bar() as bar:
-        task = bar.add_task("reading", total=None, rate="")
-        reports = verify(path, lambda name: bar.update(task, description=f"reading {name}"))
+    dataset = open_dataset(path)
+    with progress("verifying", len(dataset)) as tell:
+        reports = verify_opened(dataset, tell)
     table = Table("shard", "samples", "MB", "state", box=None)
     for report in reports:
         state = f"[red]{escape(report.faults[0])}[/]" if report.faults else "sound"
@@ -123,12 +123,6 @@ def _verify(path: Path) -> int:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(f"{path}: damaged: {bad[0]}{more}; pack again with marc-shard --force")
     return 0
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -163,15 +157,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int:
-    start = time.monotonic()
-    with _bar() as bar:
-        task = bar.add_task("packing", total=len(source.samples), rate="")
-
-        def progress(samples: int, size: int) -> None:
-            seconds = max(time.monotonic() - start, 1e-3)
-            rate = f"{samples / seconds:,.0f} samples/s, {size / seconds / 1e6:.1f} MB/s"
-            bar.update(task, completed=samples, rate=rate)
-
+    with progress("packing", len(source.samples)) as tell:
         return pack(
             source,
             out,
@@ -181,7 +167,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             to_png=options.to_png,
             force=options.force,
             resume=options.resume,
-            progress=progress,
+            progress=tell,
         )
 
 
