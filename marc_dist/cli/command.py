@@ -79,7 +79,11 @@ def run_command(name: str, body: Callable[[], int]) -> int:
 def _answer(name: str, error: BaseException) -> int | None:
     """Say in one line what people can cause; the exit code. None for a fault of ours, which keeps its traceback."""
     if isinstance(error, MarcError):
-        return _told(name, str(error), EXIT_HUNG if error.passing else EXIT_USER)
+        code = _told(name, str(error), EXIT_HUNG if error.passing else EXIT_USER)
+        if error.next_command:
+            with suppress(OSError):
+                print(printable(error.next_command), file=sys.stderr, flush=True)
+        return code
     if _came_of_ctrl_c(error):
         return _interrupted(name)
     told = memory_refused(error) if isinstance(error, ImportError | MemoryError | OSError | RuntimeError) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from marc_dist.cli import shard
@@ -17,5 +19,7 @@ def pack_sample(config: Config) -> None:
     folder = Path(config.data.dir)
     if config.data.dir == DataConfig().dir and not folder.exists():
         print(f"packing the built-in sample into {folder}", flush=True)
-        if shard.main(["--dataset", "sample", "--out", str(folder)]):
+        with redirect_stdout(StringIO()):  # its tables are for who packs it to see it
+            code = shard.main(["--dataset", "sample", "--out", str(folder)])
+        if code:
             raise DataError(f"{folder}: the built-in sample could not be packed")

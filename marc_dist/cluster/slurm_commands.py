@@ -170,11 +170,7 @@ def partitions() -> list[Partition]:
         LaunchError: Slurm does not answer.
     """
     done = ask("sinfo", "-a", "-e", "-h", "-o", "%P|%D|%c|%G")
-    if any(words in done.stderr for words in UNCONFIGURED):
-        raise LaunchError(
-            "Slurm is installed here but not configured: no slurm.conf, and SLURM_CONF names none; expected a login "
-            "node of a cluster; --dry-run shows the batch script, marc-launch local runs here"
-        )
+    _refuse_unconfigured(done.stderr)
     if done.returncode:
         raise LaunchError(f"sinfo: {reason(done.stderr)}; expected a Slurm cluster that answers")
     lines = [line.strip() for line in done.stdout.splitlines()]
@@ -193,6 +189,26 @@ def partitions() -> list[Partition]:
         name = match[1].rstrip("*")
         found.append(Partition(name, name != match[1], _number(match[2]), _number(match[3]), bool(match[4]), gpus))
     return sorted(found, key=lambda part: not part.default)
+
+
+def require_slurm() -> None:
+    """Refuse a machine on which no job can be submitted, before anything is written for one.
+
+    Raises:
+        LaunchError: Slurm's commands are missing, have no cluster, or do not answer.
+    """
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            ask(program)
+    _refuse_unconfigured(ask("sinfo", "-h", "-o", "%P").stderr)
+
+
+def _refuse_unconfigured(complaint: str) -> None:
+    if any(words in complaint for words in UNCONFIGURED):
+        raise LaunchError(
+            "Slurm is installed here but not configured: no slurm.conf, and SLURM_CONF names none; expected a login "
+            "node of a cluster; --dry-run shows the batch script, marc-launch local runs here"
+        )
 
 
 def _number(text: str) -> int:

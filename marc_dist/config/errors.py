@@ -27,10 +27,12 @@ class MarcError(Exception):
 
     Attributes:
         passing: it came of storage or a network that did not answer, so the same command may work in a while.
+        next_command: what to type now, on a line of its own below the message; empty when that is not one command.
     """
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: object, next_command: str = "") -> None:
         super().__init__(*args)
+        self.next_command = next_command
         self.passing = is_passing(sys.exception())
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
     _text(folder / "README.md", _card(source, list(shards)))
+    splits = {split: statistics([sample for sample, _ in plan[split]], len(classes)) for split in plan}
+    _text(folder / "cooccurrence.csv", _cooccurrence_csv(classes, splits))
+    for name, content in source.beside.items():
+        _text(folder / name, content)
     meta: dict[str, Any] = {
         "format": FORMAT,
         "name": recipe.name,
@@ -44,7 +50,7 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
         "licence": recipe.licence,
         "citation": recipe.citation,
         "classes": classes,
-        "splits": {split: _statistics([sample for sample, _ in plan[split]], len(classes)) for split in plan},
+        "splits": splits,
         "split_source": recipe.splits.source,
         "shards": [
             {
@@ -65,7 +71,17 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
     _text(folder / "dataset.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
 
 
-def _statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
+def _cooccurrence_csv(classes: Sequence[str], splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each label of each split: how many pictures carry it together with each of the labels."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "label", *classes])
+    for split, found in splits.items():
+        writer.writerows([split, name, *row] for name, row in zip(classes, found["cooccurrence"], strict=True))
+    return text.getvalue()
+
+
+def statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
     """Sizes, n_l and c_kl of a split."""
 
     def parts() -> Iterator[NDArray[np.bool_]]:

@@ -28,27 +28,37 @@ class ShardReport(NamedTuple):
     faults: list[str]
 
 
-def verify(path: Path, progress: Callable[[str], None] | None = None) -> list[ShardReport]:
-    """Read every byte of every shard.
-
-    Args:
-        path: the shard folder.
-        progress: called with each shard's name before it is read.
-
-    Returns:
-        A report a shard; ``faults`` names keys, and is empty for a sound shard.
+def verify(path: Path) -> list[ShardReport]:
+    """``verify_opened`` of the shard folder at a path.
 
     Raises:
         DataError: the folder cannot be opened at all.
     """
-    dataset = open_dataset(path)
+    return verify_opened(open_dataset(path), lambda done, size: None)
+
+
+def verify_opened(dataset: Dataset, progress: Callable[[int, int], None]) -> list[ShardReport]:
+    """Read every byte of every shard.
+
+    Args:
+        dataset: a shard folder.
+        progress: called with samples and bytes done so far.
+
+    Returns:
+        A report a shard; ``faults`` names keys, and is empty for a sound shard.
+    """
     reports = [
         ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, _index(dataset))
     ]
+    done = size = 0
+
+    def tell(pictures: int, more: int) -> None:
+        nonlocal done, size
+        done, size = done + pictures, size + more
+        progress(done, size)
+
     for number, shard in enumerate(dataset.meta["shards"]):
-        if progress is not None:
-            progress(shard["name"])
-        faults = _shard_faults(dataset, number, shard["sha256"])
+        faults = _shard_faults(dataset, number, shard["sha256"], tell)
         reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], faults))
     return reports
 
@@ -81,7 +91,7 @@ def _masked(dataset: Dataset) -> Iterator[bytes]:
         yield from map(bytes, np.packbits(labels, axis=1, bitorder="little"))
 
 
-def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
+def _shard_faults(dataset: Dataset, number: int, sha256: str, tell: Callable[[int, int], None]) -> list[str]:
     path = dataset.root / dataset.shards[number]
     rows = [int(row) for row in (dataset.shard == number).nonzero()[0]]
     faults = []
@@ -94,6 +104,7 @@ def _shard_faults(dataset: Dataset, number: int, sha256: str) -> list[str]:
         except Exception as error:  # tarfile raises whatever comes up: TarError, ValueError, OverflowError, ...
             return [*faults, f"not a readable tar ({error or type(error).__name__})"]
         for row in rows:
+            tell(1, int(dataset.size[row]))
             name = f"{dataset.keys[row]}.{dataset.ext[row]}"
             if found.get(name) != (int(dataset.offset[row]), int(dataset.size[row])):
                 faults.append(f"{name}: not where the index says")

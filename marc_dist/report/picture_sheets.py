@@ -12,38 +12,21 @@ from marc_dist.config import printable
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.report.example_queries import SHOWN, Example, Galleries
+from marc_dist.report.thumbnails import FAINT, INK, PAPER, SHEET_HEIGHT, cut_to_width, square
 from marc_dist.retrieval.archive import Answers
 
-RIGHT, WRONG, INK, FAINT, PAPER = "#1a7f4b", "#b3372f", "#1d232b", "#5b6673", "#ffffff"
+RIGHT, WRONG = "#1a7f4b", "#b3372f"
 TILE, GAP, SIDE = 112, 8, 188
 WIDE_TILE, WIDE_GAP, ROW, LINES = 132, 10, 6, 3
 QUERY = 176
 HEAD, LINE = 46, WIDE_TILE + 34 + 15 * (LINES + 1)
 ITSELF = "the query itself"
-SHEET_HEIGHT = 30_000
-"""Pixels; programs that show pictures stop at 32,767, some at less memory."""
 
 
 def _tile(reader: IndexedReader, sample: int) -> Image.Image:
     image = reader.image(sample)
     exact = TILE % image.width == 0 and image.width == image.height
     return image.resize((TILE, TILE), Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC)
-
-
-def cut_to_width(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """A text that fits; what is cut off is shown by dots.
-
-    Args:
-        draw: measures the text.
-        text: one line.
-        font: in which it will be drawn.
-        width: pixels that there are.
-    """
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."
 
 
 def example_sheet(galleries: Galleries, examples: Sequence[Example], title: str, metric: str) -> bytes:
@@ -100,14 +83,6 @@ def key_of(dataset: Dataset, sample: int) -> str:
     return printable(str(dataset.keys[sample]))
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square of a picture."""
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    cut = image.crop((left, top, left + short, top + short))
-    return cut.resize((side, side), Image.Resampling.NEAREST if side % short == 0 else Image.Resampling.BICUBIC)
-
-
 def sheet_limits(found: Sequence[Answers]) -> tuple[int, int]:
     """How many queries a contact sheet shows, and at most how many answers of each: it is a picture of sane size."""
     queries = min(len(found), (SHEET_HEIGHT - HEAD) // (LINE + WIDE_GAP))
@@ -133,13 +108,13 @@ def contact_sheet(found: Sequence[Answers], dataset: Dataset, reader: IndexedRea
     draw.text((WIDE_GAP * 2, 12), cut_to_width(draw, title, big, width - WIDE_GAP * 4), fill=INK, font=big)
     top = HEAD
     for answers, num in zip(found, rows, strict=True):
-        sheet.paste(_square(answers.picture.image, QUERY), (WIDE_GAP * 2, top))
+        sheet.paste(square(answers.picture.image, QUERY), (WIDE_GAP * 2, top))
         name = cut_to_width(draw, printable(answers.path.name), plain, QUERY)
         draw.text((WIDE_GAP * 2, top + QUERY + 6), name, fill=INK, font=plain)
         for at, hit in enumerate(answers.hits[:most]):
             left = WIDE_GAP * 4 + QUERY + (at % ROW) * (WIDE_TILE + WIDE_GAP)
             y = top + (at // ROW) * LINE
-            sheet.paste(_square(reader.image(hit.id), WIDE_TILE), (left, y))
+            sheet.paste(square(reader.image(hit.id), WIDE_TILE), (left, y))
             remark = f" {ITSELF}" if hit.same else ""
             draw.text((left, y + WIDE_TILE + 4), f"{at + 1}.  {hit.score:.4f}{remark}", fill=INK, font=plain)
             texts = [

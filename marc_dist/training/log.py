@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from marc_dist.config import LaunchError
 from marc_dist.files import sync_file, sync_folder
+from marc_dist.progress_bar import bar, shown_time
 from marc_dist.run.folder import BAD, METRICS, SKIPPED, VALIDATION, truncate_lines
 from marc_dist.training.trackers.event_files import EventFiles
 from marc_dist.training.trackers.mirrors import Mirrors
@@ -52,9 +53,7 @@ class RunLog:
             truncate_lines(run_dir / name, first_step)
         self._events = EventFiles(run_dir, first_step, self.say)
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            tail = (TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-            self._progress = Progress(*columns, *tail, console=self._console)
+            self._progress = bar(self._console)
             self._task = self._progress.add_task("step", total=last_step, completed=first_step, figures="")
             self._progress.start()
 
@@ -135,8 +134,7 @@ class RunLog:
 
     def _left(self, step: int) -> str:
         share = (time.monotonic() - self._started) / max(step - self._first_step, 1)
-        seconds = round(share * max(self._last_step - step, 0))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return shown_time(share * max(self._last_step - step, 0))
 
     def close(self, done: bool = False) -> None:
         """Flush and release; safe to call twice.

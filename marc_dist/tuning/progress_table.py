@@ -153,6 +153,6 @@ def print_end(search: Search, folder: Path, best: Path | None, report: Path | No
         lines.append(f"      the run file's own, {search.of(own)[0].name}: {_scores(search, own)}")
     if report is not None:
         lines.append(f"report: {report}")
-    lines.append(f"train it in full: marc-train {shlex.quote(str(best))}")
+    lines += ["train it in full:", f"marc-train {shlex.quote(str(best))}"]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from marc_dist.cli.sample_data import pack_sample
 from marc_dist.cluster.backends import exit_code, run_local, state, submit, wait
 from marc_dist.cluster.follow import follow_job
 from marc_dist.cluster.preset import LocalPreset, SlurmPreset
+from marc_dist.cluster.slurm_commands import require_slurm
 from marc_dist.config import Config, LaunchError
 from marc_dist.data.dataset import open_dataset
 from marc_dist.run.folder import prepare, refuse_other_run, write_config
@@ -31,6 +32,8 @@ def launch(planned: PlannedLaunch, options: argparse.Namespace) -> int:
         DataError: no such shards.
         LaunchError: it cannot be started.
     """
+    if isinstance(planned.preset, SlurmPreset):
+        slurm_is_here(options)
     _check(planned)
 
     def prepare() -> None:
@@ -39,6 +42,25 @@ def launch(planned: PlannedLaunch, options: argparse.Namespace) -> int:
     if isinstance(planned.preset, LocalPreset):
         return run_local(planned.job, planned.job_dir, sys.stdout.buffer, prepare)
     return hand_over(planned.job, planned.job_dir, options, prepare)
+
+
+def slurm_is_here(options: argparse.Namespace, *more: str) -> None:
+    """Refuse a machine without Slurm before data is packed or a folder made for the job.
+
+    Args:
+        options: the words of ``marc-launch``.
+        more: further words of the command line, behind ``tune``.
+
+    Raises:
+        LaunchError: no Slurm here; the next command shows the batch script without it.
+    """
+    try:
+        require_slurm()
+    except LaunchError as error:
+        sizes = {"--nodes": options.nodes, "--procs-per-node": options.procs_per_node}
+        given = [word for flag, num in sizes.items() if num is not None for word in (flag, str(num))]
+        shown = ["marc-launch", *given, "--dry-run", options.preset, *options.arguments, *more]
+        raise LaunchError(str(error), next_command=shlex.join(shown)) from None
 
 
 def hand_over(job: Job, job_dir: Path, options: argparse.Namespace, prepare: Callable[[], None] = lambda: None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from marc_dist.cli.launch.run import hand_over
+from marc_dist.cli.launch.run import hand_over, slurm_is_here
 from marc_dist.cli.tune.plan import folder_and_words
 from marc_dist.cluster.preset import PREFIX, SlurmPreset, load_preset
 from marc_dist.cluster.slurm import render
@@ -24,6 +24,7 @@ def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
         ConfigError: a fault in the words.
         LaunchError: not a Slurm preset, or one with containers or arrays.
     """
+    given = list(words)
     cluster = [word for word in words if word.startswith(PREFIX)]
     words = [word for word in words if not word.startswith(PREFIX)]
     preset = load_preset(options.preset, cluster, nodes=options.nodes, procs_per_node=options.procs_per_node)
@@ -32,6 +33,8 @@ def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
         raise LaunchError(f"tune: expected a slurm preset, got kind {preset.kind}; use {where}")
     if preset.container.runtime != "none" or preset.array.seeds or preset.array.overrides:
         raise LaunchError("tune: runs without containers and arrays; leave cluster.container and cluster.array away")
+    if not (options.show or options.dry_run):
+        slurm_is_here(options, "tune", *given)
     folder, words = folder_and_words(words)
     cpus = (preset.cpus_per_proc or 1) * preset.num_procs
     preset = preset.model_copy(update={"procs_per_node": 1, "cpus_per_proc": cpus, "preflight": False})

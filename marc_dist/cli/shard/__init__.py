@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 
 from marc_dist.cli.command import run_command
-from marc_dist.cli.shard.words import check_words, parser
+from marc_dist.cli.shard.words import check_words, read_words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code. Readers of pictures and tables are imported once the words are sound."""
-    options = parser().parse_args(argv)
+    options = read_words(argv)
     return run_command("marc-shard", lambda: _shard(options))
 
 

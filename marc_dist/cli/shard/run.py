@@ -7,8 +7,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +14,20 @@ from pathlib import Path
 from rich import print as rich_print
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from marc_dist.cli.shard.after_packing import draw_sheet, leave_leaks_out, list_leaks, summary
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.data.dataset import open_dataset
 from marc_dist.packing.inspection import inspect
-from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.reading.unpack import opened
-from marc_dist.packing.verify import verify
+from marc_dist.packing.verify import verify_opened
+from marc_dist.progress_bar import progress
 
 RESUMED_NOTHING = "--resume: nothing was left that could be kept; packed from the start"
 
@@ -48,7 +47,14 @@ def shard(options: argparse.Namespace) -> int:
         print(schema_text(Recipe), end="")
         return 0
     if options.verify:
-        return _verify(Path(options.verify))
+        return _verify(user_path(options.verify))
+    workers = options.workers or os.cpu_count() or 1
+    if options.leaks:
+        list_leaks(user_path(options.leaks), workers, always=True)
+        return 0
+    if options.sheet and not options.dataset:
+        draw_sheet(user_path(options.sheet), None)
+        return 0
     with _termination_as_interrupt():
         return _inspect(options) if options.inspect else _pack(options)
 
@@ -110,9 +116,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(path: Path) -> int:
-    with _bar() as bar:
-        task = bar.add_task("reading", total=None, rate="")
-        reports = verify(path, lambda name: bar.update(task, description=f"reading {name}"))
+    dataset = open_dataset(path)
+    with progress("verifying", len(dataset)) as tell:
+        reports = verify_opened(dataset, tell)
     table = Table("shard", "samples", "MB", "state", box=None)
     for report in reports:
         state = f"[red]{escape(report.faults[0])}[/]" if report.faults else "sound"
@@ -123,12 +129,6 @@ def _verify(path: Path) -> int:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(f"{path}: damaged: {bad[0]}{more}; pack again with marc-shard --force")
     return 0
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -154,8 +154,15 @@ def _pack(options: argparse.Namespace) -> int:
             workers=workers,
             foreign=options.to_png,
         )
+        if options.drop_leaks:
+            leave_leaks_out(source, workers)
         kept = 0 if options.dry_run else _write(source, out, options, workers)
-    _summary(source, out, options.dry_run)
+    summary(source)
+    if not options.dry_run and not options.drop_leaks and not options.no_leaks and recipe.builtin is None:
+        list_leaks(out, workers, always=False)
+    if options.sheet is not None and not options.dry_run:
+        draw_sheet(out, user_path(options.sheet) if options.sheet else None)
+    print("nothing written (--dry-run)" if options.dry_run else f"wrote {out}")
     if options.resume and not options.dry_run:
         shards = "1 finished shard" if kept == 1 else f"{kept} finished shards"
         print(f"--resume: {shards} of the interrupted packing kept" if kept else RESUMED_NOTHING)
@@ -163,15 +170,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int:
-    start = time.monotonic()
-    with _bar() as bar:
-        task = bar.add_task("packing", total=len(source.samples), rate="")
-
-        def progress(samples: int, size: int) -> None:
-            seconds = max(time.monotonic() - start, 1e-3)
-            rate = f"{samples / seconds:,.0f} samples/s, {size / seconds / 1e6:.1f} MB/s"
-            bar.update(task, completed=samples, rate=rate)
-
+    with progress("packing", len(source.samples)) as tell:
         return pack(
             source,
             out,
@@ -181,22 +180,5 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             to_png=options.to_png,
             force=options.force,
             resume=options.resume,
-            progress=progress,
+            progress=tell,
         )
-
-
-def _summary(source: Source, out: Path, dry_run: bool) -> None:
-    console = Console()
-    splits = sorted({sample.split for sample in source.samples}, key=split_order)
-    console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
-    table = Table("class", *splits, box=None)
-    counts = Counter((label, sample.split) for sample in source.samples for label in sample.labels)
-    for label, name in enumerate(source.classes):
-        table.add_row(escape(name), *(str(counts[label, split]) for split in splits))
-    total = Counter(sample.split for sample in source.samples)
-    table.add_row("[bold]all[/]", *(f"[bold]{total[split]}[/]" for split in splits))
-    console.print(table)
-    for warning in source.warnings:
-        console.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True, highlight=False)
-    end = "nothing written (--dry-run)" if dry_run else f"wrote {out}"
-    console.print(end, soft_wrap=True, highlight=False)

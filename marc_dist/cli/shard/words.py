@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from marc_dist.cli.command import command_parser
 from marc_dist.config import ConfigError
@@ -11,7 +12,8 @@ from marc_dist.config.suggest import suggestion
 USAGE = """\
 --dataset NAME --source DIR_OR_ARCHIVE [--out DIR] [options]
 --inspect DIR_OR_ARCHIVE > mine.yaml
---list | --info NAME | --schema | --verify DIR"""
+--list | --info NAME | --schema
+--verify DIR | --leaks DIR | --sheet DIR"""
 EPILOG = """\
 examples:
   marc-shard --list                          the data sets that marc-shard knows
@@ -27,7 +29,14 @@ examples:
   marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume
                                              after a crash, go on from there
   marc-shard --verify data/whdld             read back and check every byte
+  marc-shard --sheet data/whdld              draw pictures of each class:
+                                             data/whdld/sheet.png
+  marc-shard --leaks data/whdld              list pictures that look alike:
+                                             data/whdld/leaks.csv
+  marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --drop-leaks
+                                             train on none that is in test
 """
+WHAT = ("dataset", "list", "info", "inspect", "schema", "verify", "leaks")
 CHECKS = (
     "counts",
     "label_counts",
@@ -46,7 +55,8 @@ CHECKS = (
 def parser() -> argparse.ArgumentParser:
     """The words that ``marc-shard`` takes."""
     words = command_parser("shard", USAGE, EPILOG)
-    what = words.add_argument_group("what to do (one of them)").add_mutually_exclusive_group(required=True)
+    things = words.add_argument_group("what to do (one of them)")
+    what = things.add_mutually_exclusive_group()
     what.add_argument("--dataset", metavar="NAME", help="pack: a name of --list, or a path to a recipe's YAML file")
     what.add_argument("--list", action="store_true", help="list the recipes")
     what.add_argument("--info", metavar="NAME", help="show one recipe: source, layout, classes, splits")
@@ -57,6 +67,20 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--schema", action="store_true", help="print the keys of a recipe, each with its meaning")
     what.add_argument("--verify", metavar="DIR", help="check a shard folder: structure, checksums, labels, pictures")
+    what.add_argument(
+        "--leaks",
+        metavar="DIR",
+        help="look in a shard folder for equal and nearly equal pictures, in one split and across; lists them in "
+        "DIR/leaks.csv (packing does this at its end)",
+    )
+    things.add_argument(
+        "--sheet",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="draw some pictures of each class of a shard folder into DIR/sheet.png; with --dataset: of what was "
+        "packed, into the PNG file that follows, or into sheet.png beside the shards",
+    )
     where = words.add_argument_group("from where to where")
     where.add_argument(
         "--source", action="append", default=[], metavar="DIR_OR_ARCHIVE", help="the download; may be repeated"
@@ -100,9 +124,30 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--shard-mb", type=float, metavar="MB", help="megabytes of pictures in a shard (default: no limit)"
     )
+    looks = how.add_mutually_exclusive_group()
+    looks.add_argument(
+        "--drop-leaks",
+        action="store_true",
+        help="leave out pictures of train that look like one of another split, and pictures of val that look like one "
+        "of test; never one of test. dropped_leaks.csv lists them",
+    )
+    looks.add_argument("--no-leaks", action="store_true", help="do not look for pictures that look alike")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
     how.add_argument("--dry-run", action="store_true", help="read and check the download, write nothing")
     return words
+
+
+def read_words(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options on a command line; without one that says what to do, it ends here with the usage.
+
+    Args:
+        argv: the words, or None for those of the process.
+    """
+    words = parser()
+    options = words.parse_args(argv)
+    if not any(getattr(options, name) for name in WHAT) and not options.sheet:
+        words.error(f"one of the arguments {' '.join(f'--{name}' for name in (*WHAT, 'sheet'))} is required")
+    return options
 
 
 def check_words(options: argparse.Namespace) -> None:
@@ -111,7 +156,13 @@ def check_words(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names the option and what it may be.
     """
-    if options.list or options.info or options.verify or options.schema:
+    if options.sheet is not None and not options.dataset and any(getattr(options, name) for name in WHAT):
+        raise ConfigError("--sheet: goes with --dataset, or alone with a shard folder; leave one of the two out")
+    if options.dataset and options.sheet and not options.sheet.lower().endswith(".png"):
+        raise ConfigError(f"--sheet: expected the name of a PNG file, such as classes.png, got {options.sheet}")
+    if options.sheet is not None and options.dry_run:
+        raise ConfigError("--sheet: --dry-run writes nothing that could be drawn; leave one of the two out")
+    if not (options.dataset or options.inspect):
         return
     allowed_checks(options.allow)
     if options.samples_per_shard < 1:

@@ -46,6 +46,7 @@ class Source:
         samples: in the order of their places.
         warnings: everything odd that was let pass, one line each.
         allow: names of checks that may fail.
+        beside: further files of the shard folder: name -> content.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Source:
     samples: list[LabelledPicture] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     allow: frozenset[str] = frozenset()
+    beside: dict[str, str] = field(default_factory=dict)
 
     def numbers(self, names: Iterable[str], place: str) -> tuple[int, ...]:
         """Class numbers of names, ascending: as written, else by sense or by another spelling of the recipe.

@@ -20,12 +20,14 @@ BOMB_RATIO = 200  # ... more than so many times its own size, is no archive of p
 MAX_DEPTH = 100  # folders in a folder
 
 
+SAMPLE = "marc-shard --dataset sample"
+
+
 def where_to_get(recipe: Recipe) -> str:
     """One line: what is missing, where a person gets it, what to put where."""
     return (
         f"{recipe.title} is not downloaded by this command; get it from {recipe.download or 'its authors'}; then pass "
-        f"--source with the folder or archive that holds {recipe.layout or 'pictures and labels'}. To try now, "
-        "without it: marc-shard --dataset sample"
+        f"--source with the folder or archive that holds {recipe.layout or 'pictures and labels'}"
     )
 
 
@@ -42,7 +44,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
         DataError: no such place, not an archive, or no room to unpack it.
     """
     if not places and recipe.builtin is None:
-        raise DataError(where_to_get(recipe))
+        raise DataError(f"{where_to_get(recipe)}; to try now, without it:", next_command=SAMPLE)
     for place in places:
         if not place.exists():
             raise DataError(f"{place}: no such file or folder; {where_to_get(recipe)}")
