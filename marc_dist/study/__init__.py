@@ -1,0 +1,1 @@
+"""Runs beside each other: studies, and the statistics that compare them."""
