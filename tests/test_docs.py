@@ -20,7 +20,7 @@ from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset
 from marc_dist.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("marc_dist", "tests", "benchmarks", "docs", "launchers", "recipes", "shards", "tune_spaces")
+FOLDERS = ("marc_dist", "tests", "benchmarks", "docs", "launchers", "recipes", "shards", "studies", "tune_spaces")
 TEXTS = sorted(
     path
     for path in [*ROOT.glob("*.*"), ROOT / "Makefile", *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]

@@ -59,7 +59,7 @@ OWNERS = {
     "wandb": ("training/trackers/process.py",),
     "mlflow": ("training/trackers/process.py",),
 }
-TORCH_FREE = ("cli", "config", "cluster", "memory_limits", "place", "run", "training/trackers", "tuning")
+TORCH_FREE = ("cli", "config", "cluster", "memory_limits", "place", "run", "study", "training/trackers", "tuning")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -174,6 +174,7 @@ LATE = {
     "tune": {"run"},
     "eval": {"run"},
     "search": {"run"},
+    "study": {"run"},
     "jobs": {"run"},
 }
 

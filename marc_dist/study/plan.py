@@ -1,0 +1,422 @@
+"""What a study is to do: cells, searches and floors, their folders and settings; everything checked before any starts.
+
+OUT/DATASET/ENCODER/LOSS/seed-N         a cell: an ordinary run folder
+OUT/DATASET/ENCODER/LOSS/search         an ordinary search folder of marc-tune
+OUT/DATASET/ENCODER/floors/NAME         what needs no loss
+OUT/features                            kept features of frozen backbones, shared by all cells
+OUT/report                              tables
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from marc_dist.config import Config, ConfigError, build, find_preset, flatten, load_yaml, user_path
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.run.folder import HARMLESS
+from marc_dist.run.settings import placed
+from marc_dist.study.methods import Method, methods, space_source, tuned_losses
+from marc_dist.study.metric_names import USUAL, check_metrics
+from marc_dist.study.statistics import SIGNIFICANT, seeds_needed
+from marc_dist.study.study_file import FLOORS_DIR, RESERVED, Settings, StudyFile, leaves, read_study, settings_of
+from marc_dist.training.validation.scores import check_groups
+from marc_dist.tuning.driver import check_objectives, new_plan
+from marc_dist.tuning.journal import SearchPlan
+from marc_dist.tuning.search_space.space import Space, parse_space
+
+Kind = Literal["search", "floors", "cell"]
+PLACES = ("data.dir", "data.features_dir", "train.run_dir")
+"""Settings that say where something lies, and do not change what comes out."""
+SEARCH_DIR = "search"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One way to score a cell.
+
+    Attributes:
+        name: of its folder in ``eval``, and of its tables.
+        entry: of the study file.
+        settings: dotted ``eval`` keys.
+        metrics: that the tables show.
+        target: data set that is searched in place of the cell's own; None = its own.
+    """
+
+    name: str
+    entry: str
+    settings: Settings
+    metrics: tuple[str, ...]
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do, in one folder.
+
+    Attributes:
+        kind: cell, search or floors.
+        name: its folder below the study's, with slashes.
+        dataset: of the study file.
+        encoder: likewise.
+        method: of cells and searches.
+        seed: of cells.
+        needs: name of the search that comes first.
+    """
+
+    kind: Kind
+    name: str
+    dataset: str
+    encoder: str
+    method: Method | None = None
+    seed: int = 0
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked study.
+
+    Attributes:
+        study: as its file says it.
+        path: of the file.
+        out: the folder, absolute.
+        datasets: opened, by name.
+        methods: rows of the tables.
+    """
+
+    study: StudyFile
+    path: Path
+    out: Path
+    datasets: Mapping[str, Dataset] = field(repr=False)
+    methods: tuple[Method, ...] = ()
+
+    @cached_property
+    def place(self) -> str:
+        """Put before messages."""
+        return f"{self.path}: "
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Everything to do, by name, in the order in which it is done: seeds come in turn."""
+        return {task.name: task for task in self._tasks()}
+
+    @property
+    def cells(self) -> list[Task]:
+        """The tasks that are trained and scored."""
+        return [task for task in self.tasks.values() if task.kind == "cell"]
+
+    def _tasks(self) -> Iterator[Task]:
+        for encoder in self.study.encoders:
+            for dataset in self.study.datasets:
+                if self.study.floors:
+                    yield Task("floors", f"{dataset}/{encoder}/{FLOORS_DIR}", dataset, encoder)
+                for loss in tuned_losses(self.study):
+                    method = next(one for one in self.methods if one.loss == loss)
+                    method = replace(method, name=loss, sweep={}, tuned_on=None)
+                    yield Task("search", f"{dataset}/{encoder}/{loss}/{SEARCH_DIR}", dataset, encoder, method)
+            for seed in self.study.seeds:
+                for dataset in self.study.datasets:
+                    for method in self.methods_on(dataset):
+                        name, needs = f"{dataset}/{encoder}/{method.name}/seed-{seed}", None
+                        if method.tuned_by is not None:
+                            needs = f"{method.tuned_on or dataset}/{encoder}/{method.tuned_by}/{SEARCH_DIR}"
+                        yield Task("cell", name, dataset, encoder, method, seed, needs)
+
+    def methods_on(self, dataset: str) -> list[Method]:
+        """Rows of a data set: settings that were chosen there are not fixed there once more."""
+        return [method for method in self.methods if method.tuned_on != dataset]
+
+    def folder(self, task: Task) -> Path:
+        """Where a task's files lie."""
+        return self.out / task.name
+
+    def settings(self, dataset: str, encoder: str, method: Method | None) -> Settings:
+        """Dotted settings of a cell as the file has them, without what was tuned.
+
+        Raises:
+            ConfigError: two parts of the file give a setting two values.
+        """
+        study = self.study
+        entry = study.encoders[encoder]
+        recipe = leaves(load_yaml(find_preset("recipes", entry["recipe"]))) if "recipe" in entry else {}
+        parts = {
+            f"datasets.{dataset}": leaves(settings_of(study.datasets[dataset], RESERVED["datasets"])),
+            f"encoders.{encoder}": leaves(settings_of(entry, RESERVED["encoders"])),
+            **({} if method is None else {f"losses.{method.loss}": method.settings}),
+        }
+        for (one, ours), (other, theirs) in combinations(parts.items(), 2):
+            for key in ours.keys() & theirs.keys():
+                if ours[key] != theirs[key]:
+                    raise ConfigError(
+                        f"{self.place}{key} is {ours[key]} by {one} and {theirs[key]} by {other}; give it once, or "
+                        f"under datasets.{dataset}.encoders.{encoder}"
+                    )
+        special = leaves(study.datasets[dataset].get("encoders", {}).get(encoder, {}))
+        sweep = {} if method is None else method.sweep
+        merged = {**recipe, **leaves(study.settings)}
+        for values in (*parts.values(), special, sweep):
+            merged |= values
+        return merged
+
+    def config(self, task: Task, tuned: Settings | None = None) -> Config:
+        """The run of a task.
+
+        Args:
+            task: a cell; or floors or a search, whose run is what its trials share.
+            tuned: what a search has chosen; weaker than a sweep.
+
+        Raises:
+            ConfigError: the schema refuses the settings together.
+        """
+        values = self.settings(task.dataset, task.encoder, task.method)
+        if tuned:
+            sweep = {} if task.method is None else task.method.sweep
+            own = {} if task.method is None else task.method.settings
+            like = {} if task.method is None or task.method.loss == task.method.tuned_by else _changes(self, task, own)
+            values |= {**tuned, **like, **sweep}
+        own_values = {
+            "train.run_dir": str(self.folder(task)),
+            "train.seed": task.seed,
+            "train.threads": self.study.threads,
+            "data.features_dir": str(self.out / "features"),
+        }
+        try:
+            return build(Config, values, own_values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.place}{task.name}: {error}") from None
+
+    def evaluations(self, dataset: str) -> list[Evaluation]:
+        """How cells of a data set are scored."""
+        found: list[Evaluation] = []
+        for name, entry in self.study.evaluations.items():
+            settings = leaves(settings_of(entry, RESERVED["evaluations"]))
+            shown = tuple(entry.get("metrics", USUAL))
+            if settings.get("eval.protocol") != "transfer":
+                found.append(Evaluation(name, name, settings, shown))
+                continue
+            for target in entry.get("datasets", self.study.datasets):
+                if target != dataset:
+                    found.append(Evaluation(f"{name}-{target}", name, settings, shown, target))
+        return found
+
+    def eval_config(self, config: Config, evaluation: Evaluation) -> Config:
+        """The settings with which a cell is scored.
+
+        Args:
+            config: the run's.
+            evaluation: one of its data set.
+        """
+        more: Settings = {"eval.baseline": False}  # the floors have it, once for all cells
+        if evaluation.target is not None:
+            more["eval.queries_dir"] = str(self.datasets[evaluation.target].root)
+        return build(Config, flatten(config), evaluation.settings, more)
+
+    def search_plan(self, task: Task) -> tuple[Space, SearchPlan]:
+        """The search of a task.
+
+        Raises:
+            ConfigError: a space that does not fit the run.
+        """
+        tune = self.study.tune
+        assert tune is not None and task.method is not None
+        loss = task.method.loss
+        place = f"{self.place}tune.losses.{loss}"
+        space = parse_space(space_source(self.study, loss), loss, place)
+        config = placed(self.config(task))
+        config = build(Config, flatten(config), {"data.validation_share": tune.validation_share})
+        plan = new_plan(
+            space,
+            config,
+            trials=tune.trials,
+            epochs=tune.epochs,
+            early_stopping=False,
+            seeds=tune.seeds,
+            seed=tune.seed,
+        )
+        every = space.grid(plan.base) if plan.how == "grid" else space.every_point(plan.base)
+        if every is not None and len(every) < tune.trials:
+            raise ConfigError(
+                f"{place}: has {len(every)} settings in all, but every loss has tune.trials={tune.trials}: budgets "
+                "must be equal; vary more, or lower tune.trials"
+            )
+        return space, plan
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {}
+
+    def fingerprint(self, task: Task) -> str:
+        """What a task computes, in one hash: another one means that what lies in its folder is of another study."""
+        if task.name not in self._fingerprints:
+            self._fingerprints[task.name] = self._fingerprint(task)
+        return self._fingerprints[task.name]
+
+    def _fingerprint(self, task: Task) -> str:
+        config = self.config(task)
+        told: dict[str, Any] = {
+            "settings": {
+                key: value
+                for key, value in flatten(config).items()
+                if key not in HARMLESS and not key.startswith("eval.") and key not in PLACES
+            },
+            "searched": config.eval.features,
+            "data": self.datasets[task.dataset].fingerprint,
+        }
+        if task.kind == "floors":
+            told = {key: told[key] for key in ("data",)} | {
+                "settings": {k: v for k, v in told["settings"].items() if k.startswith(("data.", "model."))}
+            }
+        if task.kind == "search":
+            told["plan"] = self._plan_facts(task)
+        if task.needs is not None:
+            told["search"] = self.fingerprint(self.tasks[task.needs])
+        return digest(told)
+
+    def _plan_facts(self, task: Task) -> dict[str, Any]:
+        _, plan = self.search_plan(task)
+        return plan.model_dump(mode="json", exclude={"base", "retries", "ahead"})
+
+    def eval_fingerprint(self, task: Task, evaluation: Evaluation) -> str:
+        """What an evaluation computes."""
+        told = flatten(self.eval_config(self.config(task), evaluation))
+        target = evaluation.target or task.dataset
+        values = {k: v for k, v in told.items() if k.startswith("eval.") and not k.endswith(("_dir", ".panels"))}
+        floors = list(self.study.floors) if task.kind == "floors" else []
+        return digest({"eval": values, "data": self.datasets[target].fingerprint, "floors": floors})
+
+
+def _changes(plan: Plan, task: Task, own: Settings) -> Settings:
+    """What a loss that is like another one says differently: stronger than what was chosen for that one."""
+    assert task.method is not None and task.method.tuned_by is not None
+    root = leaves(settings_of(plan.study.losses[task.method.tuned_by], RESERVED["losses"]))
+    return {key: value for key, value in own.items() if key not in root or root[key] != value}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data, in short."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def make_plan(name: str, out: str | None = None) -> Plan:
+    """The study that a bare name or a file means, with all of its cells checked.
+
+    Args:
+        name: see ``read_study``.
+        out: its folder; None = ``runs/study-NAME``.
+
+    Raises:
+        ConfigError: a fault in the file: one line.
+        DataError: no such shard folder.
+    """
+    study, path = read_study(name)
+    folder = user_path(out or f"runs/study-{path.stem}").absolute()
+    datasets = {}
+    for dataset, entry in study.datasets.items():
+        where = leaves(entry).get("data.dir")
+        if not isinstance(where, str):
+            raise ConfigError(f"{path}: datasets.{dataset}: expected data.dir, a shard folder made by marc-shard")
+        datasets[dataset] = open_dataset(where)
+    plan = Plan(study, path, folder, datasets, tuple(methods(study, f"{path}: ")))
+    _check_titles(plan)
+    _check_statistics(plan)
+    _check_cells(plan)
+    return plan
+
+
+def _check_titles(plan: Plan) -> None:
+    for part in ("datasets", "encoders", "losses", "evaluations"):
+        for name, entry in getattr(plan.study, part).items():
+            if not isinstance(entry.get("title", ""), str):
+                raise ConfigError(f"{plan.place}{part}.{name}.title: expected text, got {entry['title']!r:.60}")
+
+
+def _check_statistics(plan: Plan) -> None:
+    """Enough seeds for the tests, and a loss to compare with."""
+    statistics, num, least = plan.study.statistics, len(plan.study.seeds), seeds_needed()
+    if statistics.tests and num < least:
+        raise ConfigError(
+            f"{plan.place}seeds: tests need {least} or more, got {num}: no two-sided Wilcoxon test of fewer gets to "
+            f"{SIGNIFICANT}; give {least} seeds, or statistics.tests: false"
+        )
+    against = statistics.against
+    names = [method.name for method in plan.methods]
+    if against is not None and against not in names:
+        raise ConfigError(f"{plan.place}statistics.against: no such loss, {against}; there are {', '.join(names)}")
+
+
+def _check_cells(plan: Plan) -> None:
+    """Every cell's settings, metrics and search; once for all seeds."""
+    tune = plan.study.tune
+    if tune is not None:
+        check_objectives((tune.metric,))
+    seen: dict[str, str] = {}
+    for task in plan.tasks.values():
+        if task.seed != plan.study.seeds[0] and task.kind == "cell":
+            continue
+        config = plan.config(task)
+        dataset = plan.datasets[task.dataset]
+        if task.kind == "search":
+            _, searched = plan.search_plan(task)
+            check_groups(dataset, build(Config, searched.base).data, (searched.objectives[0],), "tune.metric=")
+        elif task.kind == "cell":
+            dataset.train_rows(config.data)
+            _check_twins(plan, task, config, seen)
+        else:
+            continue
+        _check_evaluations(plan, task, config)
+
+
+def _check_twins(plan: Plan, task: Task, config: Config, seen: dict[str, str]) -> None:
+    """Two losses of other names that are the same training."""
+    assert task.method is not None
+    unread = {f"loss.{name}" for name in config.loss.unread()}
+    told = {key: value for key, value in flatten(config).items() if key not in PLACES and key not in unread}
+    key = digest([task.dataset, task.encoder, told, task.needs, task.method.tuned_on])
+    if key in seen:
+        raise ConfigError(
+            f"{plan.place}losses: {seen[key]} and {task.method.name} have the same settings on {task.dataset}; "
+            "take one out"
+        )
+    seen[key] = task.method.name
+
+
+def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
+    for name, entry in plan.study.evaluations.items():
+        place = f"{plan.place}evaluations.{name}: "
+        shown = entry.get("metrics", list(USUAL))
+        if not isinstance(shown, list) or not shown or len(set(map(str, shown))) < len(shown):
+            raise ConfigError(f"{place}metrics: expected a list of different metrics, got {shown!r:.80}")
+        settings = leaves(settings_of(entry, RESERVED["evaluations"]))
+        for key in settings:
+            if not key.startswith("eval."):
+                raise ConfigError(f"{place}{key}: expected settings of eval; others belong to settings, or to a loss")
+            if key in ("eval.queries_dir", "eval.archive_dir", "eval.baseline"):
+                raise ConfigError(f"{place}{key}: a study decides this; give eval.protocol: transfer to search others")
+        _check_targets(plan, settings, entry, place)
+    for evaluation in plan.evaluations(task.dataset):
+        place = f"{plan.place}evaluations.{evaluation.entry}: "
+        one = plan.eval_config(config, evaluation)
+        target = plan.datasets[evaluation.target or task.dataset]
+        archive = one.eval.query_split if one.eval.protocol in ("oml", "leave_one_out") else one.eval.archive_split
+        num = len(target.rows(archive))
+        target.rows(one.eval.query_split)
+        check_metrics(list(evaluation.metrics), one, num, f"{place}metrics: ")
+
+
+def _check_targets(plan: Plan, settings: Settings, entry: Settings, place: str) -> None:
+    transfer = settings.get("eval.protocol") == "transfer"
+    if transfer and len(plan.datasets) < 2:
+        raise ConfigError(f"{place}eval.protocol: transfer searches other data sets; there is only one")
+    targets = entry.get("datasets", [])
+    if targets and not transfer:
+        raise ConfigError(f"{place}datasets: is for eval.protocol: transfer; a cell is scored on its own data set")
+    for target in targets if isinstance(targets, list) else [str(targets)]:
+        if target not in plan.datasets:
+            raise ConfigError(f"{place}datasets: unknown data set {target}; there are {', '.join(plan.datasets)}")
