@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from marc_dist.config import Config, ConfigError, build, find_preset, flatten, load_yaml, user_path
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.retrieval.protocols import common_classes
 from marc_dist.run.folder import HARMLESS
 from marc_dist.run.settings import placed
 from marc_dist.study.methods import Method, methods, space_source, tuned_losses
@@ -376,9 +377,13 @@ def _check_cells(plan: Plan) -> None:
 def _check_twins(plan: Plan, task: Task, config: Config, seen: dict[str, str]) -> None:
     """Two losses of other names that are the same training."""
     assert task.method is not None
+    if task.method.sweep:  # curves that cross share a point
+        return
     unread = {f"loss.{name}" for name in config.loss.unread()}
     told = {key: value for key, value in flatten(config).items() if key not in PLACES and key not in unread}
-    key = digest([task.dataset, task.encoder, told, task.needs, task.method.tuned_on])
+    by = task.method.tuned_by
+    varies = None if by is None else space_source(plan.study, by)["parameters"]
+    key = digest([task.dataset, task.encoder, told, varies, task.method.tuned_on])
     if key in seen:
         raise ConfigError(
             f"{plan.place}losses: {seen[key]} and {task.method.name} have the same settings on {task.dataset}; "
@@ -403,6 +408,11 @@ def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
     for evaluation in plan.evaluations(task.dataset):
         place = f"{plan.place}evaluations.{evaluation.entry}: "
         one = plan.eval_config(config, evaluation)
+        own = plan.datasets[task.dataset]
+        if evaluation.target is not None and not common_classes(own.classes, plan.datasets[evaluation.target].classes):
+            raise ConfigError(
+                f"{place}datasets: {task.dataset} and {evaluation.target} have no class in common; leave one out"
+            )
         target = plan.datasets[evaluation.target or task.dataset]
         archive = one.eval.query_split if one.eval.protocol in ("oml", "leave_one_out") else one.eval.archive_split
         num = len(target.rows(archive))
