@@ -76,13 +76,25 @@ def folder_size(folder: Path) -> int:
 
 
 def is_done(plan: Plan, task: Task, record: Record | None = None) -> bool:
-    """Whether nothing is left to do: it is done, with all evaluations that the study wants."""
+    """Whether nothing is left to do: it is done, with all evaluations that the study wants.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        record: what it has left; None = read now.
+    """
     record = read_record(plan.folder(task)) if record is None else record
     return record.word == "done" and not missing_evaluations(plan, task, record)
 
 
 def missing_evaluations(plan: Plan, task: Task, record: Record) -> list[str]:
-    """Names of evaluations that are not there, or were made otherwise."""
+    """Names of evaluations that are not there, or were made otherwise.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        record: what it has left.
+    """
     if task.kind == "search":
         return []
     wanted = {one.name: plan.eval_fingerprint(task, one) for one in plan.evaluations(task.dataset)}
@@ -187,7 +199,13 @@ class Worker(NamedTuple):
 
 
 def note_worker(out: Path, name: str, task: str) -> None:
-    """Say what a worker does now; empty for nothing."""
+    """Say what a worker does now.
+
+    Args:
+        out: of the study.
+        name: of the worker.
+        task: name of what it does; empty for nothing.
+    """
     write_atomic(out / WORKERS / f"{name}.json", json.dumps({"task": task, "since": time.time()}).encode())
 
 

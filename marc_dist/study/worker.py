@@ -20,7 +20,8 @@ from marc_dist.files import append_line
 from marc_dist.run.attempts import STUDY_LINES
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.study import scores
-from marc_dist.study.plan import Plan, Task, make_plan
+from marc_dist.study.checks import make_plan
+from marc_dist.study.plan import Plan, Task
 from marc_dist.study.state import (
     Record,
     claim,

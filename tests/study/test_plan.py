@@ -11,8 +11,9 @@ import pytest
 from marc_dist.cli import study as command
 from marc_dist.config import ConfigError, list_presets
 from marc_dist.retrieval.protocols import common_classes
+from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
-from marc_dist.study.plan import Plan, make_plan
+from marc_dist.study.plan import Plan
 from marc_dist.study.state import Record, write_record
 from tests.retrieval.runs import OTHERS, pack_tiny
 from tests.study.studies import tiny_study, write_study

@@ -13,9 +13,10 @@ from marc_dist.cluster.preset import LocalPreset, SlurmPreset, load_preset
 from marc_dist.config import Config, ConfigError, build
 from marc_dist.files import write_atomic
 from marc_dist.study.board import Board, clock
+from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
 from marc_dist.study.local import LocalStudy, jobs_here
-from marc_dist.study.plan import Plan, make_plan
+from marc_dist.study.plan import Plan
 from marc_dist.study.slurm import submit_study
 from marc_dist.study.state import forget_failures, refuse_changed, study_lock
 from marc_dist.study.study_file import StudyFile, leaves, read_study
@@ -37,7 +38,7 @@ def study(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     file, path = read_study(options.study)
     _pack_sample(file)
-    plan = make_plan(str(path) if "/" in options.study else options.study, options.out)
+    plan = make_plan(options.study, options.out)
     if options.dry_run:
         _dry_run(plan, options.jobs, console)
         return 0

@@ -146,7 +146,13 @@ def collect(plan: Plan) -> Findings:
 
 
 def title_of(plan: Plan, part: str, name: str) -> str:
-    """What people call a data set, encoder or loss."""
+    """What people call a data set or encoder.
+
+    Args:
+        plan: of the study.
+        part: ``datasets`` or ``encoders``.
+        name: of the entry.
+    """
     return str(getattr(plan.study, part)[name].get("title", name))
 
 
