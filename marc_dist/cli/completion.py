@@ -111,7 +111,7 @@ def _candidates(command: str) -> dict[str, list[str]]:
         },
         "study": {
             "study": list_presets("studies"),
-            "on": [name for name in list_presets("launchers") if name != "ray"],
+            "on": list_presets("launchers"),
         },
         "search": {"arguments": [key for key in run if key.startswith(SEARCH_SETTINGS)]},
         "jobs": {"words": cluster},

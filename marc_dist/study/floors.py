@@ -90,7 +90,7 @@ def _score(
     info = {"fingerprint": own.fingerprint, "backbone": config.model.backbone, "image_size": config.data.image_size}
     summary = {**results.summarise(config, protocol, info, {"trained": searched}), "features": floor}
     results.write(folder / "eval", summary, protocol, {"trained": searched})
-    scores.keep(folder, evaluation.name)
+    scores.keep(folder, evaluation)
 
 
 def _vectors(floor: Floor, dataset: Dataset, own: Dataset, config: Config, say: Say) -> _Vectors:

@@ -93,8 +93,6 @@ class LocalStudy:
     def _start(self, seat: _Seat) -> None:
         preset = LocalPreset(threads_per_proc=self.plan.study.threads)
         env = rank_environment(preset, 0, 1, 0) | {WORKER: seat.name}
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            env.pop(name, None)  # a cell is one process, which joins nothing
         if seat.gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = seat.gpu
         note_worker(self.plan.out, seat.name, "")

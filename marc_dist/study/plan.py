@@ -53,6 +53,11 @@ class Evaluation:
     metrics: tuple[str, ...]
     target: str | None = None
 
+    @property
+    def folder(self) -> str:
+        """Of a cell, where it lies in ``eval``: its protocol and its name."""
+        return f"{self.settings.get('eval.protocol', 'test_vs_train')}-{self.name}"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -12,6 +12,7 @@ import numpy as np
 from marc_dist.config import Config
 from marc_dist.metrics import Float
 from marc_dist.study.metric_names import LABEL_METRICS
+from marc_dist.study.plan import Evaluation
 
 FILES = ("per_query.parquet", "per_label.csv", "map.parquet", "metrics.json")
 
@@ -31,36 +32,36 @@ class Scores:
     summary: dict[str, Any]
 
 
-def eval_dir(folder: Path, name: str) -> Path:
+def eval_dir(folder: Path, evaluation: Evaluation) -> Path:
     """Where an evaluation of a cell lies."""
-    return folder / "eval" / name
+    return folder / "eval" / evaluation.folder
 
 
-def score(config: Config, folder: Path, name: str, say: Callable[[str], None]) -> None:
-    """Evaluate a run and keep the result under a name.
+def score(config: Config, folder: Path, evaluation: Evaluation, say: Callable[[str], None]) -> None:
+    """Evaluate a run and keep the result in a folder of its own.
 
     Args:
         config: of ``Plan.eval_config``.
         folder: of the run.
-        name: of the evaluation.
+        evaluation: how.
         say: takes one line for people.
     """
     from marc_dist.retrieval.evaluate import evaluate  # torch and FAISS
 
     evaluate(config, folder, say)
-    keep(folder, name)
+    keep(folder, evaluation)
 
 
-def keep(folder: Path, name: str) -> None:
+def keep(folder: Path, evaluation: Evaluation) -> None:
     """Move what an evaluation has written into its own folder; the file that speaks for the set comes last."""
-    to = eval_dir(folder, name)
+    to = eval_dir(folder, evaluation)
     to.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         if (folder / "eval" / file).exists():
             (folder / "eval" / file).replace(to / file)
 
 
-def read_scores(folder: Path, name: str) -> Scores:
+def read_scores(folder: Path, evaluation: Evaluation) -> Scores:
     """What an evaluation found.
 
     Raises:
@@ -68,7 +69,7 @@ def read_scores(folder: Path, name: str) -> Scores:
     """
     from marc_dist.retrieval.results import read
 
-    summary, rows = read(eval_dir(folder, name))
+    summary, rows = read(eval_dir(folder, evaluation))
     rows = [row for row in rows if row["encoder"] == "trained"]
     means = dict(summary["scores"]["trained"])
     means |= {metric: summary["thirds"]["trained"][group]["mAP"] for metric, group in LABEL_METRICS.items()}

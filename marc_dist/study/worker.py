@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from marc_dist.cluster.rank_process import RANK_VARIABLES
 from marc_dist.config import EXIT_USER, MarcError, first_line
 from marc_dist.files import append_line
 from marc_dist.run.attempts import STUDY_LINES
 from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.rank_ends import node_name
 from marc_dist.study import scores
 from marc_dist.study.checks import make_plan
 from marc_dist.study.plan import Plan, Task
@@ -132,7 +134,7 @@ class Bench:
             if self.stop:
                 return False
             began = time.monotonic()
-            scores.score(plan.eval_config(config, evaluation), folder, evaluation.name, _say)
+            scores.score(plan.eval_config(config, evaluation), folder, evaluation, _say)
             spent = record.seconds.get("evaluate", 0.0) + time.monotonic() - began
             evaluations = {**record.evaluations, evaluation.name: plan.eval_fingerprint(task, evaluation)}
             record = record._replace(seconds={**record.seconds, "evaluate": spent}, evaluations=evaluations)
@@ -223,11 +225,13 @@ def work(plan: Plan, stop: StopFlag, name: str, job_dir: Path | None = None) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code."""
     out, *rest = sys.argv[1:] if argv is None else argv
+    for name in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "MARC_MASTER_FD"):
+        os.environ.pop(name, None)  # a cell is one process, which joins nobody
     stop = StopFlag()
     with stop.installed():
         try:
             plan = make_plan(f"{out}/{STUDY}", out)
-            name = os.environ.get(WORKER) or f"{os.environ.get('SLURM_JOB_ID', os.getpid())}"
+            name = os.environ.get(WORKER) or f"{node_name()}-{os.getpid()}"
             return work(plan, stop, name, Path(rest[0]) if rest else None)
         except MarcError as error:
             print(f"marc-study: error: {error}", file=sys.stderr, flush=True)

@@ -62,7 +62,9 @@ def test_every_cell_is_an_ordinary_run_and_the_tables_have_all(done: tuple[Path,
     assert len(rows) == 4 * 4  # two floors and two losses, four metrics
     assert rows["macl", "count", "mAP"]["seeds"] == "6"
     seeds = [row for row in rows_of(out / "report/seeds.csv") if row["loss"] == "macl"]
-    kept = json.loads((out / "tiny/head/macl/seed-2/eval/count/metrics.json").read_text())["scores"]["trained"]["mAP"]
+    kept = json.loads((out / "tiny/head/macl/seed-2/eval/test_vs_train-count/metrics.json").read_text())["scores"][
+        "trained"
+    ]["mAP"]
     (mine,) = [r for r in seeds if (r["evaluation"], r["metric"], r["seed"]) == ("count", "mAP", "2")]
     assert float(mine["value"]) == kept
     pairs = rows_of(out / "report/pairs.csv")
@@ -150,6 +152,8 @@ def test_other_settings_are_refused_by_name_and_repeated_when_asked(tiny_dir: Pa
     assert run(path, out, "--again").returncode == 0
     config = yaml.safe_load((out / "tiny/head/mulsupcon/seed-0/config.yaml").read_text())
     assert config["loss"]["tau"] == 0.3
-    assert (out / "tiny/head/macl/seed-0/eval/cosine/metrics.json").is_file()  # scored once more, not trained
+    assert (
+        out / "tiny/head/macl/seed-0/eval/test_vs_train-cosine/metrics.json"
+    ).is_file()  # scored once more, not trained
     log = (out / "tiny/head/macl/seed-0/logs/study.log").read_text()
     assert log.count("step 1/") == 1

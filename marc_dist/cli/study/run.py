@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from marc_dist.cli.sample_data import pack_sample
-from marc_dist.cluster.preset import LocalPreset, SlurmPreset, load_preset
-from marc_dist.config import Config, ConfigError, build
+from marc_dist.cluster.preset import LocalPreset, load_preset
+from marc_dist.config import Config, build
 from marc_dist.files import write_atomic
 from marc_dist.study.board import Board, clock
 from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
+from marc_dist.study.jobs import submit_study
 from marc_dist.study.local import LocalStudy, jobs_here
 from marc_dist.study.plan import Plan
-from marc_dist.study.slurm import submit_study
 from marc_dist.study.state import forget_failures, refuse_changed, study_lock
 from marc_dist.study.study_file import StudyFile, leaves, read_study
 from marc_dist.study.tables.collected import Findings, note_on_tests
@@ -50,10 +50,8 @@ def study(options: argparse.Namespace) -> int:
             console.print(f"{name}: made with other settings; removed, and made again", markup=False, soft_wrap=True)
         forget_failures(plan)
         write_atomic(plan.out / STUDY, path.read_bytes())
-        if isinstance(preset, SlurmPreset):
-            return submit_study(plan, preset, options.jobs, console)
         if not isinstance(preset, LocalPreset):
-            raise ConfigError(f"--on {options.on}: expected a local or slurm preset, got kind {preset.kind}")
+            return submit_study(plan, preset, options.jobs, console)
         _run_here(plan, options, console)
     return _end(plan, write_report(plan), console)
 

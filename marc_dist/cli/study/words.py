@@ -42,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/study-NAME)")
     words.add_argument("--jobs", type=int, metavar="N", help="cells at a time (default: one a GPU, else one a core)")
     words.add_argument(
-        "--on", metavar="PRESET", default="local", help="local, slurm, or the YAML file of a launcher (default: local)"
+        "--on",
+        metavar="PRESET",
+        default="local",
+        help="local, slurm, ray, or the YAML file of a launcher (default: local)",
     )
     words.add_argument("--again", action="store_true", help="remove and repeat cells whose settings have changed")
     instead = words.add_mutually_exclusive_group()

@@ -189,7 +189,7 @@ def _row(
     found: list[dict[str, Scores]] = []
     for seed, folder in folders:
         try:
-            found.append({one.name: read_scores(folder, one.name) for one in evaluations})
+            found.append({one.name: read_scores(folder, one) for one in evaluations})
             seeds.append(seed)
         except DataError as error:
             missing[str(folder.relative_to(plan.out))] = str(error)
