@@ -45,6 +45,8 @@ CLUSTER_FILES = (
     "tests/cluster/test_ray.py",
     "tests/cluster/test_slurm_cluster.py",
     "tests/tuning/test_ray.py",
+    "tests/cluster/test_slurm_study.py",
+    "tests/cluster/test_ray_study.py",
 )
 """Tests on a real Slurm or Ray cluster. They wait more than they compute: they come first, the rest fills the time."""
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "tune": "Search over settings, on Ray Tune or local processes. Every trial is an ordinary\ntraining run.",
     "eval": "Score a trained encoder by exact retrieval, and compare it with the same encoder\nbefore training.",
     "search": "Find the images of an archive that are nearest to each query picture.",
+    "study": "Compare losses over data sets, encoders and seeds: all runs of a study, then its\ntables and tests.",
     "jobs": "Show, follow, cancel and resume the jobs that marc-launch has started, wherever\nthey run.",
 }
 """Every command ``marc-NAME``, in the order of use, with what it does: the first lines of its ``--help``."""

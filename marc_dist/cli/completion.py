@@ -109,6 +109,10 @@ def _candidates(command: str) -> dict[str, list[str]]:
             "arguments": [key for key in run if key.startswith(EVAL_SETTINGS)],
             "protocol": [str(name) for name in get_args(EvalConfig.model_fields["protocol"].annotation)],
         },
+        "study": {
+            "study": list_presets("studies"),
+            "on": list_presets("launchers"),
+        },
         "search": {"arguments": [key for key in run if key.startswith(SEARCH_SETTINGS)]},
         "jobs": {"words": cluster},
     }

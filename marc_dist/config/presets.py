@@ -10,7 +10,7 @@ from marc_dist.config.errors import ConfigError
 from marc_dist.config.paths import user_path
 from marc_dist.config.suggest import suggestion
 
-Kind = Literal["launchers", "recipes", "shards", "tune_spaces"]
+Kind = Literal["launchers", "recipes", "shards", "studies", "tune_spaces"]
 
 
 def preset_dir(kind: Kind) -> Path:

@@ -16,6 +16,8 @@ from marc_dist.run.folder import checkpoints, read_lines
 ATTEMPTS = "attempts.jsonl"
 SEARCH_LINES = "trials.jsonl"
 """What a search has done, a line an event; see ``tuning/journal.py``."""
+STUDY_LINES = "tasks.jsonl"
+"""What a job of a study has done, a line a task; see ``study/worker.py``."""
 
 
 class Attempt(NamedTuple):
@@ -48,10 +50,11 @@ class Attempt(NamedTuple):
 
 
 def newest_step(run_dir: Path) -> int:
-    """Global steps in the newest checkpoint, by its name; of a search, the lines of its record; 0 without any."""
+    """Global steps in the newest checkpoint, by its name; of a search or study, lines of its record; 0 without any."""
     steps = [path.stem.rpartition("-")[2] for path in checkpoints(run_dir)]
-    with suppress(OSError):
-        steps.append(str((run_dir / SEARCH_LINES).read_bytes().count(b"\n")))
+    for record in (SEARCH_LINES, STUDY_LINES):
+        with suppress(OSError):
+            steps.append(str((run_dir / record).read_bytes().count(b"\n")))
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 

@@ -40,7 +40,7 @@ class Job(Section):
     kind: Literal["local", "slurm", "ray"] = Field(description="what runs it")
     id: str | None = Field(None, description="Slurm's job id, Ray's actor name, HOST:PID:START of a local launcher")
     token: str = Field("", description="random name of this submission, on all its records; empty: older than tokens")
-    what: str = Field("train", description="train, eval or tune")
+    what: str = Field("train", description="train, eval, tune or study")
     arguments: list[str] = Field(description="of the Python interpreter of every rank: -m MODULE RUN_DIR ...")
     run_dirs: list[str] = Field(default_factory=list, description="run folders of an array's elements, in order")
     elements: list[int] = Field(default_factory=list, description="which of them it runs, ascending; empty = all")

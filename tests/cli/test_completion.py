@@ -58,6 +58,8 @@ def offered(scripts: Path, line: str, cwd: Path) -> set[str]:
         ("marc-tune --executor l", {"local"}),
         ("marc-tune surf", {"surface"}),
         ("marc-train head", {"head", "head-then-all"}),
+        ("marc-study sm", {"smoke"}),
+        ("marc-study smoke --on slurm-p", {"slurm-preemptible"}),
         ("marc-launch local scr", {"scratch"}),
         ("marc-eval runs --protocol tr", {"transfer"}),
         ("marc-eval runs loss.t", set()),

@@ -49,7 +49,7 @@ def test_the_wheel_carries_presets_templates_and_the_licence(tmp_path: Path, mon
         archive.extractall(tmp_path / "site")
     (licence,) = (tmp_path / "site").glob("marc_dist-*.dist-info/licenses/LICENSE")
     assert licence.read_text() == (ROOT / "LICENSE").read_text()
-    for kind in ("launchers", "recipes", "shards", "tune_spaces"):
+    for kind in ("launchers", "recipes", "shards", "studies", "tune_spaces"):
         shipped = sorted(path.stem for path in (ROOT / kind).glob("*.yaml"))
         assert shipped == list_presets(kind)  # type: ignore[arg-type]
         code = f"from marc_dist.config import list_presets, find_preset; print(list_presets({kind!r})); "

@@ -1,0 +1,220 @@
+"""How far a study is, from its folder alone: what each task has left, who is at work, and what does not fit any more.
+
+A task is done when its ``task.json`` says so; that is written last. Whoever works on one holds a lock that ends with
+the process, so a killed worker leaves nothing to be tidied.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from marc_dist.config import ConfigError, LaunchError
+from marc_dist.files import make_folder, read_json, try_lock, write_atomic
+from marc_dist.run.folder import checkpoints
+from marc_dist.study.plan import Plan, Task
+
+TASK = "task.json"
+WORKERS = ".workers"
+CLAIMS = ".claims"
+LOCK = ".lock"
+Word = Literal["open", "done", "failed"]
+SHOWN = 5
+"""Names in a message; the number of the others follows."""
+
+
+class Record(NamedTuple):
+    """What a task has left behind.
+
+    Attributes:
+        word: open until it is over.
+        reason: why it failed.
+        fingerprint: of what it computed.
+        evaluations: name -> fingerprint of those that are there.
+        seconds: what took how long: ``train``, ``evaluate``, ``search``, ``floors``.
+        size: bytes that its folder holds.
+    """
+
+    word: Word = "open"
+    reason: str = ""
+    fingerprint: str = ""
+    evaluations: Mapping[str, str] = {}
+    seconds: Mapping[str, float] = {}
+    size: int = 0
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a task; an open one where there is none, or a damaged one."""
+    try:
+        told = read_json(folder / TASK)
+        word: Any = told["state"]
+        evaluations, seconds = dict(told["evaluations"]), dict(told["seconds"])
+        record = Record(word, str(told["reason"]), str(told["fingerprint"]), evaluations, seconds, int(told["size"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Record()
+    return record if word in ("done", "failed", "open") else Record()
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write it, completely or not at all."""
+    told = {"state": record.word, **{k: v for k, v in record._asdict().items() if k != "word"}}
+    write_atomic(folder / TASK, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def is_done(plan: Plan, task: Task, record: Record | None = None) -> bool:
+    """Whether nothing is left to do: it is done, with all evaluations that the study wants.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        record: what it has left; None = read now.
+    """
+    record = read_record(plan.folder(task)) if record is None else record
+    return record.word == "done" and not missing_evaluations(plan, task, record)
+
+
+def missing_evaluations(plan: Plan, task: Task, record: Record) -> list[str]:
+    """Names of evaluations that are not there, or were made otherwise.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        record: what it has left.
+    """
+    if task.kind == "search":
+        return []
+    wanted = {one.name: plan.eval_fingerprint(task, one) for one in plan.evaluations(task.dataset)}
+    return [name for name, value in wanted.items() if record.evaluations.get(name) != value]
+
+
+def changed(plan: Plan) -> list[Task]:
+    """Tasks whose folder holds what another study made: its settings were others, or its data."""
+    found = []
+    for task in plan.tasks.values():
+        folder = plan.folder(task)
+        record = read_record(folder)
+        if record.fingerprint and record.fingerprint != plan.fingerprint(task):
+            found.append(task)
+        elif record.word == "done" and missing_evaluations(plan, task, record) and not _can_score(plan, task):
+            found.append(task)
+    return found
+
+
+def _can_score(plan: Plan, task: Task) -> bool:
+    """Whether a cell that is done can be scored once more: its encoder is there."""
+    return task.kind != "cell" or (plan.folder(task) / "encoder.json").is_file()
+
+
+def refuse_changed(plan: Plan, *, again: bool) -> list[str]:
+    """Refuse a folder whose cells were made with other settings, or clear these; names of what was cleared.
+
+    Args:
+        plan: what is to be done now.
+        again: remove what does not fit, to be made again.
+
+    Raises:
+        ConfigError: names cells, and what to do.
+    """
+    tasks = changed(plan)
+    names = [task.name for task in tasks]
+    if names and not again:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise ConfigError(
+            f"{plan.out}: {len(names)} done with other settings than {plan.path} has now: {', '.join(names[:SHOWN])}"
+            f"{more}; change the file back, choose another --out, or remove and repeat these with --again"
+        )
+    for task in tasks:
+        shutil.rmtree(plan.folder(task), ignore_errors=True)
+    return names
+
+
+def forget_failures(plan: Plan) -> None:
+    """Let what failed be tried again."""
+    for task in plan.tasks.values():
+        record = read_record(plan.folder(task))
+        if record.word == "failed":
+            write_record(plan.folder(task), record._replace(word="open", reason=""))
+
+
+def begun(plan: Plan, task: Task) -> bool:
+    """Whether a task has left checkpoints or scored trials: an interrupted one goes on from there."""
+    folder = plan.folder(task)
+    return bool(checkpoints(folder)) or (folder / "trials.jsonl").is_file()
+
+
+@contextmanager
+def study_lock(out: Path) -> Iterator[None]:
+    """Hold a study's folder against a second command that runs it.
+
+    Raises:
+        LaunchError: another one does.
+    """
+    try:
+        make_folder(out)
+        lock = try_lock(out / LOCK)
+    except OSError as error:
+        raise LaunchError(f"{out}: cannot be used ({error.strerror}); choose another --out") from None
+    if lock is None:
+        raise LaunchError(f"{out}: another marc-study runs here; wait for it, or choose another --out")
+    with lock:
+        yield
+
+
+def claim(plan: Plan, task: Task) -> Any | None:
+    """The right to work on a task, to be released; None while somebody else has it.
+
+    Raises:
+        LaunchError: the folder cannot be written, or has no locks.
+    """
+    path = plan.out / CLAIMS / task.name.replace("/", "__")
+    try:
+        make_folder(path.parent)
+        return try_lock(path)
+    except OSError as error:
+        raise LaunchError(
+            f"{path.parent}: cannot be locked ({error.strerror}); put the study's folder where locks work"
+        ) from None
+
+
+class Worker(NamedTuple):
+    """What a worker says of itself."""
+
+    name: str
+    task: str
+    since: float
+
+
+def note_worker(out: Path, name: str, task: str) -> None:
+    """Say what a worker does now.
+
+    Args:
+        out: of the study.
+        name: of the worker.
+        task: name of what it does; empty for nothing.
+    """
+    write_atomic(out / WORKERS / f"{name}.json", json.dumps({"task": task, "since": time.time()}).encode())
+
+
+def read_workers(out: Path, names: Iterable[str]) -> list[Worker]:
+    """What these workers do, those that do something."""
+    found = []
+    for name in names:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            told = read_json(out / WORKERS / f"{name}.json")
+            if told["task"]:
+                found.append(Worker(name, str(told["task"]), float(told["since"])))
+    return found
