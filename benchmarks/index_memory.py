@@ -25,8 +25,8 @@ from search_speed import cloud
 def child(folder: Path, word: str, step: str) -> None:
     import faiss
 
-    from marc_dist.retrieval.index import FactoryPart, train
-    from marc_dist.retrieval.index_spec import parse_spec
+    from marc_dist.retrieval.index.parts import FactoryPart, train
+    from marc_dist.retrieval.index.spec import parse_spec
 
     spec, features = parse_spec(word), np.load(folder / "archive.npy", mmap_mode="r")
     ids, file = np.arange(len(features), dtype=np.int64), folder / "x.faiss"

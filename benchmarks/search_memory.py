@@ -31,7 +31,7 @@ def status(key: str) -> float:
 
 
 def child(folder: Path, k: int) -> None:
-    from marc_dist.retrieval.index import FlatPart
+    from marc_dist.retrieval.index.parts import FlatPart
     from marc_dist.retrieval.search import top_k
 
     archive = np.load(folder / "archive.npy", mmap_mode="r")

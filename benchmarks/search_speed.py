@@ -24,8 +24,8 @@ import faiss
 from common import side_by_side, verdict, write
 
 from marc_dist.retrieval.exact import Float32, exact_unit
-from marc_dist.retrieval.index import FlatPart
-from marc_dist.retrieval.index_spec import parse_spec
+from marc_dist.retrieval.index.parts import FlatPart
+from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.search import make_part, top_k
 
 INDEXES = ("sign", "itq64", "IVF1024,Flat", "IVF1024,SQ8", "HNSW32")

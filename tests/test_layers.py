@@ -51,7 +51,7 @@ PURE = {
 }
 OWNERS = {
     "torch.distributed": ("comm/",),
-    "faiss": ("retrieval/index.py",),
+    "faiss": ("retrieval/index/parts.py",),
     "webdataset": ("data/stream.py",),
     "submitit": ("cluster/slurm.py",),
     "ray": ("cluster/ray.py", "cluster/ray_ranks.py", "cluster/ray_supervisor.py", "tuning/"),

@@ -15,7 +15,7 @@ from marc_dist.api.search import nearest
 from marc_dist.metrics import Bool, Float, Int
 from marc_dist.metrics.conventions import check_ks
 from marc_dist.retrieval.exact import exact_scores, full_ranking
-from marc_dist.retrieval.index import FlatPart
+from marc_dist.retrieval.index.parts import FlatPart
 from marc_dist.retrieval.scoring import TOP
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from marc_dist.api.arrays import own_positions, refuse_empty_archive, unit_vecto
 from marc_dist.config import ConfigError, DataError
 from marc_dist.metrics import check_k
 from marc_dist.retrieval.exact import Float, Float32, Int, best
-from marc_dist.retrieval.index import FlatPart, build, check_spec, train
-from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
+from marc_dist.retrieval.index.parts import FlatPart, build, check_spec, train
+from marc_dist.retrieval.index.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.search import QUERY_BLOCK, Part, sample_places
 
 if TYPE_CHECKING:

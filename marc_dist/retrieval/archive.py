@@ -22,10 +22,10 @@ from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
-from marc_dist.retrieval.index import build, check_spec
-from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index.kept import kept_part
+from marc_dist.retrieval.index.parts import build, check_spec
+from marc_dist.retrieval.index.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.index_folder import check_index_dir, read_store
-from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
 from marc_dist.retrieval.label_query import LabelQuery, parse_labels
 from marc_dist.retrieval.search import Part, learn, top_k
 from marc_dist.retrieval.store import SAME, Store

@@ -23,9 +23,9 @@ from marc_dist.retrieval import results
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.exact import Float32, Int, full_ranking
-from marc_dist.retrieval.index import FactoryPart, check_spec
-from marc_dist.retrieval.index_cache import kept_part
-from marc_dist.retrieval.index_spec import IndexSpec, parse_spec
+from marc_dist.retrieval.index.kept import kept_part
+from marc_dist.retrieval.index.parts import FactoryPart, check_spec
+from marc_dist.retrieval.index.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.search import Part, make_part, recall, top_k

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from marc_dist import comm
 from marc_dist.retrieval.exact import NONE, Float, Float32, Int, Rows, best, best_with
-from marc_dist.retrieval.index import MARGIN, BinaryPart, FactoryPart, FlatPart, build, train
-from marc_dist.retrieval.index_spec import IndexSpec
+from marc_dist.retrieval.index.parts import MARGIN, BinaryPart, FactoryPart, FlatPart, build, train
+from marc_dist.retrieval.index.spec import IndexSpec
 
 QUERY_BLOCK = 4096
 RECALL_QUERIES = 100

@@ -22,7 +22,7 @@ from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import open_protocol, rank_and_score
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.features import BackboneFeatures
-from marc_dist.retrieval.index_spec import parse_spec
+from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.store import Store
 from marc_dist.study import scores
 from marc_dist.study.plan import Evaluation, Plan, Task

@@ -30,9 +30,9 @@ from marc_dist.retrieval import evaluate, results, search
 from marc_dist.retrieval import store as st
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.features import BackboneFeatures
-from marc_dist.retrieval.index_cache import kept_part
+from marc_dist.retrieval.index.kept import kept_part
+from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.index_folder import check_index_dir
-from marc_dist.retrieval.index_spec import parse_spec
 from marc_dist.run import attempts as at
 from marc_dist.run.folder import METRICS, VALIDATION, read_lines
 from marc_dist.run.job import Job, read_job, write_job

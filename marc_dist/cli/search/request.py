@@ -13,8 +13,8 @@ from marc_dist.cli.search.query_files import query_files
 from marc_dist.cli.search.words import TAKEN
 from marc_dist.config import Config, ConfigError, user_path
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.index_folder import archive_of, check_index_dir
-from marc_dist.retrieval.index_spec import parse_spec
 from marc_dist.retrieval.label_query import LabelQuery, parse_labels
 from marc_dist.run.settings import load_run
 

@@ -24,9 +24,9 @@ from marc_dist.config import DataError, LaunchError
 from marc_dist.data.plan import rank_part
 from marc_dist.files import sync_folder, write_atomic
 from marc_dist.retrieval.exact import Int
-from marc_dist.retrieval.index import FactoryPart, build
+from marc_dist.retrieval.index.parts import FactoryPart, build
+from marc_dist.retrieval.index.spec import IndexSpec
 from marc_dist.retrieval.index_folder import read_store
-from marc_dist.retrieval.index_spec import IndexSpec
 from marc_dist.retrieval.search import learn
 from marc_dist.retrieval.store import Store, file_crc
 

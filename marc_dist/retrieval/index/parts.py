@@ -33,9 +33,9 @@ from marc_dist.retrieval.exact import (
     exhaustive,
     rounding_bound,
 )
-from marc_dist.retrieval.faiss_messages import reason, warnings_once
-from marc_dist.retrieval.index_spec import IndexSpec
-from marc_dist.retrieval.torch_search import TorchSearch
+from marc_dist.retrieval.index.faiss_messages import reason, warnings_once
+from marc_dist.retrieval.index.spec import IndexSpec
+from marc_dist.retrieval.index.torch_search import TorchSearch
 
 MARGIN = 32
 FACTORY_SHARE = 4  # a factory index is asked for this many times k, and at least for k + 1 + MARGIN
