@@ -11,9 +11,9 @@ from unittest import mock
 
 from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm_cancel, srun_task
 from marc_dist.config import LaunchError
-from marc_dist.run import heartbeats, job, rank_ends, run_lock
+from marc_dist.run import heartbeats, job, lock_file, rank_ends, run_lock
 from marc_dist.run.lock_file import read_holder
-from marc_dist.training import checkpoint
+from marc_dist.training import checkpoint, watchdog
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
@@ -192,6 +192,36 @@ def _age_by_clock() -> AbstractContextManager[Any]:
     return mock.patch.object(heartbeats, "folder_time", lambda folder: time.time())
 
 
+def _first_element() -> AbstractContextManager[Any]:
+    """An array stands as its first element does."""
+    return mock.patch.object(backends, "array_state", lambda parts: parts[0])
+
+
+@contextmanager
+def _one_folder() -> Iterator[None]:
+    """All elements of an array train in the folder of the first."""
+
+    def element(job_dir: Path, env: Any) -> Path:
+        run_dirs = job.read_job(job_dir).run_dirs
+        return Path(run_dirs[0]) if run_dirs else job_dir
+
+    with mock.patch.object(sbatch_hooks, "element_dir", element), mock.patch.object(srun_task, "element_dir", element):
+        yield
+
+
+def _announced_over_all() -> AbstractContextManager[Any]:
+    """A local launch writes its lock over that of whoever was faster, where locks do not reach it."""
+    return mock.patch.object(
+        backends, "announce", lambda run_dir, mine, seen: lock_file.write_over(run_dir, run_lock.me(mine))
+    )
+
+
+def _left_are_late() -> AbstractContextManager[Any]:
+    """Ranks that have done their work and left are taken for ranks that never started."""
+    real = heartbeats.late_ranks
+    return mock.patch.object(watchdog, "late_ranks", lambda beats, timeout_s, **rest: real(beats, timeout_s))
+
+
 BUGS: dict[str, tuple[str | None, Plant]] = {
     "attempts matched by clocks": ("kills", _by_clock),
     "restart count forgotten": ("kills", _count_forgotten),
@@ -212,5 +242,9 @@ BUGS: dict[str, tuple[str | None, Plant]] = {
     "a silent Slurm has no jobs": ("silence", _silence_is_freedom),
     "stopped and saved is not started again": ("stops", _stop_is_failure),
     "age of a heartbeat by the own clock": ("holds", _age_by_clock),
+    "an array's word is that of its first element": ("arrays", _first_element),
+    "elements of an array share a folder": ("arrays", _one_folder),
+    "lock of a local launch written over others": ("launches", _announced_over_all),
+    "ranks that have left are late": ("holds", _left_are_late),
 }
 """Name -> the theme of the stories that look for it, and the patch."""
