@@ -11,7 +11,7 @@ from unittest import mock
 
 from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm_cancel, srun_task
 from marc_dist.config import LaunchError
-from marc_dist.run import heartbeats, job, lock_file, rank_ends, run_lock
+from marc_dist.run import heartbeats, job, rank_ends, run_lock
 from marc_dist.run.lock_file import read_holder
 from marc_dist.training import checkpoint, watchdog
 
@@ -209,13 +209,6 @@ def _one_folder() -> Iterator[None]:
         yield
 
 
-def _announced_over_all() -> AbstractContextManager[Any]:
-    """A local launch writes its lock over that of whoever was faster, where locks do not reach it."""
-    return mock.patch.object(
-        backends, "announce", lambda run_dir, mine, seen: lock_file.write_over(run_dir, run_lock.me(mine))
-    )
-
-
 def _left_are_late() -> AbstractContextManager[Any]:
     """Ranks that have done their work and left are taken for ranks that never started."""
     real = heartbeats.late_ranks
@@ -244,7 +237,6 @@ BUGS: dict[str, tuple[str | None, Plant]] = {
     "age of a heartbeat by the own clock": ("holds", _age_by_clock),
     "an array's word is that of its first element": ("arrays", _first_element),
     "elements of an array share a folder": ("arrays", _one_folder),
-    "lock of a local launch written over others": ("launches", _announced_over_all),
-    "ranks that have left are late": ("holds", _left_are_late),
+    "ranks that have left are late": ("ends", _left_are_late),
 }
 """Name -> the theme of the stories that look for it, and the patch."""

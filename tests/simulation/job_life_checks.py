@@ -150,6 +150,7 @@ class Checks:
             self.fail(1, f"{world.who} saves while {num} trainings run")
         if newest < step:
             self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {newest}")
+        self.story.saved(world, step)
 
     def _asks_again(self, job: SlurmJob) -> None:
         """The batch script asks for a further start."""

@@ -17,7 +17,7 @@ FAULTS = (
     "crash cancel", "deaf slurm", "kill task",
 )  # fmt: skip
 CRASHES = [what for what in FAULTS if what.startswith("crash")]
-THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches", "arrays")
+THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches", "arrays", "ends")
 """What stories may be about, beside ``any``."""
 COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "train")
 
@@ -39,6 +39,7 @@ def plan(story: Story) -> None:
         "crashes": lambda: _crashes(story),
         "launches": lambda: _launches(story),
         "arrays": lambda: _arrays(story),
+        "ends": lambda: _ends(story),
         "any": lambda: _anything(story),
     }
     plans[drawn]()
@@ -123,3 +124,9 @@ def _arrays(story: Story) -> None:
         lambda: _anything(story),
     )
     story.rng.choice(themes)()
+
+
+def _ends(story: Story) -> None:
+    """A rank hangs once all have met for the last time: its peers have done their work and leave."""
+    story.preset = story.preset.model_copy(update={"max_restarts": 1, "max_stalls": 1})
+    story.hangs_at_end = True

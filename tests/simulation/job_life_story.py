@@ -31,7 +31,7 @@ from tests.simulation.job_life_files import SharedFiles
 from tests.simulation.job_life_kernel import Kernel, Process
 from tests.simulation.job_life_patches import Patches
 from tests.simulation.job_life_plans import plan
-from tests.simulation.job_life_ranks import Ranks, Training
+from tests.simulation.job_life_ranks import Ranks, Training, World
 from tests.simulation.job_life_slurm import Slurm, SlurmJob, numbers
 from tests.simulation.job_life_slurm_commands import SlurmCommands
 
@@ -106,6 +106,7 @@ class Story:
         self.trainings = 0
         self.elements: list[str] = []  # run folders of the array's elements, where the job is one
         self.parallel = 1
+        self.hangs_at_end = False  # a rank of the first training that saves its last step
         self.patches = Patches(kernel, self.files, self._rank, SlurmCommands(self.slurm).programs())
         self.checks = Checks(self)
 
@@ -226,6 +227,16 @@ class Story:
         for number, delay, what in self.waiting:
             if number == self.trainings:
                 self.fault(what, delay)
+
+    def saved(self, world: World, step: int) -> None:
+        """Strike the fault that waits for a last step."""
+        if self.hangs_at_end and step == self.training.last_step and world.size > 1:
+            self.hangs_at_end = False
+            late = world.ranks[self.rng.randrange(world.size)]
+            self.kernel.tell(f"fault: {late.name} hangs")
+            self.kernel.faults_seen.append("stuck rank")
+            late.facts.update(stuck=True)
+            self._held(late)
 
     def _strike(self, what: str) -> None:
         role = what.removeprefix("crash ")
