@@ -154,18 +154,18 @@ def _waiting(folder: Path, name: str, sum_: str) -> Path:
 def _finish_set(folder: Path, index: str) -> None:
     """Give the files that wait their places if the index names them, else remove them."""
     waiting = sorted(folder.glob(".*.next"))
+    sums = None
     try:
-        sums = read_json(folder / index).get("sha256")
-    except (FileNotFoundError, ValueError):
-        sums = None
-    try:
+        if waiting and (folder / index).exists():
+            with suppress(ValueError):  # damaged: it names nothing
+                sums = read_object((folder / index).read_text(encoding="utf-8")).get("sha256")
         for path in waiting:
             name, _, sum_ = path.name.removeprefix(".").removesuffix(".next").rpartition(".")
             if isinstance(sums, dict) and sums.get(name) == sum_:
                 path.replace(folder / name)
             else:
                 path.unlink()
-    except OSError as error:
+    except OSError as error:  # also of the index: what waits may be all that there is of the set
         raise LaunchError(f"{folder}: cannot be written ({error.strerror}); free space or make it writable") from None
 
 
@@ -211,11 +211,23 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, is not JSON, or holds something else than an object; says which on one line.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(getattr(error, "strerror", None) or first_line(error)) from None
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+        ValueError: it is not JSON, or holds something else than an object; says which on one line.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(first_line(error)) from None
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, got {type(found).__name__}")
     return found

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from marc_dist.files import json_records, locked, read_json, try_lock
+from marc_dist.config import LaunchError
+from marc_dist.files import json_records, locked, read_json, set_member, try_lock, write_set
 
 HOLDER = """
 import sys, time
@@ -81,3 +86,20 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
 def test_records_of_a_damaged_file() -> None:
     lines = [b'{"step": 1}\n', b"torn {\n", b"[2]\n", b"\xff\n", b'{"step": 3}']
     assert [(line, record["step"]) for line, record in json_records(lines)] == [(lines[0], 1), (lines[4], 3)]
+
+
+def test_an_index_that_cannot_be_read_just_now_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files were taken for those of a set that was never finished, and removed: nothing was left of old or new."""
+    sums = {"a": hashlib.sha256(b"new").hexdigest()}
+    real, reads = Path.read_text, list[str]()
+
+    def read(path: Path, *words: Any, **rest: Any) -> str:
+        reads.append(path.name)
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_text", read)
+    with pytest.raises(LaunchError, match="Input/output error"):
+        write_set(tmp_path, {"a": b"new"}, "index.json", json.dumps({"sha256": sums}).encode())
+    assert reads == ["index.json"]
+    monkeypatch.setattr(Path, "read_text", real)
+    assert set_member(tmp_path, "a", sums).read_bytes() == b"new"

@@ -67,7 +67,8 @@ class _RankTask:
                 self.process.kill()
             time.sleep(POLL_S)
         code = self.process.code or 0
-        if self.asked is None and code not in (0, EXIT_REQUEUE):  # srun ends the others: they note first how they ended
+        # srun ends the others: they note first how they ended; after SIGTERM there is no time for that
+        if self.asked != signal.SIGTERM and code not in (0, EXIT_REQUEUE):
             time.sleep(SETTLE_S)
         if self.rank == 0 and self.asked == signal.SIGTERM and batch_script_gone():
             return end(self.log_dir.parent, code)  # in its place, as long as Slurm lets this task live

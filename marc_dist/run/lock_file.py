@@ -93,7 +93,13 @@ def _read(path: Path) -> Holder | None:
 
 
 def write_over(run_dir: Path, holder: Holder, *, make: bool = True) -> None:
-    """Write over the file in its place: a rename would need more of a shared file system."""
+    """Write over the file in its place: a rename would need more of a shared file system.
+
+    Args:
+        run_dir: the run folder.
+        holder: what the file is to say.
+        make: also when it is not there.
+    """
     _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT if make else 0)
 
 
@@ -121,7 +127,8 @@ def _make(run_dir: Path, holder: Holder) -> None:
     except OSError:  # a file system without hard links, or a full one
         _write_to(run_dir / RUN_LOCK, holder, os.O_CREAT | os.O_EXCL)
     finally:
-        whole.unlink(missing_ok=True)
+        with suppress(OSError):
+            whole.unlink()
 
 
 def claim(run_dir: Path, seen: Holder | None, holder: Holder) -> bool:
@@ -163,5 +170,6 @@ def _set_aside(run_dir: Path, seen: Holder | None, nonce: str) -> bool:
     if not ours:
         with suppress(OSError):
             os.link(aside, run_dir / RUN_LOCK)
-    aside.unlink(missing_ok=True)
+    with suppress(OSError):
+        aside.unlink()
     return ours

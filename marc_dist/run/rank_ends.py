@@ -200,9 +200,16 @@ def failed(end: RankEnd) -> bool:
 
 
 def first_failed(ends: Sequence[RankEnd | None]) -> RankEnd | None:
-    """The rank that failed first, None when none did."""
-    failures = [end for end in ends if end is not None and failed(end)]
-    return min(failures, key=lambda end: (end.time, end.rank), default=None)
+    """The rank that failed first, None when none did.
+
+    One that was killed while it saved, as it was asked to, before any other one failed, took the others with it.
+    """
+    known = [end for end in ends if end is not None]
+    first = min((end for end in known if failed(end)), key=lambda end: (end.time, end.rank), default=None)
+    if first is None:
+        return None
+    killed = (end for end in known if end.asked and end.code == -signal.SIGKILL and end.time < first.time)
+    return min(killed, key=lambda end: (end.time, end.rank), default=first)
 
 
 class JobEnd(NamedTuple):

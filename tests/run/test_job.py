@@ -194,3 +194,13 @@ def test_an_attempt_never_began_before_the_end_of_an_earlier_one() -> None:
 )
 def test_an_array_is_what_its_elements_are(words: list[Any], found: tuple[str, str]) -> None:
     assert array_state([State(word) for word in words])[:2] == found
+
+
+def test_a_rank_that_is_killed_while_it_saves_is_named_not_those_that_lose_it(tmp_path: Path) -> None:
+    """Slurm asks all to save, ahead of the time limit; then one is killed, and a peer hears of it."""
+    killed = RankEnd(2, 10.0, -9, None, "n2", True)
+    told = RankEnd(0, 10.2, 1, "connection closed by peer", "n0", False)
+    found = job_end([told, RankEnd(1, 10.3, 1, "connection closed by peer", "n1", True), killed], 137, tmp_path)
+    assert (found.rank, found.lost) == (2, True)
+    late = job_end([told, None, killed._replace(time=41.0)], 137, tmp_path)  # by whoever ended the others
+    assert late.rank == 0

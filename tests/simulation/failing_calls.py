@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -34,6 +35,7 @@ from marc_dist.run import attempts
 from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.folder import METRICS, read_lines
 from marc_dist.run.job import Job, write_job
+from marc_dist.run.lock_file import read_holder, write_over
 from marc_dist.tuning.driver import open_search
 from marc_dist.tuning.journal import Journal
 from tests.retrieval.runs import make_run
@@ -351,7 +353,7 @@ class Failing:
             return f"{where}then the folder cannot be read: {trouble}"
         if shown not in (self.old, self.new) and self.command.name != "marc-jobs":
             return f"{where}then the folder shows {shown!r:.200}"
-        _as_if_ended(self.root / "run" / "job.json")
+        _as_if_ended(self.root / "run")
         said = self.command.start(self.root, again=True)
         if said.code != OK:
             return f"{where}the next start ends with {str(said.code)[-1500:]}: {said.err[-500:]}"
@@ -359,9 +361,20 @@ class Failing:
         return None if last_shown == self.new else f"{where}after the next start it shows {last_shown!r:.200}"
 
 
-def _as_if_ended(job: Path) -> None:
-    """The command ran in this process, which lives on; a launcher that failed does not."""
+def _as_if_ended(run: Path) -> None:
+    """The command ran in this process, which lives on; one that failed does not: what it left names another process."""
+    job = run / "job.json"
     if job.is_file():
         told = json.loads(job.read_text())
-        told["id"] = told["id"] and f"{told['id'].rpartition(':')[0]}:1"  # started at another time: another process
+        told["id"] = told["id"] and f"{told['id'].rpartition(':')[0]}:1"  # started at another time
         job.write_text(json.dumps(told))
+    held = read_holder(run)
+    if held is not None:
+        write_over(run, held._replace(ticks=1, pid=_gone()))
+
+
+def _gone() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid

@@ -17,7 +17,8 @@ from functools import partial
 from multiprocessing import get_context
 
 from tests.simulation.job_life_bugs import BUGS
-from tests.simulation.job_life_story import THEMES, Story, Told
+from tests.simulation.job_life_plans import THEMES
+from tests.simulation.job_life_story import Story, Told
 
 
 def play(seed: int, theme: str | None = None) -> Told:

@@ -13,7 +13,7 @@ from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm
 from marc_dist.config import LaunchError
 from marc_dist.run import heartbeats, job, rank_ends, run_lock
 from marc_dist.run.lock_file import read_holder
-from marc_dist.training import checkpoint
+from marc_dist.training import checkpoint, watchdog
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
@@ -192,6 +192,29 @@ def _age_by_clock() -> AbstractContextManager[Any]:
     return mock.patch.object(heartbeats, "folder_time", lambda folder: time.time())
 
 
+def _first_element() -> AbstractContextManager[Any]:
+    """An array stands as its first element does."""
+    return mock.patch.object(backends, "array_state", lambda parts: parts[0])
+
+
+@contextmanager
+def _one_folder() -> Iterator[None]:
+    """All elements of an array train in the folder of the first."""
+
+    def element(job_dir: Path, env: Any) -> Path:
+        run_dirs = job.read_job(job_dir).run_dirs
+        return Path(run_dirs[0]) if run_dirs else job_dir
+
+    with mock.patch.object(sbatch_hooks, "element_dir", element), mock.patch.object(srun_task, "element_dir", element):
+        yield
+
+
+def _left_are_late() -> AbstractContextManager[Any]:
+    """Ranks that have done their work and left are taken for ranks that never started."""
+    real = heartbeats.late_ranks
+    return mock.patch.object(watchdog, "late_ranks", lambda beats, timeout_s, **rest: real(beats, timeout_s))
+
+
 BUGS: dict[str, tuple[str | None, Plant]] = {
     "attempts matched by clocks": ("kills", _by_clock),
     "restart count forgotten": ("kills", _count_forgotten),
@@ -212,5 +235,8 @@ BUGS: dict[str, tuple[str | None, Plant]] = {
     "a silent Slurm has no jobs": ("silence", _silence_is_freedom),
     "stopped and saved is not started again": ("stops", _stop_is_failure),
     "age of a heartbeat by the own clock": ("holds", _age_by_clock),
+    "an array's word is that of its first element": ("arrays", _first_element),
+    "elements of an array share a folder": ("arrays", _one_folder),
+    "ranks that have left are late": ("ends", _left_are_late),
 }
 """Name -> the theme of the stories that look for it, and the patch."""

@@ -24,7 +24,6 @@ The story's own eyes see everything: processes, the server's files, Slurm's tabl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -38,6 +37,7 @@ from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
 from tests.simulation.job_life_ranks import OF_A_PEER, WITH_NODE, World, named
+from tests.simulation.job_life_saved import Saved
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
 if TYPE_CHECKING:
@@ -69,16 +69,13 @@ class Checks:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.broken: list[str] = []
-        self.durable = 0
-        self.dirty = False
+        self._saved_in: dict[str, Saved] = {}  # by run folder
         self.commands: set[str] = set()  # beside the first launch
         self.cancelled: dict[str, float] = {}  # Slurm's id -> when its end was asked for
         self.asked: set[str] = set()  # told to save by a user's cancel, by Slurm's id
-        self._whole: dict[int, bool] = {}
-        self._stale: list[tuple[float, int]] = [(0.0, 0)]  # (since when, newest whole step)
         story.files.watch = self._touched
         story.ranks.chose = self._begins
-        story.ranks.saved = self._saved
+        story.ranks.saved = self._saves
         story.slurm.on_requeue = self._asks_again
         story.slurm.on_scancel = lambda job: self.asked.add(job.id)
         story.slurm.on_cancel = lambda job: self.cancelled.setdefault(job.id, story.kernel.now)
@@ -92,46 +89,27 @@ class Checks:
     # --- checkpoints
 
     def _touched(self, action: str, path: str) -> None:
-        if "/checkpoints" in path:
-            self.dirty = True
+        folder, found, _ = path.partition("/checkpoints")
+        if found:
+            self.saved(folder.rpartition(" ")[2]).dirty = True
 
-    def newest(self) -> int:
-        """The newest whole checkpoint on the server."""
-        return max(self.whole())
-
-    def whole(self) -> list[int]:
-        """Steps of the whole checkpoints on the server; 0 is the fresh run."""
-        files, folder = self.story.files, f"{self._folder()}/checkpoints"
-        steps = [0]
-        for name in files.children.get(folder, ()):
-            if not (name.startswith("step-") and name.endswith(".pt")):
-                continue
-            inode, sums = files.true(f"{folder}/{name}"), files.bytes_of(f"{folder}/{name}.sha256")
-            if inode is None or not sums:
-                continue
-            if inode.number not in self._whole:
-                self._whole[inode.number] = hashlib.sha256(bytes(inode.data)).hexdigest() == sums.decode().split()[0]
-            if self._whole[inode.number]:
-                steps.append(int(name.removeprefix("step-").removesuffix(".pt")))
-        return steps
+    def saved(self, folder: str) -> Saved:
+        """What a run folder has saved."""
+        if folder not in self._saved_in:
+            self._saved_in[folder] = Saved(self.story.files, folder, self.fail)
+        return self._saved_in[folder]
 
     def _folder(self) -> str:
         return "/sim/runs/a"
 
     def after_event(self) -> None:
-        if self.dirty:
-            self.dirty = False
-            now = self.newest()
-            if now < self.durable:
-                self.fail(2, f"the newest whole checkpoint was step {self.durable}, now it is {now}")
-            if now != self._stale[-1][1]:
-                self._stale.append((self.story.kernel.now, now))
-            self.durable = max(self.durable, now)
+        for saved in self._saved_in.values():
+            saved.look()
 
     # --- starts
 
-    def _writers(self) -> list[World]:
-        worlds = self.story.ranks.worlds.values()
+    def _writers(self, folder: str) -> list[World]:
+        worlds = [one for one in self.story.ranks.worlds.values() if one.folder == folder]
         return [one for one in worlds if "chosen" in one.box and "left" not in one.box and self._writes(one.ranks[0])]
 
     def _writes(self, process: Process) -> bool:
@@ -141,16 +119,15 @@ class Checks:
 
     def _begins(self, world: World, step: int) -> None:
         self.after_event()
-        kernel, files = self.story.kernel, self.story.files
+        kernel = self.story.kernel
         kernel.tell(f"training begins after step {step}")
         self.story.training_began()
-        if len(self._writers()) > 1:
-            self.fail(1, f"two trainings at once: {' and '.join(one.who for one in self._writers())}")
-        must = max(at for since, at in self._stale if since <= max(kernel.now - files.bound - 1.0, 0.0))
-        if step < must:
-            self.fail(2, f"{world.who} begins after step {step}, step {must} was whole {files.bound:.0f} s ago")
-        if step not in self.whole():
-            self.fail(2, f"{world.who} begins after step {step}, whose checkpoint is not whole")
+        writers = self._writers(world.folder)
+        if len(writers) > 1:
+            self.fail(1, f"two trainings at once: {' and '.join(one.who for one in writers)}")
+        if job_folder(self._job_of(world), world.folder) != world.folder:
+            self.fail(1, f"{world.who} trains in {world.folder}, which is not its own")
+        self.saved(world.folder).begins(world.who, step)
         job = self._job_of(world)
         if job is None:
             return
@@ -167,18 +144,20 @@ class Checks:
         key = found.facts.get("start") if found is not None else None
         return None if key is None else self.story.slurm.jobs[key[0]]
 
-    def _saved(self, world: World, step: int) -> None:
-        if len(self._writers()) > 1:
-            self.fail(1, f"{world.who} saves while {len(self._writers())} trainings run")
-        if self.newest() < step:
-            self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {self.newest()}")
+    def _saves(self, world: World, step: int) -> None:
+        num, newest = len(self._writers(world.folder)), self.saved(world.folder).newest()
+        if num > 1:
+            self.fail(1, f"{world.who} saves while {num} trainings run")
+        if newest < step:
+            self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {newest}")
+        self.story.saved(world, step)
 
     def _asks_again(self, job: SlurmJob) -> None:
         """The batch script asks for a further start."""
         if job.id in self.cancelled:
             self.fail(6, f"job {job.id} asks for another start after its cancel")
         mine = [one for one in self.story.ranks.worlds.values() if self._job_of(one) is job and "chosen" in one.box]
-        steps = [*(one.first_step for one in mine), self.newest()]
+        steps = [*(one.first_step for one in mine), self.saved(job.run_dir).newest()]
         stalls = 0
         while stalls < len(mine) and steps[-2 - stalls] == steps[-1]:
             stalls += 1
@@ -190,17 +169,18 @@ class Checks:
 
     # --- commands
 
-    def submitting(self) -> None:
-        """Somebody hands a job in."""
+    def submitting(self, folders: list[str]) -> None:
+        """Somebody hands a job in that will train in these folders."""
         if self.story.files.locks != "all":
             return  # two may be taken at the same moment; one of them trains
         crashed = "crash" in self.story.kernel.faults_seen  # a launch after sbatch: its job gives its id when it starts
         jobs = [job for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
-        live = [job.id for job in jobs if job.start > 0 or not crashed]
+        live = [job.id for job in jobs if job.run_dir in folders and (job.start > 0 or not crashed)]
+        writers = [one for folder in folders for one in self._writers(folder)]
         if live:
             self.fail(1, f"a second job of the folder is handed in while job {', '.join(live)} lives")
-        elif self._writers():
-            self.fail(1, f"a job is handed in while {self._writers()[0].who} trains in the folder")
+        elif writers:
+            self.fail(1, f"a job is handed in while {writers[0].who} trains in the folder")
 
     def living(self) -> set[str]:
         """Jobs that are waiting or running, and do not end just now."""
@@ -209,13 +189,20 @@ class Checks:
     def called(self, job: Job, told: State, before: set[str]) -> None:
         """Somebody was told how a job stands; ``before``: what lived when he asked."""
         self.story.kernel.tell(f"sees {told}")
-        lived = job.id in before & self.living()
+        parts = self._parts(job)
+        lived = parts & before & self.living()
         if lived and told.word in OVER:
-            self.fail(5, f"job {job.id} lives, and is called {told}")
-        gone = job.kind == "slurm" and job.id not in before | self.living() and job.id in self.story.slurm.jobs
-        ending = gone and self.story.slurm.jobs[str(job.id)].state in LIVE
-        if gone and not ending and told.word in ("pending", "running"):
+            self.fail(5, f"job {', '.join(sorted(lived))} lives, and is called {told}")
+        gone = job.kind == "slurm" and parts and not parts & (before | self.living())
+        ending = any(self.story.slurm.jobs[one].state in LIVE for one in parts)
+        others = bool(job.run_dirs) and bool(before | self.living())  # an element may go on as a job of its own
+        if gone and not ending and not others and told.word in ("pending", "running"):
             self.fail(5, f"job {job.id} is over, and is called {told}")
+
+    def _parts(self, job: Job) -> set[str]:
+        """Slurm's names for a job, or for the elements of an array."""
+        jobs = self.story.slurm.jobs.values()
+        return {one.id for one in jobs if one.id == job.id or (one.array is not None and one.array[0] == job.id)}
 
     def answered(self, what: str, code: int) -> None:
         """A command has ended with a code."""
@@ -236,38 +223,48 @@ class Checks:
         for _, who, text in kernel.story:
             if text.startswith("traceback") and "/rank " not in who and "/train" not in who:
                 self.fail(8, f"{who}: {text}")
-        states: list[State] = []
+        states: dict[str, list[State]] = {}
         kernel.spawn("judge", kernel.nodes["login2"], lambda: self._judge(states), {}, delay=100.0)
         kernel.run(kernel.now + 400.0)
-        if states:
-            self._truth(states[0])
-        elif story.slurm.jobs:
+        if story.slurm.jobs and self._folder() not in states:
             self.fail(5, "a job was handed in, and nobody can tell how it stands")
-        self._culprits()
+        for folder in story.folders:
+            if states.get(folder):
+                self._truth(folder, states[folder][0])
+                self._culprits(folder)
+        if story.elements and self._folder() in states:
+            self._array(states)
 
-    def _judge(self, states: list[State]) -> None:
-        folder = Path(self._folder())
-        try:
-            job = read_job(folder)
-            states += [backends.state(job, folder), ended(job, folder) or State("unknown")]
-        except MarcError as error:
-            self.story.kernel.tell(f"no state: {error}")
+    def _judge(self, states: dict[str, list[State]]) -> None:
+        for folder in dict.fromkeys([self._folder(), *self.story.folders]):
+            try:
+                job = read_job(Path(folder))
+                states[folder] = [backends.state(job, Path(folder)), ended(job, Path(folder)) or State("unknown")]
+            except MarcError as error:
+                self.story.kernel.tell(f"no state: {error}")
 
-    def _truth(self, told: State) -> None:
-        story = self.story
-        story.kernel.story.append((story.kernel.now, "the end", f"state: {told}; saved: step {self.durable}"))
-        finished = self.durable >= story.training.last_step
+    def _array(self, states: dict[str, list[State]]) -> None:
+        """The array's word is that of its elements: done when all are done, never of something that lives."""
+        told = states[self._folder()][0]
+        words = {states[folder][0].word if folder in states else "unknown" for folder in self.story.folders}
+        self.story.kernel.story.append((self.story.kernel.now, "the end", f"the array: {told}"))
+        if told.word in ("pending", "running") or (told.word == "done") != (words == {"done"}):
+            self.fail(5, f"the array is called {told}, its elements are {', '.join(sorted(words))}")
+
+    def _truth(self, folder: str, told: State) -> None:
+        story, durable = self.story, self.saved(folder).durable
+        story.kernel.story.append((story.kernel.now, "the end", f"{folder}: {told}; saved: step {durable}"))
+        finished = durable >= story.training.last_step
         excuses = EXCUSES & set(story.kernel.faults_seen)
         if told.word in ("pending", "running"):
             self.fail(5, f"called {told} when nothing runs")
         if told.word == "done" and not finished:
-            self.fail(5, f"called done after step {self.durable} of {story.training.last_step}")
+            self.fail(5, f"called done after step {durable} of {story.training.last_step}")
         if told.word == "cancelled" and not self.asked and "cancel" not in self.commands:
             self.fail(5, f"called {told}, but nobody cancelled it")
         meddled = story.files.locks != "all" and self.commands - {"status", "cancel"}  # two took the folder at a time
         if told.word == "unknown" and not excuses and not meddled:
             self.fail(5, f"nobody knows how it ended: {told}")
-
         if told.word != "done" and self._must_be_done():
             self.fail(
                 9, f"not trained to the end but {told}; faults: {sorted(set(story.kernel.faults_seen)) or 'none'}"
@@ -284,26 +281,28 @@ class Checks:
         enough = story.preset.max_restarts >= 1 and story.preset.max_stalls >= 1
         return len(faults) == 1 and faults[0] in WAY_BACK and enough
 
-    def _culprits(self) -> None:
+    def _culprits(self, folder: str) -> None:
         """The rank that each attempt's line names, against the truth."""
-        for line in (self.story.files.bytes_of(f"{self._folder()}/attempts.jsonl") or b"").splitlines():
+        for line in (self.story.files.bytes_of(f"{folder}/attempts.jsonl") or b"").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             rank = named(record.get("error")) if record.get("event") == "end" else None
-            world = self._world_of(record)
+            world = self._world_of(record, folder)
             if rank is not None and world is not None and not self._possible(world, rank):
                 self.fail(
                     7, f"rank {rank} of {world.who} is said to have failed first; truly {sorted(world.failures)[:3]}"
                 )
         for world in self.story.ranks.worlds.values():
-            for when, _, reason in world.box.get("late", []):
+            for when, _, reason in world.box.get("late", []) if world.folder == folder else []:
                 self._late(world, when, reason)
 
-    def _world_of(self, record: dict[str, Any]) -> World | None:
-        """The training that a record is about."""
+    def _world_of(self, record: dict[str, Any], folder: str) -> World | None:
+        """The training of a folder that a record is about."""
         for world in self.story.ranks.worlds.values():
+            if world.folder != folder:
+                continue
             env = next(iter(world.ranks.values())).env
             if env.get(TOKEN) == record.get("token") and env.get(NUMBER) == str(record.get("number")):
                 return world
@@ -334,3 +333,8 @@ class Checks:
         if OF_A_PEER in mine[2] and OF_A_PEER not in first[2]:
             return False
         return mine[0] - first[0] <= SETTLE_S
+
+
+def job_folder(job: SlurmJob | None, folder: str) -> str:
+    """The folder that a job is to train in; ``folder`` where no job of Slurm's trains."""
+    return folder if job is None else job.run_dir

@@ -54,11 +54,13 @@ class Patches:
     Args:
         kernel: clock and processes.
         files: what lies under ``/sim``.
-        rank: the main function of every rank.
+        rank: the main function of every rank, of the folder that its command names.
         programs: the batch system's commands, by name.
     """
 
-    def __init__(self, kernel: Kernel, files: SharedFiles, rank: Callable[[], Any], programs: dict[str, Run]) -> None:
+    def __init__(
+        self, kernel: Kernel, files: SharedFiles, rank: Callable[[str], Any], programs: dict[str, Run]
+    ) -> None:
         self.kernel, self.files, self.rank, self.programs = kernel, files, rank, programs
         self.descriptors: dict[int, _Descriptor] = {}
         self._next_fd = _FIRST_FD + 1
@@ -88,7 +90,7 @@ class Patches:
 
         def popen(command: Any, env: dict[str, str], **rest: Any) -> Popen:
             kernel.pause(0.01)
-            return Popen(kernel, self.rank, dict(env))
+            return Popen(kernel, lambda: self.rank(command[-1]), dict(env))
 
         poll = RankProcess.poll
 

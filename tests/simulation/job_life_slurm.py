@@ -17,6 +17,8 @@ What is assumed of it, after the man pages of Slurm 22.05 and our tests on a rea
 - A job that is over is forgotten after ``MinJobAge``; with accounting, ``sacct`` still knows it.
 - slurmctld answers or, for a while, has too much to do: then three of five commands fail, sbatch among them.
 - ``scancel --signal`` signals the tasks of the running step, not the batch script.
+- An element of an array is a job of its own, ID_NUMBER: queued, started, requeued, cancelled and forgotten by itself;
+  at most ``%N`` of an array run at a time. Commands take ID for all elements, ID_NUMBER or ID_[NUMBERS] for some.
 """
 
 from __future__ import annotations
@@ -36,13 +38,22 @@ LIVE = ("PENDING", "RUNNING", "COMPLETING")
 
 @dataclass(eq=False)
 class SlurmJob:
-    """A job of the simulated Slurm."""
+    """A job of the simulated Slurm, or an element of an array.
+
+    Attributes:
+        id: as people write it: 100, 100_1.
+        folder: that its script names.
+        run_dir: that it trains in; an element's own.
+        array: id of its array, its number in it, and how many run at a time; None for a job by itself.
+    """
 
     id: str
     folder: str
+    run_dir: str
     num_nodes: int
     procs_per_node: int
     limit_s: float
+    array: tuple[str, int, int] | None = None
     env: dict[str, str] = field(default_factory=dict)
     state: str = "PENDING"
     reason: str = "Resources"
@@ -64,6 +75,7 @@ class Slurm:
         nodes: that jobs run on.
         hook: ``hook(word, folder, code)`` runs one of the batch script's hooks in the present process.
         task: the main function of what srun starts.
+        element: the run folder of an array's element, by its number.
     """
 
     def __init__(
@@ -72,6 +84,7 @@ class Slurm:
         nodes: list[Node],
         hook: Callable[..., int],
         task: Callable[[str], Callable[[], int]],
+        element: Callable[[int], str],
         *,
         accounting: bool,
         forget_s: float,
@@ -79,7 +92,9 @@ class Slurm:
     ) -> None:
         self.kernel, self.nodes, self.hook, self.task = kernel, nodes, hook, task
         self.accounting, self.forget_s, self.hard_kill = accounting, forget_s, hard_kill
+        self.element = element
         self.jobs: dict[str, SlurmJob] = {}
+        self.num_submitted = 0
         self.deaf = False
         self.signal_delay_s = 30.0
         self.queue_s = 15.0  # longest wait for the first start
@@ -91,13 +106,20 @@ class Slurm:
 
     def submit(self, folder: str, params: dict[str, Any], limit_s: float) -> str:
         """``sbatch``: the job's id. The script's own exports are evaluated at each start."""
-        number = str(100 + len(self.jobs))
-        job = SlurmJob(number, folder, params["nodes"], params["ntasks_per_node"], limit_s, exports(params["setup"]))
-        self.jobs[job.id] = job
-        self.kernel.tell(f"Slurm takes job {job.id} for {folder}")
-        job.held_until = self.kernel.now + self.kernel.rng.uniform(0.0, self.queue_s)
-        self._look_soon(job.held_until - self.kernel.now)
-        return job.id
+        number = str(100 + self.num_submitted)
+        self.num_submitted += 1
+        size = params["nodes"], params["ntasks_per_node"]
+        env = exports(params["setup"])
+        self.kernel.tell(f"Slurm takes job {number} for {folder}")
+        spec, _, parallel = params["additional_parameters"].get("array", "").partition("%")
+        for task in numbers(spec) if spec else (None,):
+            array = None if task is None else (number, task, int(parallel))
+            name = number if task is None else f"{number}_{task}"
+            run_dir = folder if task is None else self.element(task)
+            job = self.jobs[name] = SlurmJob(name, folder, run_dir, *size, limit_s, array, dict(env))
+            job.held_until = self.kernel.now + self.kernel.rng.uniform(0.0, self.queue_s)
+            self._look_soon(job.held_until - self.kernel.now)
+        return number
 
     def _look_soon(self, delay: float) -> None:
         self.kernel.at(delay, self._schedule)
@@ -109,6 +131,8 @@ class Slurm:
                 continue
             if job.held_until > self.kernel.now:
                 continue
+            if job.array is not None and self._running_of(job.array[0]) >= job.array[2]:
+                continue
             free = [node for node in self.nodes if node.up and node.name not in taken]
             if len(free) < job.num_nodes:
                 continue
@@ -117,6 +141,10 @@ class Slurm:
             taken |= {node.name for node in job.nodes}
             self._start(job)
 
+    def _running_of(self, array: str) -> int:
+        of_it = (job for job in self.jobs.values() if job.array is not None and job.array[0] == array)
+        return sum(job.state in ("RUNNING", "COMPLETING") for job in of_it)
+
     def _start(self, job: SlurmJob) -> None:
         job.state, job.processes, job.finish = "RUNNING", [], None
         job.start += 1
@@ -124,6 +152,8 @@ class Slurm:
         self.kernel.tell(f"Slurm starts job {job.id} on {names} (restart {job.restarts})")
         env = {"SLURM_JOB_ID": job.id, "SLURM_JOB_NODELIST": ",".join(node.name for node in job.nodes)}
         env["SLURMD_NODENAME"] = job.nodes[0].name
+        if job.array is not None:
+            env |= {"SLURM_ARRAY_JOB_ID": job.array[0], "SLURM_ARRAY_TASK_ID": str(job.array[1])}
         if job.restarts:
             env["SLURM_RESTART_COUNT"] = str(job.restarts)
         env |= {name: expanded(text, env) for name, text in job.env.items()}
@@ -286,6 +316,10 @@ class Slurm:
 
         self.kernel.at(notice_s + 200.0, back)
 
+    def silent(self) -> bool:
+        """Whether a command gets no answer just now."""
+        return self.deaf and self.kernel.rng.random() < 0.6
+
     def requeue(self, job: SlurmJob) -> bool:
         """``scontrol requeue``; whether it was taken."""
         if job.state != "RUNNING" or job.finish is not None:
@@ -299,85 +333,6 @@ class Slurm:
             self.kernel.tell(f"Slurm cancels job {job.id}")
             self.on_cancel(job)
             self.finish(job, "CANCELLED")
-
-    # --- commands
-
-    def silent(self) -> bool:
-        """Whether a command gets no answer just now."""
-        return self.deaf and self.kernel.rng.random() < 0.6
-
-    def _known(self, job_id: str) -> SlurmJob | None:
-        job = self.jobs.get(job_id)
-        if job is None or (job.over_at is not None and self.kernel.now - job.over_at > self.forget_s):
-            return None
-        return job
-
-    def _told(self, job: SlurmJob) -> str:
-        return job.state
-
-    def programs(self) -> dict[str, Callable[[list[str]], tuple[int, str, str]]]:
-        """Slurm's commands as our code calls them."""
-
-        silent = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-
-        def answered(fn: Callable[[list[str]], tuple[int, str, str]]) -> Callable[[list[str]], tuple[int, str, str]]:
-            return lambda words: silent if self.silent() else fn(words)
-
-        found = {"scontrol": self._scontrol, "squeue": self._squeue, "sacct": self._sacct, "scancel": self._scancel}
-        return {"sinfo": lambda words: silent if self.silent() else (0, f"main*|{len(self.nodes)}|64|(null)\n", "")} | {
-            name: answered(fn) for name, fn in found.items()
-        }
-
-    def _scontrol(self, words: list[str]) -> tuple[int, str, str]:
-        if "hostnames" in words:
-            return 0, "\n".join(words[-1].split(",")), ""
-        job = self._known(words[-1])
-        if job is None:
-            return 1, "", "slurm_load_jobs error: Invalid job id specified"
-        if "requeue" in words:
-            if job.state in ("RUNNING",) and job.finish is None:
-                self.on_requeue(job)
-                self.requeue(job)
-                return 0, "", ""
-            return 1, "", f"Requested operation is presently disabled for job {job.id}"
-        return 0, f"JobId={job.id} JobState={self._told(job)} Reason={job.reason} Restarts={job.restarts}", ""
-
-    def _squeue(self, words: list[str]) -> tuple[int, str, str]:
-        job = self._known(words[words.index("-j") + 1])
-        if job is None:
-            return 1, "", "slurm_load_jobs error: Invalid job id specified"
-        nodes = ",".join(node.name for node in job.nodes)
-        line = (
-            words[words.index("-o") + 1].replace("%i", job.id).replace("%T", self._told(job)).replace("%r", job.reason)
-        )
-        return 0, line.replace("%N", nodes) + "\n", ""
-
-    def _sacct(self, words: list[str]) -> tuple[int, str, str]:
-        job = self.jobs.get(words[words.index("-j") + 1])
-        if not self.accounting or job is None:
-            return 1, "", "Slurm accounting storage is disabled"
-        return 0, f"{self._told(job)}|{job.reason}\n", ""
-
-    def _scancel(self, words: list[str]) -> tuple[int, str, str]:
-        options = [word for word in words[1:] if word.startswith("--")]
-        job = self._known(words[-1].partition("_")[0])
-        if job is None or job.state not in LIVE:
-            return 1, "", "scancel: error: Kill job error on job id: Invalid job id specified"
-        self.on_scancel(job)
-        if "--state=PENDING" in options:
-            if job.state == "PENDING":
-                self.cancel(job)
-        elif any(option.startswith("--signal=") for option in options):
-            if job.state != "RUNNING":
-                return (
-                    1,
-                    "",
-                    f"scancel: error: Signal job error on job id {job.id}: Job/step already completing or completed",
-                )
-            self.warn(job, signal.SIGUSR2)
-        else:
-            self.cancel(job)
-        return 0, "", ""
 
 
 def _shells(code: int) -> int:
@@ -393,3 +348,9 @@ def exports(lines: list[str]) -> dict[str, str]:
 def expanded(text: str, env: dict[str, str]) -> str:
     """What the shell makes of ``$NAME`` and ``${NAME:-TEXT}``."""
     return re.sub(r"\$\{?(\w+)(?::-([^}]*))?\}?", lambda found: env.get(found[1]) or found[2] or "", text)
+
+
+def numbers(text: str) -> list[int]:
+    """Slurm's ``0,2-4``."""
+    spans = [part.partition("-") for part in text.split(",")]
+    return [number for low, _, high in spans for number in range(int(low), int(high or low) + 1)]

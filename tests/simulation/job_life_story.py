@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -22,30 +22,22 @@ from unittest import mock
 import submitit
 
 from marc_dist.cli.jobs import run as jobs_command
-from marc_dist.cluster import backends, local, sbatch_hooks, slurm, srun_task
+from marc_dist.cluster import backends, sbatch_hooks, srun_task
 from marc_dist.cluster.preset import LocalPreset, SlurmPreset
-from marc_dist.config import EXIT_USER, LaunchError, MarcError
+from marc_dist.config import EXIT_USER, MarcError
 from marc_dist.run.job import new_job, read_job
-from tests.simulation.job_life_checks import WAY_BACK, Checks
+from tests.simulation.job_life_checks import Checks
 from tests.simulation.job_life_files import SharedFiles
-from tests.simulation.job_life_kernel import Kernel, Node, Process
+from tests.simulation.job_life_kernel import Kernel, Process
 from tests.simulation.job_life_patches import Patches
-from tests.simulation.job_life_ranks import Ranks, Training
-from tests.simulation.job_life_slurm import Slurm, SlurmJob
+from tests.simulation.job_life_plans import plan
+from tests.simulation.job_life_ranks import Ranks, Training, World
+from tests.simulation.job_life_slurm import Slurm, SlurmJob, numbers
+from tests.simulation.job_life_slurm_commands import SlurmCommands
 
 FOLDER = "/sim/runs/a"
-COMMANDS_END_S = 300.0
 PATIENCE_S = 20_000.0
 """Longer than all faults, restarts and time limits together: what still lives then never ends."""
-FAULTS = (
-    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill batch",
-    "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit",
-    "crash cancel", "deaf slurm", "kill task",
-)  # fmt: skip
-CRASHES = [what for what in FAULTS if what.startswith("crash")]
-THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches")
-"""What stories may be about, beside ``any``."""
-COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "train")
 
 
 @dataclass
@@ -94,6 +86,7 @@ class Story:
             [kernel.nodes[name] for name in ("n1", "n2", "n3", "n4")],
             self._hook,
             self._task,
+            lambda number: self.elements[number],
             accounting=rng.random() < 0.3,
             forget_s=rng.choice((300.0, 1e9)),
             hard_kill=rng.random() < 0.5,
@@ -111,14 +104,26 @@ class Story:
         self.crashes: dict[str, int] = {}
         self.waiting: list[tuple[int, float, str]] = []  # faults of the n-th training that begins, seconds later
         self.trainings = 0
-        self.patches = Patches(kernel, self.files, self._rank, self.slurm.programs())
+        self.elements: list[str] = []  # run folders of the array's elements, where the job is one
+        self.parallel = 1
+        self.hangs_at_end = False  # a rank of the first training that saves its last step
+        self.patches = Patches(kernel, self.files, self._rank, SlurmCommands(self.slurm).programs())
         self.checks = Checks(self)
 
     # --- what processes run
 
-    def _rank(self) -> int:
+    @property
+    def folders(self) -> list[str]:
+        """Folders that are trained in."""
+        return self.elements or [FOLDER]
+
+    def make_array(self, num: int, parallel: int) -> None:
+        """Have the job be an array of so many elements, of which so many run at a time."""
+        self.elements, self.parallel = [f"{FOLDER}/seed-{number}" for number in range(num)], parallel
+
+    def _rank(self, folder: str) -> int:
         self._may_crash("rank")
-        return self.ranks.rank(FOLDER)
+        return self.ranks.rank(folder)
 
     def _hook(self, word: str, folder: str, *code: str) -> int:
         self._may_crash(word)
@@ -141,7 +146,8 @@ class Story:
         self.kernel.pause(self.rng.choice((0.2, 3.0)))
         if self.slurm.silent():
             raise submitit.core.utils.FailedJobError("sbatch: error: Batch job submission failed: Socket timed out")
-        self.checks.submitting()
+        spec = params["additional_parameters"].get("array", "").partition("%")[0]
+        self.checks.submitting([self.elements[number] for number in numbers(spec)] if spec else [folder])
         number = self.slurm.submit(folder, params, self.limit_s)
         self.kernel.pause(0.05)
         return SimpleNamespace(job_id=number)
@@ -149,21 +155,25 @@ class Story:
     # --- users
 
     def user(self, node: str, what: str, delay: float) -> None:
-        """A user types a command."""
+        """A user types a command; of an array, for the whole or for one of its elements."""
         if delay > 0.0:
             self.checks.commands.add(what)
-        self.kernel.at(delay, lambda: self._type(node, what))
+        whole = not self.elements or (
+            what not in ("train", "launch local") and (delay == 0.0 or self.rng.random() < 0.6)
+        )
+        folder = FOLDER if whole else self.rng.choice(self.elements)
+        self.kernel.at(delay, lambda: self._type(node, what, folder))
 
-    def _type(self, node: str, what: str) -> None:
+    def _type(self, node: str, what: str, folder: str) -> None:
         commands: dict[str, Callable[[], Any]] = {
             "launch": self._launch,
-            "launch local": self._launch_local,
-            "train": lambda: self.ranks.rank(FOLDER),
+            "launch local": lambda: self._launch_local(folder),
+            "train": lambda: self.ranks.rank(folder),
             "cancel": lambda: jobs_command._cancel(
-                Namespace(runs=[FOLDER], no_wait=self.rng.random() < 0.5, timeout=90.0)
+                Namespace(runs=[folder], no_wait=self.rng.random() < 0.5, timeout=90.0)
             ),
-            "resume": self._resume,
-            "status": self._status,
+            "resume": lambda: self._resume(folder),
+            "status": lambda: self._status(folder),
         }
 
         def main() -> int:
@@ -182,26 +192,29 @@ class Story:
 
     def _job(self, kind: Any, preset: SlurmPreset | LocalPreset, nodes: int, procs: int) -> Any:
         arguments = ["-m", "marc_dist.cli.train", FOLDER]
-        values = {"nodes": nodes, "procs_per_node": procs, "preset": preset.model_dump(mode="json")}
+        values: dict[str, Any] = {"nodes": nodes, "procs_per_node": procs, "preset": preset.model_dump(mode="json")}
+        if kind == "slurm":
+            values["run_dirs"] = self.elements
         return new_job(kind, arguments, **values)
 
     def _launch(self) -> int:
         backends.submit(self._job("slurm", self.preset, self.preset.nodes, self.preset.num_procs), Path(FOLDER))
         return 0
 
-    def _launch_local(self) -> int:
+    def _launch_local(self, folder: str) -> int:
         job = self._job("local", LocalPreset(procs_per_node=2), 1, 2)
-        return backends.run_local(job, Path(FOLDER), BytesIO())
+        job = job.model_copy(update={"arguments": [*job.arguments[:-1], folder]})
+        return backends.run_local(job, Path(folder), BytesIO())
 
-    def _resume(self) -> int:
-        return jobs_command._resume(Namespace(run=FOLDER, force=False, words=[], nodes=None, procs_per_node=None))
+    def _resume(self, folder: str) -> int:
+        return jobs_command._resume(Namespace(run=folder, force=False, words=[], nodes=None, procs_per_node=None))
 
-    def _status(self) -> int:
+    def _status(self, folder: str) -> int:
         before = self.checks.living()
-        job = read_job(Path(FOLDER))
-        now = backends.state(job, Path(FOLDER))
+        job = read_job(Path(folder))
+        now = backends.state(job, Path(folder))
         self.checks.called(job, now, before)
-        return jobs_command._status(Namespace(run=FOLDER, json=False))
+        return jobs_command._status(Namespace(run=folder, json=False))
 
     # --- faults
 
@@ -214,6 +227,16 @@ class Story:
         for number, delay, what in self.waiting:
             if number == self.trainings:
                 self.fault(what, delay)
+
+    def saved(self, world: World, step: int) -> None:
+        """Strike the fault that waits for a last step."""
+        if self.hangs_at_end and step == self.training.last_step and world.size > 1:
+            self.hangs_at_end = False
+            late = world.ranks[self.rng.randrange(world.size)]
+            self.kernel.tell(f"fault: {late.name} hangs")
+            self.kernel.faults_seen.append("stuck rank")
+            late.facts.update(stuck=True)
+            self._held(late)
 
     def _strike(self, what: str) -> None:
         role = what.removeprefix("crash ")
@@ -290,10 +313,11 @@ class Story:
             stack.enter_context(mock.patch.object(submitit, "SlurmExecutor", self._executor))
             stack.enter_context(mock.patch("shutil.which", lambda name, **rest: f"/usr/bin/{name}"))
             stack.enter_context(mock.patch.object(sbatch_hooks, "WAIT_S", 40.0))
-            for path in ("/sim/runs", FOLDER):
+            plan(self)
+            for path in ("/sim/runs", FOLDER, *self.elements):
                 self.files.mkdir(path)
-            Path(FOLDER, "config.yaml").write_text("{}\n")
-            self._plan()
+            for path in self.folders:
+                Path(path, "config.yaml").write_text("{}\n")
             self.kernel.after_event = self.checks.after_event
             quiet = self.kernel.run(PATIENCE_S)
             self.checks.at_end(quiet)
@@ -301,77 +325,6 @@ class Story:
         lines = [f"{when:9.3f} s  {who}: {text}" for when, who, text in self.kernel.story]
         counts = {"events": self.kernel.num_events, "starts": len(self.ranks.worlds)}
         return Told(self.seed, self.checks.broken, sorted(set(self.kernel.faults_seen)), lines, counts)
-
-    def _plan(self) -> None:
-        """What comes, after a theme: ``THEMES``; two of five stories are of the theme ``any``."""
-        rng = self.rng
-        drawn = rng.choice(("any", "any", "calm", "any", *THEMES))
-        self.user("login1", "launch", 0.0)
-        plans: dict[str, Callable[[], None]] = {
-            "calm": lambda: self._one_fault(sorted(WAY_BACK - {"deaf"})),
-            "stops": lambda: self._one_fault(["ask rank", "preempt"]),
-            "holds": lambda: self._one_fault(["stuck rank", "freeze rank", "lose node"]),
-            "kills": self._kills,
-            "cancels": self._cancels,
-            "silence": self._silence,
-            "crashes": self._crashes,
-            "launches": self._launches,
-            "any": self._anything,
-        }
-        plans[self.theme or drawn]()
-
-    def _one_fault(self, faults: Sequence[str]) -> None:
-        """One fault that there is a way back from, and nobody who meddles."""
-        limits = {"max_restarts": self.rng.choice((1, 5)), "max_stalls": self.rng.choice((1, 2))}
-        self.preset = self.preset.model_copy(update=limits)
-        self.waiting.append((self.rng.choice((1, 1, 2)), self.rng.uniform(0.0, 30.0), self.rng.choice(faults)))
-
-    def _kills(self) -> None:
-        """Every start loses a rank."""
-        self.preset = self.preset.model_copy(update={"max_restarts": 5, "max_stalls": 2})
-        for number in (1, 2, 3, 4):
-            self.waiting.append((number, self.rng.uniform(0.0, 25.0), "kill rank"))
-
-    def _cancels(self) -> None:
-        """Users cancel, early or late, and ask again when Slurm has forgotten."""
-        self.slurm.accounting, self.slurm.forget_s = False, self.rng.choice((5.0, 300.0))
-        for _ in range(self.rng.choice((1, 2))):
-            self.user(self.rng.choice(("login1", "login2")), "cancel", self.rng.uniform(3.0, 70.0))
-        self.user("login1", self.rng.choice(("status", "resume")), self.rng.uniform(80.0, COMMANDS_END_S))
-
-    def _crashes(self) -> None:
-        """Processes are killed between two of their writes, on a disk that may be full."""
-        for _ in range(3):
-            self.fault(self.rng.choice(CRASHES), self.rng.choice((0.0, self.rng.uniform(0.0, 60.0))))
-        self.fault("full disk", self.rng.uniform(0.0, 60.0))
-        for what in ("cancel", "resume"):
-            self.user("login1", what, self.rng.uniform(20.0, 120.0))
-
-    def _launches(self) -> None:
-        """Several people start a run in the same folder, in the same seconds."""
-        for node in ("login1", "login2", "login2"):
-            self.user(node, self.rng.choice(("launch", "launch local", "train")), self.rng.uniform(0.0, 4.0))
-
-    def _silence(self) -> None:
-        """Slurm has too much to do while users launch again and again."""
-        self.slurm.queue_s = 90.0
-        self.fault("deaf slurm", 2.0)
-        for _ in range(6):
-            self.user("login2", "launch", self.rng.uniform(4.0, 25.0))
-
-    def _anything(self) -> None:
-        rng = self.rng
-        if rng.random() < 0.25:
-            self.user("login2", rng.choice(("launch", "launch local", "train")), rng.uniform(0.0, 4.0))
-        for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-            what = rng.choice(FAULTS)
-            if what.startswith("crash") or rng.random() < 0.3:
-                self.fault(what, rng.uniform(0.0, rng.choice((5.0, 40.0, 100.0))))
-            else:
-                self.waiting.append((rng.choice((1, 1, 2, 3)), rng.uniform(0.0, 50.0), what))
-        for _ in range(rng.choice((0, 1, 1, 2, 3))):
-            node = rng.choice(("login1", "login2"))
-            self.user(node, rng.choice(COMMANDS), rng.uniform(0.0, rng.choice((80.0, COMMANDS_END_S))))
 
     def _executor(self, folder: Path) -> Any:
         params: dict[str, Any] = {}
@@ -388,6 +341,3 @@ class Story:
             for process in list(node.processes):
                 self.kernel.end(process, -9)
         self.kernel.run(self.kernel.now + 1.0)
-
-
-__all__ = ["FAULTS", "FOLDER", "LaunchError", "Node", "Story", "Told", "local", "slurm"]
