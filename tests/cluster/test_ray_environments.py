@@ -136,7 +136,7 @@ def test_packages_of_a_runtime_environment_reach_a_rank(sample_dir: Path, tmp_pa
     """``pip`` with a wheel that lies on the shared disk: no network. Ray copies the environment, so ours is small."""
     venv.create(tmp_path / "venv", symlinks=True)
     place = next((tmp_path / "venv/lib").glob("python3.*/site-packages"))
-    (place / "all.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+    (place / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
     code = "import marc_probe, sys; from pathlib import Path; Path(sys.argv[1], 'seen').write_text(marc_probe.word)"
     port = _free_port()
     with head(str(tmp_path / "venv/bin/python"), port, "--node-ip-address=127.0.0.1", "--num-cpus=2") as ray:

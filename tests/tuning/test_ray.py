@@ -148,7 +148,7 @@ def test_kills_of_every_kind(cluster: RayCluster, tiny_dir: Path, tmp_path: Path
 
 def test_ranks_on_two_nodes_score_as_one_process(cluster: RayCluster, tiny_dir: Path, tmp_path: Path) -> None:
     """A trial of two ranks, each with all cores of a node; a rank's actor is killed on the way."""
-    run = run_file(tmp_path, tiny_dir, **{"train.epochs": 6, "train.precision": "float64"})
+    run = run_file(tmp_path, tiny_dir, **{"train.epochs": 4, "train.precision": "float64"})
     alone, folder = tmp_path / "alone", tmp_path / "spread"
     words = ["smoke", str(run), "--trials", "1", "--no-early-stop"]
     driver = _start(alone, *words, "--executor", "local", "--out", str(alone))
