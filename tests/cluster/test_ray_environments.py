@@ -7,10 +7,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
+import signal
+import site
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import venv
@@ -37,12 +39,15 @@ WORDS = (
 )  # fmt: skip
 
 
-def _free_port() -> int:
+def _free_ports(count: int) -> list[int]:
     """Below those that Ray gives to its workers."""
+    found: list[int] = []
     for port in range(9200, 9900):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no free port")
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
 
 
 def _soon(true: Callable[[], Any], seconds: float) -> bool:
@@ -59,8 +64,8 @@ class Head:
         env: for whatever talks to it.
     """
 
-    def __init__(self, python: str, env: dict[str, str], log: Path) -> None:
-        self.python, self.env, self.log = python, env, log
+    def __init__(self, python: str, env: dict[str, str]) -> None:
+        self.python, self.env = python, env
 
     def run(self, *words: str, limit_s: float = 150.0) -> subprocess.CompletedProcess[str]:
         """Python with these words."""
@@ -74,8 +79,7 @@ def head(python: str, port: int, *words: str, **env: str) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="mray-", dir="/tmp"))  # short: it holds Unix sockets
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     full = {**kept, **SETTINGS, "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
-    agent, client = _free_port(), 0
-    client = next(one for one in range(agent + 1, agent + 100) if one != port)
+    agent, client = _free_ports(5)[3:]  # after those that a test may have taken for itself
     command = [
         python, *RAY, "start", "--head", f"--port={port}", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE}",
@@ -85,25 +89,29 @@ def head(python: str, port: int, *words: str, **env: str) -> Iterator[Head]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
     try:
-        made = Head(python, full, log)
-        assert _soon(lambda: "Ray runtime started" in log.read_text(), 60), log.read_text()
-        yield made
+        begun = _soon(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 60)
+        assert begun and process.poll() is None, log.read_text()
+        yield Head(python, full)
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GONE_S)
         process.kill()
         process.wait()
+        for pid in pids_that_name(str(folder)):  # nodes that an autoscaler has started
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert _soon(lambda: not pids_that_name(str(folder)), GONE_S), "Ray left processes behind"
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="Ray's dashboard: pip install 'ray[default]'")
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_job_of_rays_jobs_api_hands_a_training_over(wait: bool, sample_dir: Path, tmp_path: Path) -> None:
     """``ray job submit`` knows the dashboard alone; the training goes on when that job is over."""
-    run, dashboard = tmp_path / "run", 9150
+    run, (port, dashboard) = tmp_path / "run", _free_ports(2)
     words = ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    with head(sys.executable, _free_port(), "--node-ip-address=127.0.0.1", *words) as ray:
+    with head(sys.executable, port, "--node-ip-address=127.0.0.1", *words) as ray:
         api = f"http://127.0.0.1:{dashboard}"
         assert _soon(lambda: ray.run(*RAY, "job", "list", "--address", api).returncode == 0, 60)
         launch = [sys.executable, *LAUNCH, *(["--wait"] if wait else []), "--nodes", "1", "ray", *WORDS]
@@ -136,9 +144,9 @@ def test_packages_of_a_runtime_environment_reach_a_rank(sample_dir: Path, tmp_pa
     """``pip`` with a wheel that lies on the shared disk: no network. Ray copies the environment, so ours is small."""
     venv.create(tmp_path / "venv", symlinks=True)
     place = next((tmp_path / "venv/lib").glob("python3.*/site-packages"))
-    (place / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
+    (place / "all.pth").write_text(f"import site; site.addsitedir({site.getsitepackages()[0]!r})\n")
     code = "import marc_probe, sys; from pathlib import Path; Path(sys.argv[1], 'seen').write_text(marc_probe.word)"
-    port = _free_port()
+    (port,) = _free_ports(1)
     with head(str(tmp_path / "venv/bin/python"), port, "--node-ip-address=127.0.0.1", "--num-cpus=2") as ray:
         driver = f"""
             import sys
