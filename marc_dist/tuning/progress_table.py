@@ -1,8 +1,9 @@
-"""What a person sees of a search: a live table on a terminal, one line a finished trial elsewhere, and the end."""
+"""What a person sees of a search: a live table on a terminal, elsewhere a line every 10 s and one a finished trial."""
 
 from __future__ import annotations
 
 import shlex
+import statistics
 import time
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from marc_dist.run.progress import clock
 from marc_dist.tuning.search_space.space import Point
 from marc_dist.tuning.state import Search, Trial, interval
 
 SHOWN = 14  # trials in the table
 REFRESH_S = 0.5
+LINE_S = 10.0
 MARKS = {"open": "…", "done": "[green]done[/]", "stopped": "[yellow]stopped[/]", "failed": "[red]failed[/]"}
 
 
@@ -51,7 +54,8 @@ class Board:
     def __init__(self, search: Search, console: Console) -> None:
         self.search, self.console = search, console
         self._seen = {key for key, run in search.runs.items() if run.state != "open"}
-        self._last = 0.0
+        self._began, self._before = time.monotonic(), search.epochs_used
+        self._last = 0.0 if console.is_terminal else self._began
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Board:
@@ -74,6 +78,23 @@ class Board:
             if run.state != "open" and key not in self._seen:
                 self._seen.add(key)
                 self.console.print(self._line(run), markup=False, soft_wrap=True)
+        if time.monotonic() - self._last > LINE_S:
+            self._last = time.monotonic()
+            self.console.print(self._status(), markup=False, soft_wrap=True)
+
+    def _status(self) -> str:
+        """How far the search is, in at most 80 characters."""
+        search, name = self.search, self.search.plan.objectives[0]
+        under_way = sum(run.state == "open" for run in search.runs.values())
+        ranked = search.finished()
+        best = f", best {name} {statistics.fmean(search.values(ranked[0], name)):.4f}" if ranked else ""
+        done = search.epochs_used - self._before
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        left = f", left {clock(search.epochs_left / rate)}" if done > 0 and not search.over else ""
+        return (
+            f"{len(search.points)} of {search.num_settings} settings, {under_way} run, {search.epochs_used:g} epochs"
+            f"{best}{left}"
+        )
 
     def _line(self, run: Trial) -> str:
         search = self.search
@@ -91,12 +112,7 @@ class Board:
     def _table(self) -> Table:
         search, plan = self.search, self.search.plan
         ranked = search.finished()
-        done = len(ranked)
-        title = (
-            f"{search.space.title}: {len(search.points)} of {search.num_settings} settings, {done} in full, "
-            f"{search.epochs_used:g} epochs"
-        )
-        table = Table(title=title, box=None, title_justify="left")
+        table = Table(title=f"{search.space.title}\n{self._status()}", box=None, title_justify="left")
         for column in ("trial", "state", "epoch", *plan.objectives, "settings"):
             table.add_column(column, justify="right" if column in ("epoch", *plan.objectives) else "left")
         if ranked:

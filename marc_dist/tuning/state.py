@@ -316,6 +316,15 @@ class Search:
         """Epochs of all runs together, as far as scored."""
         return sum(run.epoch for run in self.runs.values())
 
+    @property
+    def epochs_left(self) -> float:
+        """Epochs to come, if further settings take as many as those that are over: a guess, as some stop early."""
+        used = [sum(run.epoch for run in self.of(number)) for number in range(len(self.points))]
+        over = [epochs for number, epochs in enumerate(used) if self._is_over(number)]
+        whole = statistics.fmean(over) if over else float(self.plan.epochs * self.plan.seeds)
+        begun = sum(max(whole - epochs, 0.0) for number, epochs in enumerate(used) if not self._is_over(number))
+        return begun + whole * (self.num_settings - len(self.points))
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a run: what it is, how it went, its last figures, and mean and interval of its setting."""
         out = []

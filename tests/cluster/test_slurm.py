@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -168,6 +169,15 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     until(trained(timed, 2), 120, timed)
     slurm.end_in(late, 36)
 
+    def comes_back() -> int:
+        """The time limit has come, and the job with it; the step at which it is to end after its next start."""
+        slurm.wait_for(late, "PENDING", 120)
+        slurm.restore_limit(late, 10)
+        return stop_soon(timed)
+
+    beside = ThreadPoolExecutor(1)  # its start waits for nobody: else it trains on, and runs into its limit again
+    ending = beside.submit(comes_back)
+
     def hit(what: Callable[[], object], limit_s: float = 120) -> None:
         """Something happens to the running job; it starts again and goes on."""
         number = len(attempts(run))
@@ -208,9 +218,7 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     def preempt() -> None:
         slurm.sh("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
 
-    slurm.wait_for(late, "PENDING", 120)  # the time limit has come, and the job with it
-    slurm.restore_limit(late, 10)
-    ended = stop_soon(timed)
+    ended = ending.result(120)
     until(trained(run, newest_step(run) + 4), 120, run)
     number = len(attempts(run))
     preempt()
@@ -220,8 +228,8 @@ def test_a_job_survives_the_night(slurm: SlurmCluster, sample_dir: Path, tmp_pat
     assert attempts(run)[number - 1].code == 85 and len(attempts(run)) > number  # or twice, before the other one fits
     assert slurm.wait_for(late, limit_s=120) == "COMPLETED", logs(timed)
     assert attempts(timed)[0].code == 85 and last_step(timed) == ended
-    assert_as_one_process(run, tmp_path / "a")
-    assert_as_one_process(timed, tmp_path / "b")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(assert_as_one_process, (run, timed), (tmp_path / "a", tmp_path / "b")))
     until(lambda: not slurm.job_processes(), 90, run)
 
 

@@ -67,7 +67,20 @@ def test_a_search_on_two_nodes_comes_back(tiny_dir: Path, tmp_path: Path) -> Non
     if (missing := missing_programs()) and not os.environ.get("CI"):
         pytest.skip(f"needs Slurm: {', '.join(missing)}")
     with SlurmCluster(nodes=2) as cluster:
-        words = ["--nodes", "2", "slurm", "tune", "smoke", str(run), "--trials", "3", "--out", str(folder)]
+        words = [
+            "--nodes",
+            "2",
+            "slurm",
+            "tune",
+            "smoke",
+            str(run),
+            "--trials",
+            "3",
+            "--concurrent",
+            "2",
+            "--out",
+            str(folder),
+        ]
         said = launch(*words, env=cluster.env)
         assert said.returncode == 0, said.stderr
         job_id = read_job(folder).id

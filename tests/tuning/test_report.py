@@ -162,6 +162,33 @@ def test_the_board_and_the_end(tmp_path: Path) -> None:
     assert plain.export_text().count("trial 000") == 3
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_time_left_is_shown_in_80_columns(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table; elsewhere on a line every 10 s. Half of the epochs took 100 s, so the other half will, too."""
+    now = 1000.0
+    monkeypatch.setattr("marc_dist.tuning.progress_table.time.monotonic", lambda: now)
+    found = search(plan(4, ahead=1, early_stopping=False, objectives=("mAP", "rare_mAP")))
+    console = Console(width=80, force_terminal=terminal, file=io.StringIO())
+    with Board(found, console) as board:
+        for _ in range(2):
+            run = found.next()
+            assert run is not None
+            found.began(run)
+            for row in trained({**found.plan.base, **found.space.settings(run.point)}, 0):
+                found.report(run, row)
+            found.ended(run, 0)
+            now += 50.0
+            board.show()
+            board.show()
+        assert isinstance(console.file, io.StringIO)
+        told = console.file.getvalue()
+        if terminal:
+            told = "\n".join(line.text.rstrip() for line in console.render_lines(board._table()) for line in line)
+    assert "2 of 4 settings, 0 run, 18 epochs, best mAP " in told and "left 0:01:40" in told
+    status = [line for line in told.splitlines() if "left" in line]
+    assert all(len(line) <= 80 for line in status) and (terminal or len(status) == 2)
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_the_best_is_told_beside_the_run_files_own(tmp_path: Path, better: bool) -> None:
     """A search is for a gain over what one has; when there is none, it says so."""
