@@ -60,7 +60,7 @@ coverage: $(DEVSTAMP)
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	@status=0; for script in loss_speed loss_memory loss_precision loss_peers temperature_forms loss_gpu augment_speed pack_speed reader_speed shuffle_quality train_speed robust_cost metrics_speed search_speed search_memory index_memory busy_cores sameness tune_search tune_gain loss_study recipe_study real_data; do \
+	@status=0; for script in loss_speed loss_memory loss_precision loss_peers temperature_forms loss_gpu augment_speed pack_speed look_alikes reader_speed shuffle_quality train_speed robust_cost metrics_speed search_speed search_memory index_memory busy_cores sameness tune_search tune_gain loss_study recipe_study real_data; do \
 	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
 
 campaign: $(DEVSTAMP)
