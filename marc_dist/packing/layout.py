@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from marc_dist.config import DataError
@@ -23,7 +23,7 @@ SPLIT_ORDER = ("train", "val", "test")
 Pairs = list[tuple[LabelledPicture, Entry]]
 
 
-def safe_keys(origins: Sequence[str]) -> list[str]:
+def safe_keys(origins: Sequence[str], taken: Collection[str] = ()) -> list[str]:
     """Keys of pictures: ASCII, no dots or slashes (a dot silently merges samples in WebDataset), unique in any case.
 
     A name that occurs once is the key; names that repeat get their folder before them; what still clashes, or is too
@@ -31,21 +31,25 @@ def safe_keys(origins: Sequence[str]) -> list[str]:
 
     Args:
         origins: places of the pictures inside the download.
+        taken: keys that others have.
 
     Raises:
         DataError: one place twice.
     """
+    others = Counter(key.lower() for key in taken)
     paths = [PurePosixPath(origin) for origin in origins]
     keys = [_plain(path.stem) for path in paths]
     for parents in (False, True):
         num = Counter(key.lower() for key in keys)
+        num.update(others)
         for row, path in enumerate(paths):
             if num[keys[row].lower()] > 1 and not parents:
                 keys[row] = _plain(f"{path.parent.name}_{path.stem}")
             elif num[keys[row].lower()] > 1 or len(keys[row]) > KEY_BYTES:
                 digest = hashlib.sha256(origins[row].encode()).hexdigest()[:12]
                 keys[row] = f"{keys[row][: KEY_BYTES - 13]}_{digest}"
-    twice = [key for key, num in Counter(key.lower() for key in keys).items() if num > 1]
+    others.update(key.lower() for key in keys)
+    twice = [key for key, num in others.items() if num > 1]
     if twice:
         raise DataError(f"two pictures of one place (key {twice[0]}); pass each download once")
     return keys
@@ -56,12 +60,25 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_") or "sample"
 
 
-def plan_entries(source: Source, *, to_png: bool) -> dict[str, Pairs]:
+def sample_json(classes: Sequence[str], labels: Iterable[int], scene: str, origin: str) -> dict[str, object]:
+    """What a sample's JSON says.
+
+    Args:
+        classes: names in order.
+        labels: class numbers, ascending.
+        scene: or empty.
+        origin: place of the picture inside the download.
+    """
+    return {"labels": [classes[label] for label in labels], "scene": scene, "path": origin}
+
+
+def plan_entries(source: Source, *, to_png: bool, known: Mapping[str, str] | None = None) -> dict[str, Pairs]:
     """Split -> its samples in key order, with the one image extension that the whole data set gets.
 
     Args:
         source: what was found.
         to_png: store every picture as PNG, whatever it was.
+        known: place -> key of pictures that keep theirs, whether they are among the source's or not.
 
     Raises:
         DataError: pictures of several kinds, or names that clash.
@@ -74,13 +91,12 @@ def plan_entries(source: Source, *, to_png: bool) -> dict[str, Pairs]:
         named = " and ".join(f"{num} {kind}" for kind, num in sorted(kinds.items()))
         raise DataError(f"pictures of several kinds ({named}); expected one, or pass --to-png to store all as PNG")
     splits: dict[str, Pairs] = defaultdict(list)
-    for sample, key in zip(samples, safe_keys([sample.origin for sample in samples]), strict=True):
+    known = known or {}
+    new = iter(safe_keys([sample.origin for sample in samples if sample.origin not in known], known.values()))
+    for sample in samples:
+        key = known[sample.origin] if sample.origin in known else next(new)
         kind = EXTENSIONS[sample.file.suffix.lower()]
-        meta: dict[str, object] = {
-            "labels": [source.classes[label] for label in sample.labels],
-            "scene": sample.scene,
-            "path": sample.origin,
-        }
+        meta = sample_json(source.classes, sample.labels, sample.scene, sample.origin)
         entry = Entry(sample.file, key, kind, "png" if kind in as_png else kind, meta)
         splits[sample.split].append((sample, entry))
     return {name: sorted(splits[name], key=lambda pair: pair[1].key) for name in sorted(splits, key=split_order)}

@@ -16,24 +16,34 @@ from numpy.typing import NDArray
 from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
+from marc_dist.packing import sources
 from marc_dist.packing.reading.samples import LabelledPicture, Source
-from marc_dist.packing.tar import Entry, WrittenShard
+from marc_dist.packing.tar import Entry, Location, WrittenShard
 
 ShardPlan = Mapping[str, Sequence[tuple[LabelledPicture, Entry]]]
 
 
-def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path) -> None:
+def describe(
+    source: Source,
+    plan: ShardPlan,
+    shards: Mapping[str, Sequence[WrittenShard]],
+    folder: Path,
+    packed_with: Mapping[str, object],
+) -> None:
     """Write every sidecar; ``dataset.json`` last, because its presence says that the folder is whole.
 
     Args:
         source: what was found in the download.
-        plan: split -> samples in order.
-        shards: split -> finished shards in order.
+        plan: split -> samples in order of their keys.
+        shards: split -> finished shards in order; the index has the samples of a split in order of their keys, in
+            whichever shard they are.
         folder: where the shards lie.
+        packed_with: what a later ``marc-shard --append`` must ask for, too.
     """
     recipe, classes = source.recipe, list(source.classes)
     table, fingerprint = _rows(plan, shards, classes)
     _write_index(table, folder / "index.parquet")
+    sources_sha256 = sources.write(folder, plan, shards)
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
     _text(folder / "README.md", _card(source, list(shards)))
@@ -59,6 +69,8 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
         ],
         "fingerprint": fingerprint,
         "index_sha256": hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest(),
+        "sources_sha256": sources_sha256,
+        "packed_with": dict(packed_with),
         "warnings": source.warnings,
         "versions": {"marc_dist": __version__},
     }
@@ -86,7 +98,7 @@ def _rows(
     """The index's columns, and the fingerprint of the content: free of paths, shard sizes and library versions."""
     columns: dict[str, list[Any]] = defaultdict(list)
     for split, pairs in plan.items():
-        written = [(shard.name, row) for shard in shards[split] for row in shard.rows]
+        written = sorted(((shard.name, row) for shard in shards[split] for row in shard.rows), key=_key)
         for (sample, entry), (shard, row) in zip(pairs, written, strict=True):
             bits = np.zeros(len(classes), dtype=np.uint8)
             bits[list(sample.labels)] = 1
@@ -99,6 +111,10 @@ def _rows(
                 columns[column].append(value)
     facts = zip(*(columns[name] for name in ("key", "split", "labels", "scene", "crc32", "size")), strict=True)
     return dict(columns), content_fingerprint(classes, facts)
+
+
+def _key(written: tuple[str, Location]) -> str:
+    return written[1].key
 
 
 def _write_index(columns: dict[str, list[Any]], path: Path) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.packing import shard_records
-from marc_dist.packing.layout import cut, plan_entries
-from marc_dist.packing.manifest import describe
+from marc_dist.packing.layout import Pairs, cut, plan_entries
+from marc_dist.packing.manifest import ShardPlan, describe
 from marc_dist.packing.publish import publication
-from marc_dist.packing.reading.samples import LabelledPicture, Source, odd_sizes
+from marc_dist.packing.reading.samples import Source, odd_sizes
 from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, pixels, write_part
 from marc_dist.packing.worker_pool import PoolTask, work
 
@@ -61,32 +61,83 @@ def pack(
     plan = plan_entries(source, to_png=to_png)
     if not plan:
         raise DataError(f"{source.recipe.title}: nothing to pack")
-    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
-    demands = Demands(
-        source.recipe.expect.image_size if strict else None,
-        source.recipe.policies.bands == "stop" and "bands" not in source.allow,
-    )
     with publication(out, force, shard_records.sweep if resume else None) as folder:
         left = shard_records.left_over(folder)
         _room(source, out, sum(left.values()))
         tasks = [
-            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, demands)
+            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, demands_of(source))
             for split, pairs in plan.items()
             for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb))
         ]
         kept = _write_shards(tasks, left, workers, progress)
-        shards: dict[str, list[WrittenShard]] = defaultdict(list)
-        for task in tasks:
-            assert task.shard is not None, "every job is done"
-            shards[task.split].append(task.shard)
-        odd_sizes(
-            source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows}
-        )
-        _remarks(source, [row for written in shards.values() for shard in written for row in shard.rows])
-        _duplicates(source, plan, shards, folder)
-        describe(source, plan, shards, folder)
-        shard_records.forget(folder)
+        conclude(source, plan, _by_split(tasks), folder, to_png=to_png)
     return kept
+
+
+def pack_more(
+    plan: Mapping[str, Pairs],
+    folder: Path,
+    first: Mapping[str, int],
+    demands: Demands,
+    *,
+    workers: int,
+    samples_per_shard: int,
+    shard_mb: float | None,
+    progress: Progress | None,
+) -> dict[str, list[WrittenShard]]:
+    """Write the shards of pictures that come to a folder which has shards; see ``pack``.
+
+    Args:
+        plan: split -> the new samples in order.
+        folder: that is being written.
+        first: split -> number of its first new shard.
+        demands: what every picture must be.
+        workers: see ``pack``.
+        samples_per_shard: see ``pack``.
+        shard_mb: see ``pack``.
+        progress: see ``pack``.
+
+    Returns:
+        Split -> its new shards in order.
+    """
+    tasks = [
+        _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, demands)
+        for split, pairs in plan.items()
+        for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb), first[split])
+    ]
+    _write_shards(tasks, {}, workers, progress)
+    return _by_split(tasks)
+
+
+def demands_of(source: Source) -> Demands:
+    """What every picture of a data set must be."""
+    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
+    return Demands(
+        source.recipe.expect.image_size if strict else None,
+        source.recipe.policies.bands == "stop" and "bands" not in source.allow,
+    )
+
+
+def conclude(
+    source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path, *, to_png: bool
+) -> None:
+    """Look at all samples together, and write what stands beside the shards.
+
+    Args:
+        source: of the samples.
+        plan: split -> all samples of the folder in order of their keys.
+        shards: split -> all of its shards in order.
+        folder: where they lie.
+        to_png: see ``pack``.
+
+    Raises:
+        DataError: equal pictures in two splits, and the recipe does not let that pass.
+    """
+    odd_sizes(source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows})
+    _remarks(source, [row for written in shards.values() for shard in written for row in shard.rows])
+    _duplicates(source, plan, shards, folder)
+    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png})
+    shard_records.forget(folder)
 
 
 @dataclass
@@ -119,6 +170,14 @@ class _ShardTask:
     def finish(self) -> PoolTask:
         files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
         return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.demands))
+
+
+def _by_split(tasks: Iterable[_ShardTask]) -> dict[str, list[WrittenShard]]:
+    shards: dict[str, list[WrittenShard]] = defaultdict(list)
+    for task in tasks:
+        assert task.shard is not None, "every job is done"
+        shards[task.split].append(task.shard)
+    return shards
 
 
 def _room(source: Source, out: Path, have: int) -> None:
@@ -180,12 +239,7 @@ def _remarks(source: Source, rows: Sequence[Location]) -> None:
             source.warnings.append(f"pictures: {len(keys)} {text}: {', '.join(keys[:3])}{more}")
 
 
-def _duplicates(
-    source: Source,
-    plan: dict[str, list[tuple[LabelledPicture, Entry]]],
-    shards: dict[str, list[WrittenShard]],
-    folder: Path,
-) -> None:
+def _duplicates(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path) -> None:
     """Equal pixels in two splits: what is trained on is then also asked for.
 
     Only pictures whose few glanced-at pixels occur in two splits are looked at whole.

@@ -12,7 +12,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -82,6 +82,7 @@ class Location(NamedTuple):
     """Where a sample came to lie. ``glance`` is the same for equal pixels, and rarely for others.
 
     ``remark``: what was done to the picture: ``turned``, ``band dropped``, ``opaque band dropped``; or nothing.
+    ``source``: the SHA-256 of the picture's file as it was read.
     """
 
     key: str
@@ -91,14 +92,14 @@ class Location(NamedTuple):
     width: int
     height: int
     glance: str
-    remark: str = ""
+    remark: str
+    source: str
 
 
 class ShardPart(NamedTuple):
-    """A finished part; offsets count from its start. ``sources``: the SHA-256 of each file as it was read."""
+    """A finished part; offsets count from its start."""
 
     rows: list[Location]
-    sources: list[str]
 
 
 class WrittenShard(NamedTuple):
@@ -209,6 +210,15 @@ def read(file: Path) -> bytes:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
+def file_sum(file: Path) -> str:
+    """The SHA-256 of a source file's content.
+
+    Raises:
+        DataError: cannot be read.
+    """
+    return hashlib.sha256(read(file)).hexdigest()
+
+
 def _glance(found: Examined) -> str:
     """A few pixels, hashed: equal pictures have equal ones, at a tenth of the cost of hashing them all."""
     few = found.image
@@ -223,6 +233,22 @@ def pixels(data: bytes, place: str) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
+class Member(NamedTuple):
+    """A sample as it is written: its picture's bytes, and where they will lie, ``offset`` not known yet."""
+
+    entry: Entry
+    data: bytes
+    row: Location
+
+
+def member(entry: Entry, demands: Demands) -> Member:
+    """A sample whose picture is read and looked at now; see ``picture``."""
+    source, data, found, remark = picture(entry, demands)
+    sum_ = hashlib.sha256(source).hexdigest()
+    row = Location(entry.key, 0, len(data), zlib.crc32(data), *found.size, _glance(found), remark, sum_)
+    return Member(entry, data, row)
+
+
 def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICTURE) -> ShardPart:
     """Write a run of a shard's samples: KEY.ext, KEY.json, KEY.ext, ...
 
@@ -235,19 +261,22 @@ def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICT
         DataError: a picture that cannot be packed.
         OSError: the disk is full or fails.
     """
-    rows, sources, offset = [], [], 0
+    return write_members(path, (member(entry, demands) for entry in entries))
+
+
+def write_members(path: Path, samples: Iterable[Member]) -> ShardPart:
+    """See ``write_part``; with pictures that lie in memory."""
+    rows, offset = [], 0
     with path.open("xb", buffering=BUFFER) as file:
-        for entry in entries:
-            source, data, found, remark = picture(entry, demands)
+        for entry, data, row in samples:
             text = _encode(entry.meta).encode()
             start = offset + BLOCK
             for name, content in ((entry.ext, data), ("json", text)):
                 padding = -len(content) % BLOCK
                 file.write(header(f"{entry.key}.{name}", len(content)) + content + bytes(padding))
                 offset += BLOCK + len(content) + padding
-            rows.append(Location(entry.key, start, len(data), zlib.crc32(data), *found.size, _glance(found), remark))
-            sources.append(hashlib.sha256(source).hexdigest())
-    return ShardPart(rows, sources)
+            rows.append(row._replace(offset=start))
+    return ShardPart(rows)
 
 
 def join_parts(path: Path, files: Sequence[Path], parts: Sequence[ShardPart]) -> WrittenShard:

@@ -16,6 +16,7 @@ from marc_dist.config import DataError
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
+from marc_dist.packing import sources
 from marc_dist.packing.tar import members
 
 
@@ -42,14 +43,13 @@ def verify(path: Path, progress: Callable[[str], None] | None = None) -> list[Sh
         DataError: the folder cannot be opened at all.
     """
     dataset = open_dataset(path)
-    reports = [
-        ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, _index(dataset))
-    ]
+    faults = _index(dataset) + [f"{sources.NAME}: {found}" for found in (sources.fault(dataset),) if found]
+    reports = [ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, faults)]
     for number, shard in enumerate(dataset.meta["shards"]):
         if progress is not None:
             progress(shard["name"])
-        faults = _shard_faults(dataset, number, shard["sha256"])
-        reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], faults))
+        found = _shard_faults(dataset, number, shard["sha256"])
+        reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], found))
     return reports
 
 

@@ -19,8 +19,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from marc_dist.cli.shard import adding
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
+from marc_dist.packing.append import Changes
 from marc_dist.packing.inspection import inspect
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import pack
@@ -142,6 +144,8 @@ def _pack(options: argparse.Namespace) -> int:
     if classes and recipe.classes:
         raise ConfigError(f"--classes: recipe {recipe.name} has its own class list")
     places = [user_path(place) for place in options.source]
+    if options.append:
+        adding.check_early(out, recipe)
     with opened(recipe, places, out.parent) as roots:
         source = read_source(
             recipe,
@@ -154,15 +158,18 @@ def _pack(options: argparse.Namespace) -> int:
             workers=workers,
             foreign=options.to_png,
         )
-        kept = 0 if options.dry_run else _write(source, out, options, workers)
-    _summary(source, out, options.dry_run)
+        done = 0 if options.dry_run and not options.append else _write(source, out, options, workers)
+    end = "nothing written (--dry-run)" if options.dry_run else f"wrote {out}"
+    if isinstance(done, Changes):
+        end = adding.told(done, out, options.dry_run)
+    _summary(source, end)
     if options.resume and not options.dry_run:
-        shards = "1 finished shard" if kept == 1 else f"{kept} finished shards"
-        print(f"--resume: {shards} of the interrupted packing kept" if kept else RESUMED_NOTHING)
+        shards = "1 finished shard" if done == 1 else f"{done} finished shards"
+        print(f"--resume: {shards} of the interrupted packing kept" if done else RESUMED_NOTHING)
     return 0
 
 
-def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int:
+def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int | Changes:
     start = time.monotonic()
     with _bar() as bar:
         task = bar.add_task("packing", total=len(source.samples), rate="")
@@ -172,6 +179,8 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
             rate = f"{samples / seconds:,.0f} samples/s, {size / seconds / 1e6:.1f} MB/s"
             bar.update(task, completed=samples, rate=rate)
 
+        if options.append:
+            return adding.add(source, out, options, workers, progress)
         return pack(
             source,
             out,
@@ -185,7 +194,7 @@ def _write(source: Source, out: Path, options: argparse.Namespace, workers: int)
         )
 
 
-def _summary(source: Source, out: Path, dry_run: bool) -> None:
+def _summary(source: Source, end: str) -> None:
     console = Console()
     splits = sorted({sample.split for sample in source.samples}, key=split_order)
     console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
@@ -198,5 +207,4 @@ def _summary(source: Source, out: Path, dry_run: bool) -> None:
     console.print(table)
     for warning in source.warnings:
         console.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True, highlight=False)
-    end = "nothing written (--dry-run)" if dry_run else f"wrote {out}"
     console.print(end, soft_wrap=True, highlight=False)

@@ -26,6 +26,8 @@ examples:
                                              to edit; then --dataset mine.yaml
   marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume
                                              after a crash, go on from there
+  marc-shard --dataset folder --source my_pictures --out data/mine --append
+                                             later: add what is new there
   marc-shard --verify data/whdld             read back and check every byte
 """
 CHECKS = (
@@ -68,6 +70,22 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with an interrupted packing: keep its finished shards if pictures, labels and options are the same "
         "(each is checked), write the rest; if this one is interrupted, its finished shards stay for the next --resume",
+    )
+    adding = words.add_argument_group("adding to a shard folder")
+    adding.add_argument(
+        "--append",
+        action="store_true",
+        help="compare the download with the folder, picture by picture, and pack only what is new or another; shards "
+        "of which nothing changed are kept to the byte. Pictures keep their split; those that the download lacks stay",
+    )
+    adding.add_argument(
+        "--remove", metavar="FILE", help="with --append: take out the pictures with these keys, one a line (-: stdin)"
+    )
+    adding.add_argument(
+        "--remove-missing", action="store_true", help="with --append: take out pictures that the download lacks"
+    )
+    adding.add_argument(
+        "--add-classes", action="store_true", help="with --append: let new classes come after those of the folder"
     )
     how = words.add_argument_group("how")
     how.add_argument(
@@ -114,6 +132,12 @@ def check_words(options: argparse.Namespace) -> None:
     if options.list or options.info or options.verify or options.schema:
         return
     allowed_checks(options.allow)
+    if options.append and (options.force or options.resume):
+        other = "--force" if options.force else "--resume"
+        raise ConfigError(f"--append: expected without {other}; an interrupted --append is simply started again")
+    for word in ("remove", "remove_missing", "add_classes"):
+        if getattr(options, word) and not options.append:
+            raise ConfigError(f"--{word.replace('_', '-')}: expected together with --append")
     if options.samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard: expected 1 or more, got {options.samples_per_shard}")
     if options.workers < 0:

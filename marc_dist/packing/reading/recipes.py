@@ -166,6 +166,11 @@ class Recipe(Section):
         """Names in order."""
         return tuple(entry.name for entry in self.classes)
 
+    def rules(self) -> dict[str, object]:
+        """What a folder was packed by, and pictures that are added later must be, too; plain values."""
+        kept = {"name", "tif", "scene", "pair_by", "separator", "splits"}
+        return self.model_dump(mode="json", include=kept, exclude={"splits": {"source"}})
+
     def mask_rule(self, order: str | None = None) -> MaskRule:
         """How to read this set's masks.
 

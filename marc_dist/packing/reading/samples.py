@@ -46,6 +46,8 @@ class Source:
         samples: in the order of their places.
         warnings: everything odd that was let pass, one line each.
         allow: names of checks that may fail.
+        asked: what a later call for the same data set must ask for, too: rules of the recipe as it was given, words.
+        drawn: whether the splits were drawn, and do not stand in the download.
     """
 
     recipe: Recipe
@@ -53,6 +55,8 @@ class Source:
     samples: list[LabelledPicture] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     allow: frozenset[str] = frozenset()
+    asked: Mapping[str, object] = field(default_factory=dict)
+    drawn: bool = False
 
     def numbers(self, names: Iterable[str], place: str) -> tuple[int, ...]:
         """Class numbers of names, ascending: as written, else by sense or by another spelling of the recipe.

@@ -63,11 +63,12 @@ def read_source(
         DataError: the download is not this data set, or something in it is wrong; names the files.
     """
     told: list[str] = []
+    asked = {**recipe.rules(), "labels": labels, "index_order": index_order}
     if recipe.recognise:
         recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
-    source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow))
+    source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow), asked=asked)
     rule = recipe.mask_rule(index_order) if "masks" in recipe.labels or index_order else None
     found = discover(recipe, roots, rule, foreign=foreign)
     if not found.pictures and (beside := _companions(recipe, roots)):

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from marc_dist.config import DataError
 from marc_dist.packing.reading.discover import File, matches
@@ -42,6 +43,19 @@ def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float]
     return chosen
 
 
+def draw_alone(origin: str, shares: Mapping[str, float], seed: int) -> str:
+    """The split of a picture that comes later: by a hash of its place, whatever other pictures there are.
+
+    Args:
+        origin: its place inside the download.
+        shares: split -> share.
+        seed: of the draw.
+    """
+    point = int.from_bytes(hashlib.sha256(f"{seed}/{origin}".encode()).digest()[:8], "big") / 2**64
+    chosen = [split for split, end in zip(shares, accumulate(shares.values()), strict=True) if point < end]
+    return chosen[0] if chosen else list(shares)[-1]  # shares add up to 1, or to the float below
+
+
 def assign(
     source: Source,
     pictures: Mapping[str, File],
@@ -75,6 +89,7 @@ def assign(
         for key, file in kept.items():
             groups[scene_of(recipe, file)].append(key)
         chosen = draw_splits(groups, recipe.splits.shares, recipe.splits.seed)
+        source.drawn = True
     for key, split in chosen.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
             raise DataError(
