@@ -24,7 +24,7 @@ from marc_dist.files import sync_folder
 from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, join_parts, read
 
 FOLDER = ".finished"  # inside the folder that is being written
-FORMAT = 3
+FORMAT = 4
 KINDS = {"plan": str, "sources": list, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 
