@@ -20,11 +20,11 @@ from typing import Any
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.packing import sources
-from marc_dist.packing.layout import Pairs, cut, plan_entries, sample_json, split_order
+from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
 from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
 from marc_dist.packing.publish import publication
 from marc_dist.packing.reading.names import normal_name
-from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
 from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
 from marc_dist.packing.sources import PackedPicture
@@ -105,6 +105,8 @@ def append(
 ) -> Changes:
     """Bring a shard folder up to what was found in the download.
 
+    Unlike ``pack``, it holds every picture of the folder and of the download as objects, a few kB each.
+
     Args:
         source: what was found; becomes what the folder then holds.
         out: the shard folder; not a byte of it changes when there is nothing to do.
@@ -133,7 +135,8 @@ def append(
         _take_out(source, dataset, there, changes, remove, remove_missing)
         staying = {origin: packed for origin, packed in there.items() if origin not in changes.removed}
         _take_splits(source, dataset, staying)
-        plan = plan_entries(source, to_png=to_png, known={origin: packed.row.key for origin, packed in staying.items()})
+        keys = {origin: packed.row.key for origin, packed in staying.items()}
+        plan = {split: list(pairs) for split, pairs in plan_entries(source, to_png=to_png, known=keys).items()}
         new = {split: [pair for pair in pairs if pair[0].origin not in staying] for split, pairs in plan.items()}
         new = {split: pairs for split, pairs in new.items() if pairs}
         _one_kind(out, staying, new)
@@ -143,7 +146,7 @@ def append(
         if not plan:
             raise DataError(f"{out}: nothing would be left; to be rid of all of it, delete the folder")
         plan = {split: sorted(plan[split], key=_key) for split in sorted(plan, key=split_order)}
-        source.samples = [sample for pairs in plan.values() for sample, _ in pairs]
+        source.samples = hold_samples(sample for pairs in plan.values() for sample, _ in pairs)
         changes.new = Counter({split: len(pairs) for split, pairs in new.items()})
         changes.shards["new"] = sum(1 for pairs in new.values() for _ in cut(pairs, samples_per_shard, shard_mb))
         members = _members(plan, staying)
@@ -187,7 +190,7 @@ class _Done:
         return progress and (lambda more, larger: progress(samples + more, size + larger))
 
 
-def _key(pair: tuple[LabelledPicture, Entry]) -> str:
+def _key(pair: Pair) -> str:
     return pair[1].key
 
 
@@ -207,9 +210,9 @@ def _take_classes(source: Source, dataset: Dataset, add: bool) -> tuple[str, ...
         )
     numbers |= {name: number for number, name in enumerate(new, len(dataset.classes))}
     to = [numbers.get(name, numbers.get(normal_name(name), 0)) for name in source.classes]
-    source.samples = [
+    source.samples = hold_samples(
         replace(sample, labels=tuple(sorted({to[label] for label in sample.labels}))) for sample in source.samples
-    ]
+    )
     source.classes = (*dataset.classes, *new)
     return new
 
@@ -235,7 +238,7 @@ def _take_out(
     changes.removed = listed | set(lost if missing else ())
     changes.gone = [] if missing else [there[origin].row.key for origin in lost]
     changes.returning = [there[origin].row.key for origin in there if origin in listed and origin in found]
-    source.samples = [sample for sample in source.samples if sample.origin not in listed]
+    source.samples = hold_samples(sample for sample in source.samples if sample.origin not in listed)
 
 
 def _take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPicture]) -> None:
@@ -252,7 +255,7 @@ def _take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedP
         )
     if source.drawn:
         rule = source.recipe.splits
-        source.samples = [
+        source.samples = hold_samples(
             replace(
                 sample,
                 split=staying[sample.origin].split
@@ -260,7 +263,7 @@ def _take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedP
                 else draw_alone(sample.origin, rule.shares, rule.seed),
             )
             for sample in source.samples
-        ]
+        )
 
 
 def _one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:
@@ -305,7 +308,7 @@ def _compare(
     changes.same = len(staying) - len(changes.changed) - len(changes.relabelled)
 
 
-def _add_staying(source: Source, plan: dict[str, Pairs], staying: Mapping[str, PackedPicture]) -> None:
+def _add_staying(source: Source, plan: dict[str, list[Pair]], staying: Mapping[str, PackedPicture]) -> None:
     """Put the folder's pictures that the source lacks into the plan."""
     planned = {sample.origin for pairs in plan.values() for sample, _ in pairs}
     for origin, packed in staying.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
 from marc_dist.packing import sources
+from marc_dist.packing.compact import BLOCK
 from marc_dist.packing.reading.samples import LabelledPicture, Source
-from marc_dist.packing.tar import Entry, Location, WrittenShard
+from marc_dist.packing.tar import Entry, WrittenShard, by_key
 
 ShardPlan = Mapping[str, Sequence[tuple[LabelledPicture, Entry]]]
 
@@ -41,8 +42,7 @@ def describe(
         packed_with: what a later ``marc-shard --append`` must ask for, too.
     """
     recipe, classes = source.recipe, list(source.classes)
-    table, fingerprint = _rows(plan, shards, classes)
-    _write_index(table, folder / "index.parquet")
+    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes)
     sources_sha256 = sources.write(folder, plan, shards)
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
@@ -54,7 +54,7 @@ def describe(
         "licence": recipe.licence,
         "citation": recipe.citation,
         "classes": classes,
-        "splits": {split: _statistics([sample for sample, _ in plan[split]], len(classes)) for split in plan},
+        "splits": {split: _statistics(plan[split], len(classes)) for split in plan},
         "split_source": recipe.splits.source,
         "shards": [
             {
@@ -77,54 +77,61 @@ def describe(
     _text(folder / "dataset.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
 
 
-def _statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
+def _statistics(pairs: Sequence[tuple[LabelledPicture, Entry]], num_classes: int) -> dict[str, Any]:
     """Sizes, n_l and c_kl of a split."""
 
     def parts() -> Iterator[NDArray[np.bool_]]:
-        for start in range(0, max(len(samples), 1), CHUNK):
-            some = samples[start : start + CHUNK]
-            labels = np.zeros((len(some), num_classes), dtype=np.bool_)
-            for row, sample in enumerate(some):
-                labels[row, list(sample.labels)] = True
+        rest = iter(pairs)
+        for start in range(0, max(len(pairs), 1), CHUNK):
+            labels = np.zeros((min(CHUNK, len(pairs) - start), num_classes), dtype=np.bool_)
+            for row, (sample, _) in zip(labels, rest, strict=False):
+                row[list(sample.labels)] = True
             yield labels
 
     both = cooccurrence(parts())
-    return {"num_samples": len(samples), "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
+    return {"num_samples": len(pairs), "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
 
 
-def _rows(
-    plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes: list[str]
-) -> tuple[dict[str, list[Any]], str]:
-    """The index's columns, and the fingerprint of the content: free of paths, shard sizes and library versions."""
-    columns: dict[str, list[Any]] = defaultdict(list)
+Fact = tuple[str, str, str, int, int, int, bytes, str, int, int, str]  # a row of the index, as SCHEMA has it
+
+
+def _rows(plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes: list[str]) -> Iterator[Fact]:
+    """The index's rows."""
+    packed: dict[tuple[int, ...], bytes] = {}
     for split, pairs in plan.items():
-        written = sorted(((shard.name, row) for shard in shards[split] for row in shard.rows), key=_key)
+        written = by_key(shards[split])
         for (sample, entry), (shard, row) in zip(pairs, written, strict=True):
-            bits = np.zeros(len(classes), dtype=np.uint8)
-            bits[list(sample.labels)] = 1
-            labels = np.packbits(bits, bitorder="little").tobytes()
-            values = (
+            if sample.labels not in packed:
+                bits = np.zeros(len(classes), dtype=np.uint8)
+                bits[list(sample.labels)] = 1
+                packed[sample.labels] = np.packbits(bits, bitorder="little").tobytes()
+            yield (
                 row.key, split, shard, row.offset, row.size, row.crc32,
-                labels, sample.scene, row.width, row.height, entry.ext,
+                packed[sample.labels], sample.scene, row.width, row.height, entry.ext,
             )  # fmt: skip
-            for column, value in zip(SCHEMA, values, strict=True):
-                columns[column].append(value)
-    facts = zip(*(columns[name] for name in ("key", "split", "labels", "scene", "crc32", "size")), strict=True)
-    return dict(columns), content_fingerprint(classes, facts)
 
 
-def _key(written: tuple[str, Location]) -> str:
-    return written[1].key
-
-
-def _write_index(columns: dict[str, list[Any]], path: Path) -> None:
+def _write_index(rows: Iterator[Fact], path: Path, classes: list[str]) -> str:
+    """Write the index; the fingerprint of the content: free of paths, shard sizes and library versions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in SCHEMA.items()])
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    places = [list(SCHEMA).index(name) for name in ("key", "split", "labels", "scene", "crc32", "size")]
+    parts = []
+
+    def facts() -> Iterator[Any]:
+        while some := list(islice(rows, BLOCK)):
+            parts.append(pa.record_batch(list(zip(*some, strict=True)), schema=schema))
+            for row in some:
+                yield [row[place] for place in places]
+
+    fingerprint = content_fingerprint(classes, facts())
+    table = pa.Table.from_batches(parts, schema=schema).combine_chunks()
+    pq.write_table(table, path, compression="zstd")
     with path.open("rb") as file:
         os.fsync(file.fileno())
+    return fingerprint
 
 
 def _card(source: Source, splits: list[str]) -> str:

@@ -25,7 +25,7 @@ from marc_dist.files import sync_folder
 from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, file_sum, join_parts
 
 FOLDER = ".finished"  # inside the folder that is being written
-FORMAT = 4
+FORMAT = 5
 KINDS = {"plan": str, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 

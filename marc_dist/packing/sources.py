@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from marc_dist.config import DataError, first_line
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset
 from marc_dist.packing.reading.samples import LabelledPicture
-from marc_dist.packing.tar import Entry, Location, WrittenShard
+from marc_dist.packing.tar import Entry, Location, WrittenShard, by_key
 
 NAME = "sources.parquet"
 COLUMNS = {"key": "string", "path": "string", "sha256": "binary", "glance": "string", "remark": "string"}
@@ -53,14 +54,14 @@ def write(
     import pyarrow.parquet as pq
 
     schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in COLUMNS.items()])
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for split, pairs in plan.items():
-        rows = sorted((row for shard in shards[split] for row in shard.rows), key=lambda row: row.key)
-        for (sample, _), row in zip(pairs, rows, strict=True):
-            values = (row.key, sample.origin, bytes.fromhex(row.source), row.glance, row.remark)
-            for column, value in zip(COLUMNS, values, strict=True):
-                columns[column].append(value)
-    pq.write_table(pa.table(columns, schema=schema), folder / NAME, compression="zstd")
+    facts = (
+        (row.key, sample.origin, bytes.fromhex(row.source), row.glance, row.remark)
+        for split, pairs in plan.items()
+        for (sample, _), (_, row) in zip(pairs, by_key(shards[split]), strict=True)
+    )
+    with pq.ParquetWriter(folder / NAME, schema, compression="zstd") as writer:
+        while some := list(islice(facts, CHUNK)):
+            writer.write_batch(pa.record_batch(list(zip(*some, strict=True)), schema=schema))
     with (folder / NAME).open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ class WrittenShard(NamedTuple):
     """A finished shard."""
 
     name: str
-    rows: list[Location]
+    rows: Sequence[Location]
     size: int
     sha256: str
 
@@ -224,7 +225,7 @@ def _glance(found: Examined) -> str:
     few = found.image
     if few.width == found.size[0]:  # not reduced by the decoder, or a PNG to the same rows
         few = few.crop((0, 0, few.width, min(ROWS, few.height)))
-    return f"{found.size}{few.size}{hashlib.sha256(few.tobytes()).hexdigest()}"
+    return hashlib.blake2b(few.tobytes(), digest_size=8, key=f"{found.size}{few.size}".encode()[:64]).hexdigest()
 
 
 def pixels(data: bytes, place: str) -> str:
@@ -247,6 +248,20 @@ def member(entry: Entry, demands: Demands) -> Member:
     sum_ = hashlib.sha256(source).hexdigest()
     row = Location(entry.key, 0, len(data), zlib.crc32(data), *found.size, _glance(found), remark, sum_)
     return Member(entry, data, row)
+
+
+def by_key(shards: Sequence[WrittenShard]) -> Iterator[tuple[str, Location]]:
+    """The samples of a split in order of their keys, each with the name of its shard.
+
+    A fresh packing's shards follow one another, and nothing is sorted; after an appending they overlap.
+
+    Args:
+        shards: of the split, each with its samples in order of their keys.
+    """
+    rows = ((shard.name, row) for shard in shards for row in shard.rows)
+    if all(one.rows[-1].key < other.rows[0].key for one, other in pairwise(shards)):
+        return rows
+    return iter(sorted(rows, key=lambda place: place[1].key))
 
 
 def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICTURE) -> ShardPart:

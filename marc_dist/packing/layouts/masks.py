@@ -163,7 +163,7 @@ def _paired(
     masks: list[File], pictures: list[File], entry: dict[str, Any], line: str, folders: Sequence[str] = ()
 ) -> list[Pairing]:
     """The pairing of masks and pictures, if most masks have a picture; with the endings that are theirs alone."""
-    ends = endings([stem_of(f.path.name) for f in pictures], [stem_of(f.path.name) for f in masks])
+    ends = endings([stem_of(f.name) for f in pictures], [stem_of(f.name) for f in masks])
     if ends is None:
         return []
     of_picture, of_mask = ends
@@ -181,7 +181,7 @@ def _paired(
     if where:
         recipe["pictures"] = where
     ended = f", {of_picture or '(no ending)'} and {of_mask}" if of_mask or of_picture else ""
-    left = next((file.origin for file in pictures if not stem_of(file.path.name).endswith(of_picture)), "")
+    left = next((file.origin for file in pictures if not stem_of(file.name).endswith(of_picture)), "")
     unclear = f"pictures whose names do not end in {of_picture}, such as {left}: are they some, too?" if left else ""
     return [Pairing(masks, pictures, recipe, f"{line}{ended}: {len(masks)} masks, {len(pictures)} pictures", unclear)]
 
@@ -194,7 +194,7 @@ def pair_key(file: File, suffix: str, dropped: set[str]) -> str:
         suffix: the ending that its kind's names have of their own.
         dropped: names of folders that only tell one kind from the other, lower case.
     """
-    return "/".join((*tree_parts(file.folders, dropped), stem_of(file.path.name).removesuffix(suffix)))
+    return "/".join((*tree_parts(file.folders, dropped), stem_of(file.name).removesuffix(suffix)))
 
 
 def endings(pictures: Sequence[str], masks: Sequence[str]) -> tuple[str, str] | None:

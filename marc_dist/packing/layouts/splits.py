@@ -111,7 +111,7 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
     The second fault is a family with several lists for one split: folds, of which somebody has to choose.
     """
     fault = several = ""
-    stems = {stem_of(file.path.name) for file in pictures}
+    stems = {stem_of(file.name) for file in pictures}
     keys = {name_of(file.origin): None for file in pictures}
     groups: dict[tuple[str, str], dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
     for file in [*tree.tables, *tree.jsons]:

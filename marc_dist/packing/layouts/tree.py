@@ -49,7 +49,7 @@ class Tree:
     @cached_property
     def stems(self) -> frozenset[str]:
         """Names of the pictures, lower case, no extension."""
-        return frozenset(stem_of(file.path.name) for file in self.pictures)
+        return frozenset(stem_of(file.name) for file in self.pictures)
 
     @property
     def texts(self) -> list[File]:
@@ -59,7 +59,7 @@ class Tree:
     def kinds(self) -> Counter[str]:
         """Extension -> files."""
         files = [*self.pictures, *self.foreign, *self.tables, *self.jsons, *self.xmls, *self.others]
-        return Counter(file.path.suffix.lower() or file.path.name for file in files)
+        return Counter(file.path.suffix.lower() or file.name for file in files)
 
 
 def survey(roots: Sequence[Path], *, foreign: bool = False) -> Tree:

@@ -76,7 +76,7 @@ def read_source(
         found = discover(recipe, [*roots, *beside], rule, foreign=foreign)
     if table is not None:
         others = [file for file in found.tables if file.path.resolve() != table.resolve()]
-        found.tables[:] = [File(table.parent, table), *others]
+        found.tables[:] = [File(table.parent, table.name), *others]
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
     known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
@@ -135,7 +135,7 @@ def _tell_passed_over(source: Source, found: DownloadContent) -> None:
 
 
 def _pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
-    stem = stem_of(file.path.name).removesuffix(suffix.lower())
+    stem = stem_of(file.name).removesuffix(suffix.lower())
     if recipe.pair_by == "path":
         return "/".join((*file.parts[:-1], stem))
     if recipe.pair_by == "tree":
@@ -171,7 +171,7 @@ def _pictures(source: Source, found: DownloadContent, roots: Sequence[Path]) -> 
             raise DataError(f"{where}: {nothing_there(survey(roots), recipe)}")
         raise DataError(f"{where}: found {rest}no pictures of {recipe.title}; expected {recipe.layout or 'pictures'}")
     pattern = recipe.expect.stem
-    strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.path.name))]
+    strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.name))]
     if len(strange) > len(found.pictures) / 2:
         raise DataError(
             f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(found.pictures)} pictures have "
@@ -184,7 +184,7 @@ def _other_recipe(pictures: Sequence[File]) -> str:
     """A hint at the recipe whose names these pictures have, or nothing."""
     for name in list_presets("shards"):
         pattern = load_recipe(name).expect.stem
-        if pattern and all(re.fullmatch(pattern, stem_of(file.path.name)) for file in pictures):
+        if pattern and all(re.fullmatch(pattern, stem_of(file.name)) for file in pictures):
             return f" (as in {name}: try --dataset {name})"
     return ""
 
@@ -264,7 +264,7 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
         files = files[:1]
     read = partial(
         read_table,
-        stems=[stem_of(picture.path.name) for picture in pictures.values()],
+        stems=[stem_of(picture.name) for picture in pictures.values()],
         separator=recipe.separator,
         columns=recipe.table.columns(),
         aliases=[entry.aliases for entry in recipe.classes],
@@ -282,15 +282,23 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
     aliases = [entry.aliases for entry in recipe.classes] or [()] * len(source.classes)
     labels: Labels = {}
     split_of: dict[str, str] = {}
-    rows: Counter[str] = Counter()
+    sets: dict[bytes, tuple[int, ...]] = {}  # one object for equal ones
+    doubled: dict[str, None] = {}
     for file, table in zip(files, read_ones, strict=True):
-        source.warnings += [f"table: {file.path.name}: {note}" for note in table.notes]
+        source.warnings += [f"table: {file.name}: {note}" for note in table.notes]
         matrix = in_class_order(table, source.classes, aliases)
         keys = table.stems if recipe.pair_by == "name" else _row_keys(file, table.names, pictures, recipe.table.parts)
-        rows.update(keys)
-        labels |= {key: tuple(np.flatnonzero(row).tolist()) for key, row in zip(keys, matrix, strict=True)}
-        split_of |= dict(zip(keys, table.split, strict=True)) if table.split is not None else {}
-    source.check("doubled", [key for key, num in rows.items() if num > 1], f"{first.origin}: rows of one name")
+        for key, row in zip(keys, matrix, strict=True):
+            if key in labels:
+                doubled[key] = None
+            bits = row.tobytes()
+            if bits not in sets:
+                sets[bits] = tuple(np.flatnonzero(row).tolist())
+            labels[key] = sets[bits]
+        if table.split is not None:
+            words = {word: word for word in table.split}
+            split_of |= zip(keys, map(words.__getitem__, table.split), strict=True)
+    source.check("doubled", list(doubled), f"{first.origin}: rows of one name")
     return labels, split_of
 
 

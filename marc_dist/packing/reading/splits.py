@@ -13,14 +13,14 @@ from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import listed_names, one_split, pictures_named, split_of_lists
 from marc_dist.packing.reading.names import composed, name_of, stem_of
 from marc_dist.packing.reading.recipes import Recipe
-from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.reading.samples import Source, compact_samples
 
 
 def scene_of(recipe: Recipe, file: File) -> str:
     """The scene of a picture, or empty."""
     if recipe.scene == "folder":
         return file.path.parent.name if len(file.parts) > 1 else ""
-    return re.sub(r"_?\d+$", "", stem_of(file.path.name)) if recipe.scene == "name" else ""
+    return re.sub(r"_?\d+$", "", stem_of(file.name)) if recipe.scene == "name" else ""
 
 
 def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -76,7 +76,7 @@ def assign(
         DataError: a picture outside the split folders, or a split name that is no word.
     """
     recipe = source.recipe
-    kept = {key: file for key, file in sorted(pictures.items()) if key in labels}
+    kept = {key: pictures[key] for key in sorted(pictures) if key in labels}
     if recipe.splits.folders:
         chosen = _by_folder(recipe, kept)
     elif recipe.splits.lists:
@@ -95,10 +95,9 @@ def assign(
             raise DataError(
                 f"{kept[key].origin}: split {split!r}, expected a lower-case word such as train, val or test"
             )
-    source.samples = [
-        LabelledPicture(file.path, file.origin, labels[key], scene_of(recipe, file), chosen[key])
-        for key, file in kept.items()
-    ]
+    source.samples = compact_samples(
+        (file.root, file.place, labels[key], scene_of(recipe, file), chosen[key]) for key, file in kept.items()
+    )
 
 
 def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
@@ -117,7 +116,7 @@ def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
 
 def _by_list(source: Source, kept: Mapping[str, File], files: Sequence[File]) -> dict[str, str]:
     """The split of every picture that a list names."""
-    stems = {stem_of(file.path.name) for file in kept.values()}
+    stems = {stem_of(file.name) for file in kept.values()}
     places = {name_of(file.origin): key for key, file in kept.items()}
     lists: dict[str, tuple[str, list[str]]] = {}
     for split, pattern in source.recipe.splits.lists.items():
