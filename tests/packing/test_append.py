@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from marc_dist.cli.shard import main
+from marc_dist.data.cache import open_cache
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.packing import append, sources
@@ -466,6 +468,40 @@ def test_several_processes_write_the_same_bytes(own: Path, out: Path, tmp_path: 
     assert {name: data for name, (data, *_) in contents(out).items()} == {
         name: data for name, (data, *_) in contents(tmp_path / "t" / "out").items()
     }
+
+
+def test_decoded_pictures_of_kept_shards_are_not_decoded_again(
+    own: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoded() -> set[str]:
+        """Keys of what is decoded for a cache of the folder as it is; every picture of the cache is right."""
+        dataset, seen = open_dataset(out), set[int]()
+        real = IndexedReader.image
+
+        def image(reader: IndexedReader, sample: int) -> Image.Image:
+            seen.add(sample)
+            return real(reader, sample)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(IndexedReader, "image", image)
+            cache = open_cache(dataset, "train", tmp_path / "cache", reader=IndexedReader(dataset))
+        for sample in dataset.rows("train").tolist():
+            assert np.array_equal(cache.picture(sample), np.asarray(IndexedReader(dataset).image(sample)))
+        return {str(dataset.keys[sample]) for sample in seen}
+
+    assert decoded() == {name for name, picture in some().items() if picture.split == "train"}
+    pictures = some(15) | {"p05": Picture(99)}  # p05 lies in the second shard, with p06 and p07
+    downloads.save(downloads.picture(7, (40, 30)), download(own, pictures) / "p14.png")  # larger than the others
+    assert shard(own, out, "--append") == 0
+    assert decoded() == {"p05", "p06", "p07", "p13", "p14"}
+    assert decoded() == set()
+    newest = max((tmp_path / "cache").glob("*/pixels.npy"), key=lambda path: path.stat().st_mtime_ns)
+    with newest.open("r+b") as file:  # an earlier cache that is damaged: no wrong pixel is taken over
+        file.seek(200)
+        file.write(bytes(newest.stat().st_size - 200))
+    download(own, pictures)
+    assert shard(own, out, "--append") == 0
+    assert decoded() >= {"p14"}
 
 
 NAMES = [f"p{number}" for number in range(7)]
