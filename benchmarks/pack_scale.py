@@ -72,9 +72,9 @@ def family(root: int) -> list[int]:
     return found
 
 
-def look(pids: list[int]) -> tuple[int, int, float]:
-    """Bytes of all, the peak of the first one, processor seconds of those that live."""
-    total, peak, ticks = 0, 0, 0
+def look(pids: list[int], spent: dict[int, float]) -> tuple[int, int]:
+    """Bytes of all, the peak of the first one; ``spent`` gets the processor seconds of each, and keeps the ended."""
+    total, peak = 0, 0
     for pid in pids:
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -82,10 +82,10 @@ def look(pids: list[int]) -> tuple[int, int, float]:
             status = Path(f"/proc/{pid}/status").read_text().splitlines()
             if pid == pids[0]:
                 peak = sum(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+            spent[pid] = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / TICKS
         except (OSError, IndexError):
             continue
-    return total, peak, ticks / TICKS
+    return total, peak
 
 
 def busy() -> float:
@@ -104,8 +104,9 @@ def watched(source: Path, out: Path, workers: int) -> dict[str, Any]:
         memory = parent = 0
         first = last = (0.0, 0.0)  # seconds by the clock and of processors, when shards began and when last seen
         reading = 0
+        each: dict[int, float] = {}
         while process.poll() is None:
-            total, peak, spent = look(family(process.pid))
+            total, peak = look(family(process.pid), each)
             now = time.perf_counter() - start
             if total:
                 memory, parent = max(memory, total), max(parent, peak)
@@ -113,7 +114,7 @@ def watched(source: Path, out: Path, workers: int) -> dict[str, Any]:
             if not writing and not first[0]:
                 reading = memory
             if writing:
-                last = now, spent
+                last = now, sum(each.values())
                 first = first if first[0] else last
             time.sleep(LOOK_S)
         if process.returncode:

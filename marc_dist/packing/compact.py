@@ -28,25 +28,25 @@ class Compact(Sequence[T]):
     def __init__(self, plain: Iterable[Any] = (), make: Callable[[Any], T] = _same) -> None:
         self._blocks: list[bytes] = []
         self._last: list[Any] = []
+        self._num = 0
         self._make = make
         rest = iter(plain)
         while some := list(islice(rest, BLOCK)):
-            self._last = some
-            if len(some) == BLOCK:
-                self._close()
-
-    def _close(self) -> None:
-        self._blocks.append(marshal.dumps(self._last))
-        self._last = []
+            self._blocks.append(marshal.dumps(some))
+            self._num += len(some)
 
     def append(self, plain: Any) -> None:
         """Add one at the end."""
+        if not self._last and self._num % BLOCK:
+            self._last = marshal.loads(self._blocks.pop())  # noqa: S302 - ours
         self._last.append(plain)
+        self._num += 1
         if len(self._last) == BLOCK:
-            self._close()
+            self._blocks.append(marshal.dumps(self._last))
+            self._last = []
 
     def __len__(self) -> int:
-        return BLOCK * len(self._blocks) + len(self._last)
+        return self._num
 
     def plain(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         """The plain ones of a run.

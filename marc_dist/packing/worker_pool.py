@@ -15,7 +15,7 @@ from typing import Any
 
 from marc_dist.config import DataError
 
-AHEAD = 2  # jobs that lie ready for each helper
+AHEAD = 6  # jobs that lie ready for each helper: while this process waits for a disk, no core does
 PoolTask = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a module, and what it is called with
 
 

@@ -9,9 +9,8 @@ import yaml
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.tree import Tree
-from marc_dist.packing.reading.columns import plain
 from marc_dist.packing.reading.discover import File
-from marc_dist.packing.reading.names import stem_of
+from marc_dist.packing.reading.names import plain, stem_of
 from marc_dist.packing.reading.sheets import decoded, read_rows
 
 NAME = re.compile(

@@ -80,14 +80,15 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     others = [shortest_name(c.file, tree) for c in found if c not in group]
     notes += [f"or: labels from {', '.join(others[:5])}"] if others else []
     notes += [f"not read: {c.fault}" for c in every if c.fault][:3]
-    return Layout("table", f"table: {what}, {rows} rows, {kind}, {line}", recipe, unclear or more, tuple(notes))
+    seen = f"table: {what}, {rows} rows, {kind}"
+    return Layout("table", seen, recipe, line, unclear=unclear or more, notes=tuple(notes))
 
 
 def _unclear(candidate: Candidate) -> Layout:
     """A table that names the pictures, and nobody can say where its labels stand: not packed without a word."""
-    line = f"table: {candidate.file.name}, columns unclear"
+    seen = f"table: {candidate.file.name}, columns unclear"
     recipe = {"labels": ["table"], "pair_by": "path", "tables": [candidate.file.name], "splits": DRAWN}
-    return Layout("table", line, recipe, f"{candidate.fault}; to leave the table aside: --labels folders")
+    return Layout("table", seen, recipe, unclear=f"{candidate.fault}; to leave the table aside: --labels folders")
 
 
 def _is_text(file: File) -> bool:
@@ -99,25 +100,36 @@ def _is_named(file: File, tables: Sequence[str], others: Sequence[str] = NAMED) 
 
 
 def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | None:
-    size = file.path.stat().st_size
-    if size > MAX_SHEET_BYTES or (file.path.suffix.lower() == ".json" and size > JSON_TABLE):
+    """What a file is as a label table; None when it is none.
+
+    A file with the name of a label table is taken if any of its rows names a picture, another one if half of them do.
+    One that the recipe names is taken whatever it holds: its reader says what is wrong with it.
+
+    Raises:
+        DataError: a file with the name of a label table that cannot be read.
+    """
+    is_json, size = file.parts[-1].endswith(".json"), file.path.stat().st_size
+    if size > (JSON_TABLE if is_json else MAX_SHEET_BYTES):
         return None
-    named = _is_named(file, tables) and file.path.suffix.lower() != ".json"
+    named = not is_json and _is_named(file, tables)
     try:
         rows = read_rows(file.path)
-        expected = named and _is_named(file, tables, ()) and not is_class_list(file, tree)
-        if len(rows) < 2 or len(rows[0].cells) < 2:
-            return Candidate(file, (), [], "", "one-hot") if expected and rows and len(rows[0].cells) > 1 else None
-        width = len(rows[0].cells)
-        shape = find_columns(file.path, rows.of_width(width), Columns(), tree.stems, labels=False)
-        names = shape.body.column(shape.image)
-        some = names[:: max(1, len(names) // 400)]
-        hits = sum(stem_of(name) in tree.stems for name in some)
-        if not expected and (not hits or (not named and 2 * hits < len(some))):
+        if not rows or len(rows[0].cells) < 2:
             return None
+        expected = named and _is_named(file, tables, ()) and not is_class_list(file, tree)
+        if len(rows) < 2:
+            return Candidate(file, (), [], "", "one-hot") if expected else None
+        even = rows.of_width(len(rows[0].cells))
+        shape = find_columns(file.path, even, Columns(), tree.stems, labels=False)
     except DataError:
         if named:
             raise
+        return None
+    names = shape.body.column(shape.image)
+    some = names[:: max(1, len(names) // 400)]
+    hits = sum(stem_of(name) in tree.stems for name in some)
+    enough = hits > 0 if named else 2 * hits >= max(len(some), 1)
+    if not (expected or enough):
         return None
     return _with_labels(Candidate(file, tuple(rows[0].cells), names, "", "one-hot"), rows, tree, named=named)
 
@@ -181,9 +193,8 @@ def given_table(tree: Tree, path: Path, columns: Columns) -> Layout:
     except (DataError, IndexError):
         pass  # its reader says what is wrong with it, or it is a .mat table, which has no columns
     splits, line, unclear, notes = _splits(tree, [first] if first is not None else [])
-    return Layout(
-        "table", f"table: {path.name}, {line}", {"labels": ["table"], "splits": splits}, unclear, tuple(notes)
-    )
+    recipe = {"labels": ["table"], "splits": splits}
+    return Layout("table", f"table: {path.name}", recipe, line, unclear=unclear, notes=tuple(notes))
 
 
 def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str, str, list[str]]:

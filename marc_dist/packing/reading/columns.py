@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.packing.reading.label_cells import UnclearCell, literal
-from marc_dist.packing.reading.names import split_word, stem_of
+from marc_dist.packing.reading.names import plain, split_word, stem_of
 from marc_dist.packing.reading.sheets import Rows
 
 IMAGE = re.compile(
@@ -66,11 +66,6 @@ class Shape:
     classes: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     headless: bool = False
-
-
-def plain(name: str) -> str:
-    """A column's name without case and marks."""
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[str], *, labels: bool = True) -> Shape:

@@ -173,7 +173,7 @@ def discover(
         DataError: a name that is not UTF-8; shards could not tell it.
     """
     found = DownloadContent()
-    keep = {name.lower() for name in (*recipe.masks.folders, *recipe.splits.folders.values())}
+    keep = kept_folders(recipe)
     lists = list(recipe.splits.lists.values())
     taken = PICTURES + FOREIGN if foreign else PICTURES
     for file in walk(roots, keep):
@@ -188,7 +188,7 @@ def discover(
             continue
         elif name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
             found.masks.append(file)
-        elif name.endswith(taken) and _is_picture(file, recipe):
+        elif name.endswith(taken) and is_picture(file, recipe):
             found.pictures.append(file)
         else:
             if name.endswith(TABLES):
@@ -202,7 +202,14 @@ def discover(
     return found
 
 
-def _is_picture(file: File, recipe: Recipe) -> bool:
+def kept_folders(recipe: Recipe) -> set[str]:
+    """Names of folders that mean something to a recipe, lower case."""
+    tiled = recipe.pictures.folders if recipe.tile is not None else ()
+    return {name.lower() for name in (*recipe.masks.folders, *recipe.splits.folders.values(), *tiled)}
+
+
+def is_picture(file: File, recipe: Recipe) -> bool:
+    """Whether a file's place and name let it be one of the recipe's pictures."""
     folders = {name.lower() for name in recipe.pictures.folders}
     suffix = recipe.pictures.suffix.lower()
     return (not folders or bool(folders & set(file.parts[:-1]))) and stem_of(file.parts[-1]).endswith(suffix)
@@ -210,7 +217,7 @@ def _is_picture(file: File, recipe: Recipe) -> bool:
 
 def _may_be_mask(file: File, recipe: Recipe) -> bool:
     """Whether a file's place lets it be a mask: where the recipe says which folders hold pictures, no other tells."""
-    return not recipe.pictures.folders or not recipe.masks.folders or not _is_picture(file, recipe)
+    return not recipe.pictures.folders or not recipe.masks.folders or not is_picture(file, recipe)
 
 
 def _is_mask(file: File, recipe: Recipe, rule: MaskRule | None) -> bool:

@@ -19,7 +19,6 @@ import numpy as np
 from marc_dist.config import DataError, list_presets
 from marc_dist.packing.layouts import coco, folders, objects, tables, yolo
 from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
-from marc_dist.packing.layouts.splits import NO_SPLIT
 from marc_dist.packing.layouts.tree import survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
 from marc_dist.packing.reading.lists import pictures_named
@@ -113,7 +112,7 @@ def _recognised(
             raise DataError(f"{', '.join(map(str, roots))}: {layout.unclear}")
     chosen = with_layout(recipe, layout, classes)
     own = chosen.splits == recipe.splits
-    line = layout.line.replace(NO_SPLIT, "no split, those of the recipe") if own else layout.line
+    line = layout.told("no split, those of the recipe") if own and is_drawn(layout) else layout.line
     more = [] if not own or is_drawn(layout) else ["splits: those of the recipe, not those of the download"]
     return chosen, [f"layout: {note}" for note in (line, *layout.notes, *more)]
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import accumulate
 
 from marc_dist.config import DataError
@@ -79,6 +80,8 @@ def assign(
     kept = {key: pictures[key] for key in sorted(pictures) if key in labels}
     if recipe.splits.folders:
         chosen = _by_folder(recipe, kept)
+    elif recipe.splits.names:
+        chosen = _by_name(recipe, kept)
     elif recipe.splits.lists:
         chosen = _by_list(source, kept, lists)
         kept = {key: file for key, file in kept.items() if key in chosen}
@@ -111,6 +114,18 @@ def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
                 f"the split; expected {recipe.layout}"
             )
         chosen[key] = split
+    return chosen
+
+
+def _by_name(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
+    chosen = {}
+    for key, file in kept.items():
+        stem = stem_of(file.name)
+        fits = [s for s, names in recipe.splits.names.items() if any(fnmatchcase(stem, n.lower()) for n in names)]
+        if len(fits) != 1:
+            got = f"of {' and '.join(fits)}" if fits else "of none"
+            raise DataError(f"{file.path}: expected a picture of one split by its name, got one {got} (splits: names)")
+        chosen[key] = fits[0]
     return chosen
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
-from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns, plain
-from marc_dist.packing.reading.label_cells import UnclearCell, is_name, split_cells
-from marc_dist.packing.reading.names import is_no_class, name_of, natural_key, normal_name
+from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns
+from marc_dist.packing.reading.label_cells import BrokenCell, UnclearCell, is_name, split_cells
+from marc_dist.packing.reading.names import is_no_class, name_of, natural_key, normal_name, plain
 from marc_dist.packing.reading.sheets import Rows, is_guessed, read_rows
 
 
@@ -203,9 +203,11 @@ def _names_in(
     for cell in cells:
         try:
             split_cells([cell], separator, single, known)
-        except UnclearCell as error:
+        except BrokenCell as error:
             line = shape.body[shape.body.column(shape.labels).index(cell)].line
-            unclear = f"row {line}: {cell[:60]!r}: {error}" if "--separator" not in str(error) else unclear
+            unclear = f"row {line}: {cell[:60]!r}: {error}"
+            break
+        except UnclearCell:
             break
     raise DataError(f"{path}: column {shape.header[shape.labels]!r}: {unclear}") from None
 
