@@ -24,7 +24,7 @@ from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.packing.append import append
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import load_recipe
-from marc_dist.packing.reading.samples import Source
+from marc_dist.packing.reading.samples import Source, hold_samples
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.verify import verify
 from marc_dist.retrieval import evaluate, results, search
@@ -190,11 +190,11 @@ def shards(lab: Path, *, resume: bool = False) -> Protocol:
 
 
 def added(lab: Path) -> Protocol:
-    """To a folder of four shards come two pictures, one goes, and one has another label: kept, dropped, new, rewritten."""
+    """To a folder of four shards come two pictures, one goes, one has another label: kept, dropped, new, rewritten."""
 
     def source(*without: str) -> Source:
         found = read_source(load_recipe("folder"), [_download(lab, 1)])
-        found.samples = [sample for sample in found.samples if Path(sample.origin).stem not in without]
+        found.samples = hold_samples(one for one in found.samples if Path(one.origin).stem not in without)
         return found
 
     def first(root: Path) -> None:
@@ -202,9 +202,9 @@ def added(lab: Path) -> Protocol:
 
     def add(root: Path) -> None:
         found = source("p5")
-        found.samples = [
+        found.samples = hold_samples(
             replace(sample, labels=(0,)) if Path(sample.origin).stem == "p4" else sample for sample in found.samples
-        ]
+        )
         append(found, root / "data" / "out", samples_per_shard=2, remove_missing=True)
 
     return Protocol("shards, added", (add,), shards(lab).observe, add, first, between="beside")
