@@ -3,6 +3,7 @@
 Decoding is most of a loader's work, and these benchmarks fit into memory: the file's pages are in the page cache of the
 node, once, however many ranks and workers look at them. It is named after the data set's fingerprint and the decoders'
 versions, so that other pixels can never be taken for these, and appears under its name by one rename when it is whole.
+Pictures of shards that an earlier cache knows are taken from there.
 
 Each picture has a CRC-32 and is checked every time it is read: damage ends a run in one line, and the next start makes
 the file anew. It is read, not mapped: a mapped file that another program cuts short kills its readers without a word.
@@ -10,20 +11,18 @@ the file anew. It is read, not mapped: a mapped file that another program cuts s
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import weakref
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,35 +30,15 @@ from numpy.typing import NDArray
 from marc_dist.config import DataError, LaunchError, user_path
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decoders
+from marc_dist.data.decoded.files import FORMAT, OpenedCache, crc_of, open_files, read_picture, row_bytes
+from marc_dist.data.decoded.pictures import PLACES, Pictures, find_earlier, picture_places
 from marc_dist.data.plan import Ids
 from marc_dist.data.reader import IndexedReader
 from marc_dist.files import locked, write_atomic
 from marc_dist.memory_limits import free_memory
 
-FORMAT = 2
 SHARE = 0.5  # of the memory that is free, and of the disk, that a cache may take
 POLL_S = 0.2
-AHEAD = 64  # pictures that the disk may fetch before their turn
-
-
-class _Opened(NamedTuple):
-    """Files of a cache, open for reading.
-
-    Attributes:
-        file: descriptor of the pixels.
-        start: byte of the first one.
-        shape: (N, H, W, 3).
-        sizes: (N, 2) height and width.
-        sums: (N,) CRC-32 of each picture's first ``height`` rows of W pixels.
-        errors: sample id -> why it could not be decoded.
-    """
-
-    file: int
-    start: int
-    shape: tuple[int, int, int, int]
-    sizes: NDArray[np.int32]
-    sums: NDArray[np.uint32]
-    errors: dict[str, str]
 
 
 class DecodedCache:
@@ -73,15 +52,15 @@ class DecodedCache:
 
     def __init__(self, folder: Path, ids: Ids, dataset: Dataset) -> None:
         self.folder, self.ids, self.dataset = folder, ids, dataset
-        self._open: _Opened | None = None
+        self._open: OpenedCache | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
 
-    def _opened(self) -> _Opened:
+    def _opened(self) -> OpenedCache:
         if self._open is None:
             try:
-                self._open = _open(self.folder)
+                self._open = open_files(self.folder)
             except (OSError, ValueError, RecursionError) as error:
                 raise self._damage(f"{self.folder}: cannot be read any more ({error})") from None
             weakref.finalize(self, os.close, self._open.file)
@@ -138,20 +117,10 @@ class DecodedCache:
     def _read(self, row: int) -> NDArray[np.uint8]:
         """A picture, once its checksum was found right."""
         cache = self._opened()
-        height, width = cache.sizes[row].tolist()
-        found = np.empty((height, *cache.shape[2:]), dtype=np.uint8)
-        left, at = found.data.cast("B") if height else memoryview(b""), cache.start + row * _row_bytes(cache)
         try:
-            while left:
-                num = os.preadv(cache.file, [left], at)
-                if not num:
-                    raise OSError("it was cut short")
-                left, at = left[num:], at + num
+            return read_picture(cache, row)
         except OSError as error:
             raise self._damage(self._place(row, str(error))) from None
-        if zlib.crc32(found.data) != cache.sums[row]:
-            raise self._damage(self._place(row, "another checksum than when it was made"))
-        return found[:, :width]
 
     def _place(self, row: int, why: str) -> str:
         sample = int(self.ids[row])
@@ -165,35 +134,6 @@ class DecodedCache:
         except OSError:
             remedy = "delete this folder and start the same command again"
         return LaunchError(f"{what}; {remedy}; if it comes back, test the disk, or set data.cache=none")
-
-
-def _row_bytes(cache: _Opened) -> int:
-    _, height, width, channels = cache.shape
-    return height * width * channels
-
-
-def _open(folder: Path) -> _Opened:
-    """The files of a cache.
-
-    Raises:
-        OSError, ValueError: missing, or not as they were written.
-    """
-    content = json.loads((folder / "cache.json").read_bytes())
-    meta, crc = (content.get("cache"), content.get("crc32")) if isinstance(content, dict) else (None, None)
-    if not isinstance(meta, dict) or crc != _crc_of(meta) or meta.get("format") != FORMAT:
-        raise ValueError("cache.json is damaged")
-    num, height, width = meta["shape"]
-    table = (folder / "table.bin").read_bytes()
-    if len(table) != 12 * num or zlib.crc32(table) != meta["table_crc32"]:
-        raise ValueError("table.bin is damaged")
-    sizes = np.frombuffer(table, dtype="<i4", count=2 * num).reshape(num, 2)
-    sums = np.frombuffer(table, dtype="<u4", offset=8 * num)
-    file = os.open(folder / "pixels.npy", os.O_RDONLY | os.O_CLOEXEC)
-    return _Opened(file, meta["start"], (num, height, width, 3), sizes, sums, meta["errors"])
-
-
-def _crc_of(meta: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def cache_root(given: str | None) -> Path:
@@ -279,7 +219,7 @@ def open_cache(
 def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
     """Whether a finished cache of these pictures lies there; the pixels are checked when they are read."""
     try:
-        cache = _open(folder)
+        cache = open_files(folder)
     except (OSError, ValueError, RecursionError):
         return False
     os.close(cache.file)
@@ -288,7 +228,7 @@ def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
     if cache.shape != (len(ids), *most, 3) or meta["fingerprint"] != dataset.fingerprint:
         return False
     size = (folder / "pixels.npy").stat().st_size
-    return size == cache.start + len(ids) * _row_bytes(cache) and (skip or not cache.errors)
+    return size == cache.start + len(ids) * row_bytes(cache) and (skip or not cache.errors)
 
 
 def _build(
@@ -306,17 +246,12 @@ def _build(
         sizes, sums = np.zeros((len(ids), 2), dtype="<i4"), np.zeros(len(ids), dtype="<u4")
         errors: dict[str, str] = {}
 
-        mine = threading.local()  # a reader for each thread: a retry closes its files
-        readers: list[IndexedReader] = []
+        places = picture_places(dataset, ids)
+        pictures = Pictures(ids, reader, find_earlier(folder, places))
 
         def decode(row: int) -> None:
-            if not hasattr(mine, "reader"):
-                mine.reader = copy.copy(reader)
-                readers.append(mine.reader)
-                mine.reader.expect(ids[row : row + AHEAD])
-            mine.reader.expect(ids[row + AHEAD : row + AHEAD + 1])
             try:
-                picture = np.asarray(mine.reader.image(int(ids[row])))
+                picture = pictures.read(row)
                 if picture.shape[0] > shape[1] or picture.shape[1] > shape[2]:
                     raise DataError(
                         f"{dataset.place(int(ids[row]))}: larger than the index says; check with marc-shard --verify"
@@ -338,12 +273,12 @@ def _build(
                 tick()
         finally:
             pool.shutdown(cancel_futures=True)
-            for one in readers:
-                one.close()
+            pictures.close()
         os.truncate(file.fileno(), start + len(ids) * shape[1] * shape[2] * shape[3])  # smaller pictures leave room
         os.fsync(file.fileno())
         table = sizes.tobytes() + sums.tobytes()
         write_atomic(temporary / "table.bin", table)
+        write_atomic(temporary / PLACES, places)
         meta = {
             "format": FORMAT,
             "fingerprint": dataset.fingerprint,
@@ -351,9 +286,10 @@ def _build(
             "shape": shape[:3],
             "start": start,
             "table_crc32": zlib.crc32(table),
+            "places_sha256": hashlib.sha256(places).hexdigest(),
             "errors": errors,
         }
-        content = {"cache": meta, "crc32": _crc_of(meta)}
+        content = {"cache": meta, "crc32": crc_of(meta)}
         write_atomic(temporary / "cache.json", json.dumps(content).encode())
         temporary.rename(folder)
     finally:

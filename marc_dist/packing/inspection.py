@@ -15,7 +15,7 @@ from PIL import Image
 from marc_dist.config import DataError, build
 from marc_dist.data.decode import KINDS, ORIENTATION
 from marc_dist.packing.layout import split_order
-from marc_dist.packing.layouts.masks import ASKED, find_pairings
+from marc_dist.packing.layouts.masks import find_pairings
 from marc_dist.packing.layouts.recognise import layouts_of, nothing_there, recipe_keys
 from marc_dist.packing.layouts.tree import Layout, Tree, spread, survey
 from marc_dist.packing.reading.discover import File
@@ -144,8 +144,8 @@ def _layout(layout: Layout, explicit: bool) -> list[str]:
     lines = [f"{what}: {layout.line}"]
     if not passed:
         lines += [f"  {note}" for note in layout.notes]
-        unclear = layout.unclear.replace(ASKED, ": name them below")
-        lines += [f"  not plain: {unclear}"] if unclear else []
+        below = ": name them below" if layout.remedy else ""
+        lines += [f"  not plain: {layout.unclear}{below}"] if layout.unclear else []
     return lines
 
 
@@ -171,4 +171,4 @@ def _content(source: Source) -> list[str]:
         f"packs: {len(source.samples)} pictures, {parts}; {num:.2f} labels a picture",
         f"pictures per class: {classes}",
     ]
-    return lines + [f"note: {note}" for note in source.warnings if not note.startswith("layout")]
+    return lines + [f"note: {note}" for note in source.warnings]

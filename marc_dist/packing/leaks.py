@@ -20,7 +20,7 @@ from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.look_alikes import EQUAL, Partners, Place, look_at_all, partners
-from marc_dist.packing.reading.samples import Source
+from marc_dist.packing.reading.samples import Source, hold_samples
 
 LEAKS, DROPPED = "leaks.csv", "dropped_leaks.csv"
 COLUMNS = ("alike", "bits", "split", "picture", "labels", "other_split", "other_picture", "other_labels")
@@ -212,7 +212,7 @@ def drop_leaks(source: Source, leaks: Leaks) -> None:
         bits, at = min(alike)
         pairs.append(Pair(row, int(leaks.partners.sample[row, -at]), bits))
     before = _carried(source)
-    source.samples = [sample for row, sample in enumerate(source.samples) if row not in gone]
+    source.samples = hold_samples(sample for row, sample in enumerate(source.samples) if row not in gone)
     source.beside[DROPPED] = as_csv(leaks, pairs)
     counts = Counter(leaks.pictures.split[row] for row in gone)
     parts = [(counts[name], name) for name in leaks.splits if counts[name]]

@@ -6,9 +6,9 @@ import csv
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,38 @@ from numpy.typing import NDArray
 from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
+from marc_dist.packing import sources
+from marc_dist.packing.compact import BLOCK
 from marc_dist.packing.reading.samples import LabelledPicture, Source
-from marc_dist.packing.tar import Entry, WrittenShard
+from marc_dist.packing.tar import Entry, WrittenShard, by_key
 
 ShardPlan = Mapping[str, Sequence[tuple[LabelledPicture, Entry]]]
 
 
-def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path) -> None:
+def describe(
+    source: Source,
+    plan: ShardPlan,
+    shards: Mapping[str, Sequence[WrittenShard]],
+    folder: Path,
+    packed_with: Mapping[str, object],
+) -> None:
     """Write every sidecar; ``dataset.json`` last, because its presence says that the folder is whole.
 
     Args:
         source: what was found in the download.
-        plan: split -> samples in order.
-        shards: split -> finished shards in order.
+        plan: split -> samples in order of their keys.
+        shards: split -> finished shards in order; the index has the samples of a split in order of their keys, in
+            whichever shard they are.
         folder: where the shards lie.
+        packed_with: what a later ``marc-shard --append`` must ask for, too.
     """
     recipe, classes = source.recipe, list(source.classes)
-    table, fingerprint = _rows(plan, shards, classes)
-    _write_index(table, folder / "index.parquet")
+    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes)
+    sources_sha256 = sources.write(folder, plan, shards)
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
     _text(folder / "README.md", _card(source, list(shards)))
-    splits = {split: statistics([sample for sample, _ in plan[split]], len(classes)) for split in plan}
+    splits = {split: statistics((sample.labels for sample, _ in plan[split]), len(classes)) for split in plan}
     _text(folder / "cooccurrence.csv", _cooccurrence_csv(classes, splits))
     for name, content in source.beside.items():
         _text(folder / name, content)
@@ -65,6 +75,8 @@ def describe(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[Writ
         ],
         "fingerprint": fingerprint,
         "index_sha256": hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest(),
+        "sources_sha256": sources_sha256,
+        "packed_with": dict(packed_with),
         "warnings": source.warnings,
         "versions": {"marc_dist": __version__},
     }
@@ -81,50 +93,66 @@ def _cooccurrence_csv(classes: Sequence[str], splits: Mapping[str, Mapping[str, 
     return text.getvalue()
 
 
-def statistics(samples: Sequence[LabelledPicture], num_classes: int) -> dict[str, Any]:
-    """Sizes, n_l and c_kl of a split."""
+def statistics(labels: Iterable[Sequence[int]], num_classes: int) -> dict[str, Any]:
+    """Sizes, n_l and c_kl of a split, from the class numbers of each of its samples."""
+    num = 0
 
     def parts() -> Iterator[NDArray[np.bool_]]:
-        for start in range(0, max(len(samples), 1), CHUNK):
-            some = samples[start : start + CHUNK]
-            labels = np.zeros((len(some), num_classes), dtype=np.bool_)
-            for row, sample in enumerate(some):
-                labels[row, list(sample.labels)] = True
-            yield labels
+        nonlocal num
+        rest = iter(labels)
+        while some := list(islice(rest, CHUNK)):
+            num += len(some)
+            rows = np.zeros((len(some), num_classes), dtype=np.bool_)
+            for row, numbers in zip(rows, some, strict=True):
+                row[list(numbers)] = True
+            yield rows
+        if not num:
+            yield np.zeros((0, num_classes), dtype=np.bool_)
 
     both = cooccurrence(parts())
-    return {"num_samples": len(samples), "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
+    return {"num_samples": num, "label_counts": both.diagonal().tolist(), "cooccurrence": both.tolist()}
 
 
-def _rows(
-    plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes: list[str]
-) -> tuple[dict[str, list[Any]], str]:
-    """The index's columns, and the fingerprint of the content: free of paths, shard sizes and library versions."""
-    columns: dict[str, list[Any]] = defaultdict(list)
+Fact = tuple[str, str, str, int, int, int, bytes, str, int, int, str]  # a row of the index, as SCHEMA has it
+
+
+def _rows(plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes: list[str]) -> Iterator[Fact]:
+    """The index's rows."""
+    packed: dict[tuple[int, ...], bytes] = {}
     for split, pairs in plan.items():
-        written = [(shard.name, row) for shard in shards[split] for row in shard.rows]
+        written = by_key(shards[split])
         for (sample, entry), (shard, row) in zip(pairs, written, strict=True):
-            bits = np.zeros(len(classes), dtype=np.uint8)
-            bits[list(sample.labels)] = 1
-            labels = np.packbits(bits, bitorder="little").tobytes()
-            values = (
+            if sample.labels not in packed:
+                bits = np.zeros(len(classes), dtype=np.uint8)
+                bits[list(sample.labels)] = 1
+                packed[sample.labels] = np.packbits(bits, bitorder="little").tobytes()
+            yield (
                 row.key, split, shard, row.offset, row.size, row.crc32,
-                labels, sample.scene, row.width, row.height, entry.ext,
+                packed[sample.labels], sample.scene, row.width, row.height, entry.ext,
             )  # fmt: skip
-            for column, value in zip(SCHEMA, values, strict=True):
-                columns[column].append(value)
-    facts = zip(*(columns[name] for name in ("key", "split", "labels", "scene", "crc32", "size")), strict=True)
-    return dict(columns), content_fingerprint(classes, facts)
 
 
-def _write_index(columns: dict[str, list[Any]], path: Path) -> None:
+def _write_index(rows: Iterator[Fact], path: Path, classes: list[str]) -> str:
+    """Write the index; the fingerprint of the content: free of paths, shard sizes and library versions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in SCHEMA.items()])
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    places = [list(SCHEMA).index(name) for name in ("key", "split", "labels", "scene", "crc32", "size")]
+    parts = []
+
+    def facts() -> Iterator[Any]:
+        while some := list(islice(rows, BLOCK)):
+            parts.append(pa.record_batch(list(zip(*some, strict=True)), schema=schema))
+            for row in some:
+                yield [row[place] for place in places]
+
+    fingerprint = content_fingerprint(classes, facts())
+    table = pa.Table.from_batches(parts, schema=schema).combine_chunks()
+    pq.write_table(table, path, compression="zstd")
     with path.open("rb") as file:
         os.fsync(file.fileno())
+    return fingerprint
 
 
 def _card(source: Source, splits: list[str]) -> str:

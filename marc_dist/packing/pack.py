@@ -7,18 +7,22 @@ interrupted packing that is gone on with. Until the last rename the old folder, 
 from __future__ import annotations
 
 import shutil
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marc_dist.config import DataError
 from marc_dist.packing import shard_records
-from marc_dist.packing.layout import cut, plan_entries
-from marc_dist.packing.manifest import describe
+from marc_dist.packing.compact import Compact
+from marc_dist.packing.layout import Pairs, cut, plan_entries
+from marc_dist.packing.manifest import ShardPlan, describe
 from marc_dist.packing.publish import publication
-from marc_dist.packing.reading.samples import LabelledPicture, Source, odd_sizes
+from marc_dist.packing.reading.samples import Source, odd_sizes
 from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, pixels, write_part
 from marc_dist.packing.worker_pool import PoolTask, work
 
@@ -61,32 +65,85 @@ def pack(
     plan = plan_entries(source, to_png=to_png)
     if not plan:
         raise DataError(f"{source.recipe.title}: nothing to pack")
-    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
-    demands = Demands(
-        source.recipe.expect.image_size if strict else None,
-        source.recipe.policies.bands == "stop" and "bands" not in source.allow,
-    )
     with publication(out, force, shard_records.sweep if resume else None) as folder:
         left = shard_records.left_over(folder)
         _room(source, out, sum(left.values()))
         tasks = [
-            _ShardTask(folder / f"{split}-{number:06d}.tar", split, part, demands)
+            _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands_of(source))
             for split, pairs in plan.items()
-            for number, part in enumerate(cut(pairs, samples_per_shard, shard_mb))
+            for number, places in enumerate(cut(pairs, samples_per_shard, shard_mb))
         ]
         kept = _write_shards(tasks, left, workers, progress)
-        shards: dict[str, list[WrittenShard]] = defaultdict(list)
-        for task in tasks:
-            assert task.shard is not None, "every job is done"
-            shards[task.split].append(task.shard)
-        odd_sizes(
-            source, {row.key: (row.width, row.height) for s in shards.values() for shard in s for row in shard.rows}
-        )
-        _remarks(source, [row for written in shards.values() for shard in written for row in shard.rows])
-        _duplicates(source, plan, shards, folder)
-        describe(source, plan, shards, folder)
-        shard_records.forget(folder)
+        conclude(source, plan, _by_split(tasks), folder, to_png=to_png)
     return kept
+
+
+def pack_more(
+    plan: Mapping[str, Pairs],
+    folder: Path,
+    first: Mapping[str, int],
+    demands: Demands,
+    *,
+    workers: int,
+    samples_per_shard: int,
+    shard_mb: float | None,
+    progress: Progress | None,
+) -> dict[str, list[WrittenShard]]:
+    """Write the shards of pictures that come to a folder which has shards; see ``pack``.
+
+    Args:
+        plan: split -> the new samples in order.
+        folder: that is being written.
+        first: split -> number of its first new shard.
+        demands: what every picture must be.
+        workers: see ``pack``.
+        samples_per_shard: see ``pack``.
+        shard_mb: see ``pack``.
+        progress: see ``pack``.
+
+    Returns:
+        Split -> its new shards in order.
+    """
+    tasks = [
+        _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands)
+        for split, pairs in plan.items()
+        for number, places in enumerate(cut(pairs, samples_per_shard, shard_mb), first[split])
+    ]
+    _write_shards(tasks, {}, workers, progress)
+    return _by_split(tasks)
+
+
+def demands_of(source: Source) -> Demands:
+    """What every picture of a data set must be."""
+    strict = source.recipe.policies.size == "stop" and "size" not in source.allow
+    return Demands(
+        source.recipe.expect.image_size if strict else None,
+        source.recipe.policies.bands == "stop" and "bands" not in source.allow,
+    )
+
+
+def conclude(
+    source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path, *, to_png: bool
+) -> None:
+    """Look at all samples together, and write what stands beside the shards.
+
+    Args:
+        source: of the samples.
+        plan: split -> all samples of the folder in order of their keys.
+        shards: split -> all of its shards in order.
+        folder: where they lie.
+        to_png: see ``pack``.
+
+    Raises:
+        DataError: equal pictures in two splits, and the recipe does not let that pass.
+    """
+    odd_sizes(
+        source, ((row.key, (row.width, row.height)) for s in shards.values() for shard in s for row in shard.rows)
+    )
+    _remarks(source, (row for written in shards.values() for shard in written for row in shard.rows))
+    _duplicates(source, plan, shards, folder)
+    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png})
+    shard_records.forget(folder)
 
 
 @dataclass
@@ -95,30 +152,43 @@ class _ShardTask:
 
     path: Path
     split: str
-    entries: list[Entry]
+    pairs: Pairs
+    places: range
     demands: Demands
     shard: WrittenShard | None = None
     parts: dict[int, ShardPart] = field(default_factory=dict)
 
     @property
     def starts(self) -> range:
-        return range(0, len(self.entries), PART)
+        return range(0, len(self.places), PART)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for _, entry in self.pairs[self.places.start : self.places.stop]]
 
     def part_path(self, start: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{start:06d}")
 
     def take_over(self) -> PoolTask:
-        return shard_records.take_over, (self.path, self.entries, shard_records.plan_digest(self.entries, self.demands))
+        entries = self.entries
+        return shard_records.take_over, (self.path, entries, shard_records.plan_digest(entries, self.demands))
 
-    def write(self) -> list[PoolTask]:
-        return [
-            (write_part, (self.part_path(start), self.entries[start : start + PART], self.demands))
-            for start in self.starts
-        ]
+    def write(self) -> Iterator[PoolTask]:
+        entries = self.entries
+        for start in self.starts:
+            yield write_part, (self.part_path(start), entries[start : start + PART], self.demands)
 
     def finish(self) -> PoolTask:
         files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
         return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.demands))
+
+
+def _by_split(tasks: Iterable[_ShardTask]) -> dict[str, list[WrittenShard]]:
+    shards: dict[str, list[WrittenShard]] = defaultdict(list)
+    for task in tasks:
+        assert task.shard is not None, "every job is done"
+        shards[task.split].append(task.shard)
+    return shards
 
 
 def _room(source: Source, out: Path, have: int) -> None:
@@ -133,8 +203,7 @@ def _write_shards(tasks: Sequence[_ShardTask], left: dict[str, int], workers: in
     """Write every shard, or take it over; how many were taken over."""
     for name in set(left) - {task.path.name for task in tasks}:
         shard_records.forget(tasks[0].path.parent, name)
-    of_path = {task.path: (task, 0) for task in tasks}
-    of_path |= {task.part_path(start): (task, start) for task in tasks for start in task.starts}
+    of_path = {task.path: task for task in tasks}
     done = [0, 0]
     kept = 0
 
@@ -143,49 +212,59 @@ def _write_shards(tasks: Sequence[_ShardTask], left: dict[str, int], workers: in
         if progress is not None:
             progress(*done)
 
-    def finished(job: PoolTask, result: Any) -> list[PoolTask]:
+    def finished(job: PoolTask, result: Any) -> Iterable[PoolTask]:
         nonlocal kept
-        task, start = of_path[job[1][0]]
+        path: Path = job[1][0]
         if job[0] is write_part:
-            task.parts[start] = result
+            task = of_path[path.with_suffix("")]
+            task.parts[int(path.suffix[1:])] = result
             tell(result.rows)
             return [task.finish()] if len(task.parts) == len(task.starts) else []
+        task = of_path[path]
         if result is None:
             return task.write()
         if job[0] is shard_records.take_over:
             kept += 1
             tell(result.rows)
-        task.shard = result
+        task.shard = result._replace(rows=Compact(map(_plain_row, result.rows), _row))
         task.parts.clear()
         return []
 
-    jobs: list[PoolTask] = []
-    for task in tasks:
-        jobs += [task.take_over()] if task.path.name in left else task.write()
-    work(jobs, finished, workers)
+    def jobs() -> Iterator[PoolTask]:
+        for task in tasks:
+            yield from [task.take_over()] if task.path.name in left else task.write()
+
+    work(jobs(), finished, workers)
     return kept
 
 
-def _remarks(source: Source, rows: Sequence[Location]) -> None:
+def _plain_row(row: Location) -> tuple[Any, ...]:
+    return *row[:-1], bytes.fromhex(row.source)
+
+
+def _row(plain: tuple[Any, ...]) -> Location:
+    return Location._make((*plain[:-1], plain[-1].hex()))
+
+
+def _remarks(source: Source, rows: Iterable[Location]) -> None:
     """Tell what was done to pictures."""
     told = {
         "turned": "pictures turned as their EXIF note says",
         "band dropped": "pictures whose fourth band was dropped",
         "opaque band dropped": "pictures whose fourth band says nothing; it was dropped",
     }
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for remark in row.remark.split(", ") if row.remark else ():
+            found[remark].append(row.key)
     for remark, text in told.items():
-        keys = [row.key for row in rows if remark in row.remark.split(", ")]
+        keys = found[remark]
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         if keys:
             source.warnings.append(f"pictures: {len(keys)} {text}: {', '.join(keys[:3])}{more}")
 
 
-def _duplicates(
-    source: Source,
-    plan: dict[str, list[tuple[LabelledPicture, Entry]]],
-    shards: dict[str, list[WrittenShard]],
-    folder: Path,
-) -> None:
+def _duplicates(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path) -> None:
     """Equal pixels in two splits: what is trained on is then also asked for.
 
     Only pictures whose few glanced-at pixels occur in two splits are looked at whole.
@@ -194,13 +273,11 @@ def _duplicates(
     def places() -> Iterator[tuple[str, str, Location]]:
         return ((split, shard.name, row) for split in plan for shard in shards[split] for row in shard.rows)
 
-    first: dict[str, str] = {}
-    several = {row.glance for split, _, row in places() if first.setdefault(row.glance, split) != split}
-    del first  # a hash a picture
+    several = _in_several_splits((split, row.glance) for split, _, row in places())
     seen: dict[str, tuple[str, str]] = {}
     faults = []
     for split, name, row in places():
-        if row.glance not in several:
+        if int(row.glance, 16) not in several:
             continue
         with (folder / name).open("rb") as file:
             file.seek(row.offset)
@@ -209,3 +286,16 @@ def _duplicates(
         if other[0] != split:
             faults.append(f"{other[1]} ({other[0]}) = {row.key} ({split})")
     source.check("duplicates", faults, "equal pictures in two splits")
+
+
+def _in_several_splits(glances: Iterable[tuple[str, str]]) -> set[int]:
+    """The glances, as numbers, that occur in more than one split, of (split, glance) of each picture."""
+    splits: dict[str, int] = {}
+    values, numbers = array("Q"), array("I")
+    for split, glance in glances:
+        values.append(int(glance, 16))
+        numbers.append(splits.setdefault(split, len(splits)))
+    every, of = np.frombuffer(values, dtype=np.uint64), np.frombuffer(numbers, dtype=np.uint32)
+    order = np.lexsort((of, every))
+    every, of = every[order], of[order]
+    return set(every[1:][(every[1:] == every[:-1]) & (of[1:] != of[:-1])].tolist())

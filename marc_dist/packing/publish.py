@@ -23,6 +23,7 @@ def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = N
 
     An older shard folder at ``out`` stays as it is until the new one takes its place, in one step where the file system
     can exchange two names; elsewhere in two, and the next call mends what a crash between them left.
+    A block that leaves the private folder empty changes nothing.
 
     Args:
         out: the folder to make.
@@ -54,6 +55,9 @@ def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = N
             _mend(out, old)
             _in_the_way(out, force)
             yield partial_dir
+            if not any(partial_dir.iterdir()):
+                partial_dir.rmdir()
+                return
             sync_folder(partial_dir)
             _replace(partial_dir, out, old)
             sync_folder(out.parent)

@@ -1,8 +1,9 @@
 """What an interrupted packing leaves for the next: a record beside each finished shard that proves what is in it.
 
 A record is written by rename after its shard is on disk. It holds a hash of everything that a shard's bytes depend on
-(the entries, the options, the versions of the codecs), the hash of each source file as it was read, and the hash of the
-shard. A shard is taken over when all three are found again; so two plans never mix, and nothing half-written counts.
+(the entries, the options, the versions of the codecs), the hash of each source file as it was read (with its row), and
+the hash of the shard. A shard is taken over when all three are found again; so two plans never mix, and nothing
+half-written counts.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from PIL import features
 
 from marc_dist import __version__
 from marc_dist.files import sync_folder
-from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, join_parts, read
+from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, file_sum, join_parts
 
 FOLDER = ".finished"  # inside the folder that is being written
-FORMAT = 3
-KINDS = {"plan": str, "sources": list, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
+FORMAT = 5
+KINDS = {"plan": str, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 
 @functools.cache
@@ -39,16 +40,15 @@ def plan_digest(entries: Sequence[Entry], demands: Demands) -> str:
     return hashlib.sha256(json.dumps([FORMAT, __version__, _codecs(), demands, plan]).encode()).hexdigest()
 
 
-def record(folder: Path, shard: WrittenShard, plan: str, sources: Sequence[str]) -> None:
+def record(folder: Path, shard: WrittenShard, plan: str) -> None:
     """Note that a shard is finished and on disk.
 
     Args:
         folder: where it lies.
         shard: what is in it.
         plan: its ``plan_digest``.
-        sources: SHA-256 of each entry's source file, as it was read.
     """
-    body = json.dumps({"plan": plan, "sources": list(sources), **shard._asdict()}).encode()
+    body = json.dumps({"plan": plan, **shard._asdict()}).encode()
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
     temporary = place / f"{shard.name}.new"
@@ -77,7 +77,7 @@ def _load(folder: Path, name: str) -> dict[str, Any] | None:
 
 def _is_row(row: Any) -> bool:
     kinds = [type(value) for value in row] if isinstance(row, list) else []
-    return kinds == [str, int, int, int, int, int, str, str]
+    return kinds == [str, int, int, int, int, int, str, str, str]
 
 
 def take_over(path: Path, entries: Sequence[Entry], plan: str) -> WrittenShard | None:
@@ -97,8 +97,9 @@ def take_over(path: Path, entries: Sequence[Entry], plan: str) -> WrittenShard |
     if noted is not None and noted["plan"] == plan and noted["name"] == path.name:
         with path.open("rb") as file:
             sound = hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
-        if sound and [hashlib.sha256(read(entry.file)).hexdigest() for entry in entries] == noted["sources"]:
-            return WrittenShard(path.name, [Location(*row) for row in noted["rows"]], noted["size"], noted["sha256"])
+        rows = [Location(*row) for row in noted["rows"]]
+        if sound and [file_sum(entry.file) for entry in entries] == [row.source for row in rows]:
+            return WrittenShard(path.name, rows, noted["size"], noted["sha256"])
     forget(path.parent, path.name)
     return None
 
@@ -116,7 +117,7 @@ def finish(path: Path, files: Sequence[Path], parts: Sequence[ShardPart], plan: 
         OSError: the disk is full or fails.
     """
     shard = join_parts(path, files, parts)
-    record(path.parent, shard, plan, [source for part in parts for source in part.sources])
+    record(path.parent, shard, plan)
     return shard
 
 

@@ -12,7 +12,8 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -82,6 +83,7 @@ class Location(NamedTuple):
     """Where a sample came to lie. ``glance`` is the same for equal pixels, and rarely for others.
 
     ``remark``: what was done to the picture: ``turned``, ``band dropped``, ``opaque band dropped``; or nothing.
+    ``source``: the SHA-256 of the picture's file as it was read.
     """
 
     key: str
@@ -91,21 +93,21 @@ class Location(NamedTuple):
     width: int
     height: int
     glance: str
-    remark: str = ""
+    remark: str
+    source: str
 
 
 class ShardPart(NamedTuple):
-    """A finished part; offsets count from its start. ``sources``: the SHA-256 of each file as it was read."""
+    """A finished part; offsets count from its start."""
 
     rows: list[Location]
-    sources: list[str]
 
 
 class WrittenShard(NamedTuple):
     """A finished shard."""
 
     name: str
-    rows: list[Location]
+    rows: Sequence[Location]
     size: int
     sha256: str
 
@@ -209,18 +211,57 @@ def read(file: Path) -> bytes:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
+def file_sum(file: Path) -> str:
+    """The SHA-256 of a source file's content.
+
+    Raises:
+        DataError: cannot be read.
+    """
+    return hashlib.sha256(read(file)).hexdigest()
+
+
 def _glance(found: Examined) -> str:
     """A few pixels, hashed: equal pictures have equal ones, at a tenth of the cost of hashing them all."""
     few = found.image
     if few.width == found.size[0]:  # not reduced by the decoder, or a PNG to the same rows
         few = few.crop((0, 0, few.width, min(ROWS, few.height)))
-    return f"{found.size}{few.size}{hashlib.sha256(few.tobytes()).hexdigest()}"
+    return hashlib.blake2b(few.tobytes(), digest_size=8, key=f"{found.size}{few.size}".encode()[:64]).hexdigest()
 
 
 def pixels(data: bytes, place: str) -> str:
     """A hash of the decoded RGB pixels."""
     image = decode_rgb(data, place)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+class Member(NamedTuple):
+    """A sample as it is written: its picture's bytes, and where they will lie, ``offset`` not known yet."""
+
+    entry: Entry
+    data: bytes
+    row: Location
+
+
+def member(entry: Entry, demands: Demands) -> Member:
+    """A sample whose picture is read and looked at now; see ``picture``."""
+    source, data, found, remark = picture(entry, demands)
+    sum_ = hashlib.sha256(source).hexdigest()
+    row = Location(entry.key, 0, len(data), zlib.crc32(data), *found.size, _glance(found), remark, sum_)
+    return Member(entry, data, row)
+
+
+def by_key(shards: Sequence[WrittenShard]) -> Iterator[tuple[str, Location]]:
+    """The samples of a split in order of their keys, each with the name of its shard.
+
+    A fresh packing's shards follow one another, and nothing is sorted; after an appending they overlap.
+
+    Args:
+        shards: of the split, each with its samples in order of their keys.
+    """
+    rows = ((shard.name, row) for shard in shards for row in shard.rows)
+    if all(one.rows[-1].key < other.rows[0].key for one, other in pairwise(shards)):
+        return rows
+    return iter(sorted(rows, key=lambda place: place[1].key))
 
 
 def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICTURE) -> ShardPart:
@@ -235,19 +276,22 @@ def write_part(path: Path, entries: Sequence[Entry], demands: Demands = ANY_PICT
         DataError: a picture that cannot be packed.
         OSError: the disk is full or fails.
     """
-    rows, sources, offset = [], [], 0
+    return write_members(path, (member(entry, demands) for entry in entries))
+
+
+def write_members(path: Path, samples: Iterable[Member]) -> ShardPart:
+    """See ``write_part``; with pictures that lie in memory."""
+    rows, offset = [], 0
     with path.open("xb", buffering=BUFFER) as file:
-        for entry in entries:
-            source, data, found, remark = picture(entry, demands)
+        for entry, data, row in samples:
             text = _encode(entry.meta).encode()
             start = offset + BLOCK
             for name, content in ((entry.ext, data), ("json", text)):
                 padding = -len(content) % BLOCK
                 file.write(header(f"{entry.key}.{name}", len(content)) + content + bytes(padding))
                 offset += BLOCK + len(content) + padding
-            rows.append(Location(entry.key, start, len(data), zlib.crc32(data), *found.size, _glance(found), remark))
-            sources.append(hashlib.sha256(source).hexdigest())
-    return ShardPart(rows, sources)
+            rows.append(row._replace(offset=start))
+    return ShardPart(rows)
 
 
 def join_parts(path: Path, files: Sequence[Path], parts: Sequence[ShardPart]) -> WrittenShard:

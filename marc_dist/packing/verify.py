@@ -16,6 +16,7 @@ from marc_dist.config import DataError
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
+from marc_dist.packing import sources
 from marc_dist.packing.tar import members
 
 
@@ -41,15 +42,14 @@ def verify_opened(dataset: Dataset, progress: Callable[[int, int], None]) -> lis
     """Read every byte of every shard.
 
     Args:
-        dataset: a shard folder.
-        progress: called with samples and bytes done so far.
+        dataset: an opened shard folder.
+        progress: called with pictures and bytes checked so far.
 
     Returns:
         A report a shard; ``faults`` names keys, and is empty for a sound shard.
     """
-    reports = [
-        ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, _index(dataset))
-    ]
+    faults = _index(dataset) + [f"{sources.NAME}: {found}" for found in (sources.fault(dataset),) if found]
+    reports = [ShardReport("index.parquet", len(dataset), (dataset.root / "index.parquet").stat().st_size, faults)]
     done = size = 0
 
     def tell(pictures: int, more: int) -> None:
@@ -58,8 +58,8 @@ def verify_opened(dataset: Dataset, progress: Callable[[int, int], None]) -> lis
         progress(done, size)
 
     for number, shard in enumerate(dataset.meta["shards"]):
-        faults = _shard_faults(dataset, number, shard["sha256"], tell)
-        reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], faults))
+        found = _shard_faults(dataset, number, shard["sha256"], tell)
+        reports.append(ShardReport(shard["name"], shard["num_samples"], shard["size"], found))
     return reports
 
 

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from typing import Any
 
 from marc_dist.config import DataError
 
+AHEAD = 6  # jobs that lie ready for each helper: while this process waits for a disk, no core does
 PoolTask = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a module, and what it is called with
 
 
@@ -31,28 +33,44 @@ def _watch_parent() -> None:
         os._exit(1)
 
 
+class _Queue:
+    """Jobs that are made when their turn comes; those that follow from a finished one go first."""
+
+    def __init__(self, jobs: Iterable[PoolTask]) -> None:
+        self._first: deque[PoolTask] = deque()
+        self._rest = iter(jobs)
+
+    def add(self, jobs: Iterable[PoolTask]) -> None:
+        self._first.extendleft(reversed(list(jobs)))
+
+    def next(self) -> PoolTask | None:
+        """The next job, if there is one now."""
+        return self._first.popleft() if self._first else next(self._rest, None)
+
+
 def work(jobs: Iterable[PoolTask], done: Callable[[PoolTask, Any], Iterable[PoolTask]], workers: int) -> None:
     """Do every job, here and in ``workers - 1`` helper processes; the first failure ends the rest.
 
     Args:
-        jobs: in the order in which they are begun.
+        jobs: in the order in which they are begun; each is asked for shortly before.
         done: called here with each job and its result, in whatever order they end; returns jobs to do next.
         workers: processes in all.
 
     Raises:
         DataError: a helper was killed.
     """
-    queue = deque(jobs)
-    if workers <= 1 or len(queue) <= 1:
-        while queue:
-            job = queue.popleft()
-            queue.extendleft(reversed(list(done(job, job[0](*job[1])))))
+    every = iter(jobs)
+    first = list(islice(every, max(workers, 1)))
+    queue = _Queue(chain(first, every))
+    if len(first) <= 1:
+        while (job := queue.next()) is not None:
+            queue.add(done(job, job[0](*job[1])))
         return
     # spawn: the caller may hold threads (the progress display, a test's torch), which a fork must not copy
-    helpers = min(workers, len(queue)) - 1
+    helpers = len(first) - 1
     pool = ProcessPoolExecutor(helpers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
-        _share_out(queue, done, pool, 2 * helpers)
+        _share_out(queue, done, pool, AHEAD * helpers)
     except BrokenProcessPool:
         raise DataError("a packing process was killed; out of memory? try --workers 1") from None
     finally:
@@ -60,18 +78,19 @@ def work(jobs: Iterable[PoolTask], done: Callable[[PoolTask, Any], Iterable[Pool
 
 
 def _share_out(
-    queue: deque[PoolTask], done: Callable[[PoolTask, Any], Iterable[PoolTask]], pool: ProcessPoolExecutor, ahead: int
+    queue: _Queue, done: Callable[[PoolTask, Any], Iterable[PoolTask]], pool: ProcessPoolExecutor, ahead: int
 ) -> None:
     """Keep ``ahead`` jobs with the helpers and do the next one here; starting a helper takes as long as many jobs."""
     away: dict[Future[Any], PoolTask] = {}
-    while queue or away:
-        while queue and len(away) < ahead:
-            job = queue.popleft()
+    while True:
+        while len(away) < ahead and (job := queue.next()) is not None:
             away[pool.submit(job[0], *job[1])] = job
-        if queue:
-            job = queue.popleft()
-            queue.extendleft(reversed(list(done(job, job[0](*job[1])))))
-        else:
+        here = queue.next()
+        if here is not None:
+            queue.add(done(here, here[0](*here[1])))
+        elif away:
             wait(away, return_when=FIRST_COMPLETED)
+        else:
+            return
         for future in [future for future in away if future.done()]:
-            queue.extendleft(reversed(list(done(away.pop(future), future.result()))))
+            queue.add(done(away.pop(future), future.result()))

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from marc_dist.data.dataset import open_dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.export import load_encoder, pixel_scale, save_encoder
 from marc_dist.encoder.model import Encoder, build_encoder
+from marc_dist.packing.append import append
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import load_recipe
-from marc_dist.packing.reading.samples import Source
+from marc_dist.packing.reading.samples import Source, hold_samples
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.verify import verify
 from marc_dist.retrieval import evaluate, results, search
@@ -187,6 +188,27 @@ def shards(lab: Path, *, resume: bool = False) -> Protocol:
     return Protocol(
         "shards, resumed" if resume else "shards", (write(1), write(2)), observe, write(2), between="beside"
     )
+
+
+def added(lab: Path) -> Protocol:
+    """To a folder of four shards come two pictures, one goes, one has another label: kept, dropped, new, rewritten."""
+
+    def source(*without: str) -> Source:
+        found = read_source(load_recipe("folder"), [_download(lab, 1)])
+        found.samples = hold_samples(one for one in found.samples if Path(one.origin).stem not in without)
+        return found
+
+    def first(root: Path) -> None:
+        pack(source("p6", "p7"), root / "data" / "out", samples_per_shard=2)
+
+    def add(root: Path) -> None:
+        found = source("p5")
+        found.samples = hold_samples(
+            replace(sample, labels=(0,)) if Path(sample.origin).stem == "p4" else sample for sample in found.samples
+        )
+        append(found, root / "data" / "out", samples_per_shard=2, remove_missing=True)
+
+    return Protocol("shards, added", (add,), shards(lab).observe, add, first, between="beside")
 
 
 def _download(lab: Path, version: int) -> Path:
@@ -523,5 +545,5 @@ def all_protocols(lab: Path) -> list[Protocol]:
     """All of them; ``lab`` is a folder for what they need."""
     return [
         checkpoints(), export(), shards(lab), shards(lab, resume=True), training(lab), journal(), search_folder(),
-        vectors(lab), index(lab), evaluation(lab), job(), decoded(lab), features(lab),
+        vectors(lab), index(lab), evaluation(lab), job(), decoded(lab), features(lab), added(lab),
     ]  # fmt: skip

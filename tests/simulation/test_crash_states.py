@@ -25,7 +25,15 @@ from tests.simulation.crash_check import Checked, check
 from tests.simulation.crash_recorder import Close, Entry, Sync, Truncate, Write, recording
 from tests.simulation.crash_states import Rules, crash_states
 
-EVERY = {"shards": 41, "shards, resumed": 53, "training": 41, "export": 5, "search folder": 5, "kept features": 5}
+EVERY = {
+    "shards": 41,
+    "shards, resumed": 53,
+    "shards, added": 41,
+    "training": 41,
+    "export": 5,
+    "search folder": 5,
+    "kept features": 5,
+}
 """Of so many states one is opened; of the others every one."""
 MAKE: dict[str, Callable[[Path], protocols.Protocol]] = {
     "checkpoint": lambda lab: protocols.checkpoints(),
@@ -41,6 +49,7 @@ MAKE: dict[str, Callable[[Path], protocols.Protocol]] = {
     "job record": lambda lab: protocols.job(),
     "decoded pictures": protocols.decoded,
     "kept features": protocols.features,
+    "shards, added": protocols.added,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,19 @@ SHEET = "sheet.png"
 def summary(source: Source) -> None:
     """Print the tables of labels, and a note for everything odd."""
     console = Console()
-    splits = sorted({sample.split for sample in source.samples}, key=split_order)
-    parts = {split: [sample for sample in source.samples if sample.split == split] for split in splits}
-    both = {
-        split: np.array(statistics(part, len(source.classes))["cooccurrence"], dtype=np.int64)
-        for split, part in parts.items()
-    }
+    num = Counter(sample.split for sample in source.samples)
+    splits = sorted(num, key=split_order)
+    both = {split: np.array(_together(source, split), dtype=np.int64) for split in splits}
     console.print(f"[bold]{escape(source.recipe.title)}[/]: pictures per class", soft_wrap=True, highlight=False)
-    print_label_tables(source.classes, {split: len(part) for split, part in parts.items()}, both, console)
+    print_label_tables(source.classes, {split: num[split] for split in splits}, both, console)
     for warning in source.warnings:
         note(warning)
+
+
+def _together(source: Source, split: str) -> list[list[int]]:
+    found = statistics((one.labels for one in source.samples if one.split == split), len(source.classes))
+    together: list[list[int]] = found["cooccurrence"]
+    return together
 
 
 def note(text: str) -> None:

@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from marc_dist.cli.shard import adding
 from marc_dist.cli.shard.after_packing import draw_sheet, leave_leaks_out, list_leaks, summary
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
 from marc_dist.data.dataset import open_dataset
+from marc_dist.packing.append import Changes
 from marc_dist.packing.inspection import inspect
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
@@ -142,6 +144,8 @@ def _pack(options: argparse.Namespace) -> int:
     if classes and recipe.classes:
         raise ConfigError(f"--classes: recipe {recipe.name} has its own class list")
     places = [user_path(place) for place in options.source]
+    if options.append:
+        adding.check_early(out, recipe)
     with opened(recipe, places, out.parent) as roots:
         source = read_source(
             recipe,
@@ -156,21 +160,26 @@ def _pack(options: argparse.Namespace) -> int:
         )
         if options.drop_leaks:
             leave_leaks_out(source, workers)
-        kept = 0 if options.dry_run else _write(source, out, options, workers)
+        done = 0 if options.dry_run and not options.append else _write(source, out, options, workers)
     summary(source)
     if not options.dry_run and not options.drop_leaks and not options.no_leaks and recipe.builtin is None:
         list_leaks(out, workers, always=False)
     if options.sheet is not None and not options.dry_run:
         draw_sheet(out, user_path(options.sheet) if options.sheet else None)
-    print("nothing written (--dry-run)" if options.dry_run else f"wrote {out}")
+    if isinstance(done, Changes):
+        print(adding.told(done, out, options.dry_run))
+    else:
+        print("nothing written (--dry-run)" if options.dry_run else f"wrote {out}")
     if options.resume and not options.dry_run:
-        shards = "1 finished shard" if kept == 1 else f"{kept} finished shards"
-        print(f"--resume: {shards} of the interrupted packing kept" if kept else RESUMED_NOTHING)
+        shards = "1 finished shard" if done == 1 else f"{done} finished shards"
+        print(f"--resume: {shards} of the interrupted packing kept" if done else RESUMED_NOTHING)
     return 0
 
 
-def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int:
+def _write(source: Source, out: Path, options: argparse.Namespace, workers: int) -> int | Changes:
     with progress("packing", len(source.samples)) as tell:
+        if options.append:
+            return adding.add(source, out, options, workers, tell)
         return pack(
             source,
             out,

@@ -28,6 +28,8 @@ examples:
                                              to edit; then --dataset mine.yaml
   marc-shard --dataset whdld --source ~/Downloads/WHDLD.zip --resume
                                              after a crash, go on from there
+  marc-shard --dataset folder --source my_pictures --out data/mine --append
+                                             later: add what is new there
   marc-shard --verify data/whdld             read back and check every byte
   marc-shard --sheet data/whdld              draw pictures of each class:
                                              data/whdld/sheet.png
@@ -92,6 +94,22 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with an interrupted packing: keep its finished shards if pictures, labels and options are the same "
         "(each is checked), write the rest; if this one is interrupted, its finished shards stay for the next --resume",
+    )
+    adding = words.add_argument_group("adding to a shard folder")
+    adding.add_argument(
+        "--append",
+        action="store_true",
+        help="compare the download with the folder, picture by picture, and pack only what is new or another; shards "
+        "of which nothing changed are kept to the byte. Pictures keep their split; those that the download lacks stay",
+    )
+    adding.add_argument(
+        "--remove", metavar="FILE", help="with --append: take out the pictures with these keys, one a line (-: stdin)"
+    )
+    adding.add_argument(
+        "--remove-missing", action="store_true", help="with --append: take out pictures that the download lacks"
+    )
+    adding.add_argument(
+        "--add-classes", action="store_true", help="with --append: let new classes come after those of the folder"
     )
     how = words.add_argument_group("how")
     how.add_argument(
@@ -165,12 +183,24 @@ def check_words(options: argparse.Namespace) -> None:
     if not (options.dataset or options.inspect):
         return
     allowed_checks(options.allow)
+    _check_adding(options)
     if options.samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard: expected 1 or more, got {options.samples_per_shard}")
     if options.workers < 0:
         raise ConfigError(f"--workers: expected 0 (every core) or more, got {options.workers}")
     if options.shard_mb is not None and not 0 < options.shard_mb < 1e9:
         raise ConfigError(f"--shard-mb: expected megabytes above 0, got {options.shard_mb}")
+
+
+def _check_adding(options: argparse.Namespace) -> None:
+    if options.append and (options.force or options.resume):
+        other = "--force" if options.force else "--resume"
+        raise ConfigError(f"--append: expected without {other}; an interrupted --append is simply started again")
+    if options.append and options.drop_leaks:
+        raise ConfigError("--append: expected without --drop-leaks; pack all of it again with --force --drop-leaks")
+    for word in ("remove", "remove_missing", "add_classes"):
+        if getattr(options, word) and not options.append:
+            raise ConfigError(f"--{word.replace('_', '-')}: expected together with --append")
 
 
 def allowed_checks(text: str) -> list[str]:

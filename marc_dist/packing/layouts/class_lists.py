@@ -9,9 +9,8 @@ import yaml
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.tree import Tree
-from marc_dist.packing.reading.columns import plain
 from marc_dist.packing.reading.discover import File
-from marc_dist.packing.reading.names import stem_of
+from marc_dist.packing.reading.names import plain, stem_of
 from marc_dist.packing.reading.sheets import decoded, read_rows
 
 NAME = re.compile(
@@ -43,7 +42,7 @@ def find_class_list(tree: Tree) -> ClassList | None:
     """The class list of a download; of several, the first that says the most (colours, numbers, names)."""
     found = []
     for file in [*tree.tables, *tree.others]:
-        name = file.path.name.lower()
+        name = file.name.lower()
         stem, _, _ = name.rpartition(".")
         if not name.endswith(ENDS) or not NAME.fullmatch(stem) or file.path.stat().st_size > MAX_BYTES:
             continue
@@ -82,7 +81,7 @@ def _table(file: File, tree: Tree) -> ClassList | None:
     except DataError:
         return None
     width = len(rows[0].cells) if rows else 0
-    if not rows or any(len(row.cells) != width for row in rows):
+    if not rows or rows.uneven(width) is not None:
         return lines
     if any(stem_of(cell) in tree.stems for row in rows[:50] for cell in row.cells):
         return None  # a label table
@@ -100,10 +99,11 @@ def _table(file: File, tree: Tree) -> ClassList | None:
         return ClassList(file, colours=colours)  # type: ignore[arg-type]
     if width == 1:
         return lines
-    numbers = [place for place in range(width) if all(row.cells[place].isdigit() for row in rows[1:]) and len(rows) > 2]
-    names = [place for place in range(width) if not any(row.cells[place].isdigit() for row in rows[1:])]
+    columns = [rows.below(1).column(place) for place in range(width)]
+    numbers = [place for place, cells in enumerate(columns) if all(map(str.isdigit, cells)) and len(rows) > 2]
+    names = [place for place, cells in enumerate(columns) if not any(map(str.isdigit, cells))]
     if len(numbers) == 1 and names:
-        body = rows if rows[0].cells[numbers[0]].isdigit() else rows[1:]
+        body = rows if rows[0].cells[numbers[0]].isdigit() else rows.below(1)
         return ClassList(file, {int(row.cells[numbers[0]]): row.cells[names[0]] for row in body}, numbered=True)
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name
-from marc_dist.packing.layouts.tree import Layout, Tree
+from marc_dist.packing.layouts.tree import IMAGE_LEVEL, Layout, Tree
 from marc_dist.packing.reading.discover import File
 from marc_dist.packing.reading.lists import pictures_named
 from marc_dist.packing.reading.names import name_of, split_word, words_of
@@ -61,8 +61,8 @@ def detect(tree: Tree) -> Layout | None:
             f"several COCO files for one split ({', '.join(names[:4])}); name those to read in the recipe (annotations)"
         )
     total = sum(num for _, num, _ in found)
-    text = f"COCO: {', '.join(names[:4])}, {total} images, {found[0][2]} categories, {line}; packed as image-level sets"
-    return Layout("coco", text, recipe, unclear, tuple(notes))
+    seen = f"COCO: {', '.join(names[:4])}, {total} images, {found[0][2]} categories"
+    return Layout("coco", seen, recipe, line, IMAGE_LEVEL, unclear, notes=tuple(notes))
 
 
 def _same_files(file: File, names: Sequence[str]) -> None:

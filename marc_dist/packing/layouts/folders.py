@@ -30,18 +30,20 @@ def detect(tree: Tree, *, any_name: bool = False) -> Layout | None:
     shared = len(os.path.commonprefix([file.folders for file in tree.pictures]))
     deep = next((file for file in tree.pictures if len(_above(file, shared)) > 1), None)
     roles, chosen = ("", "") if any_name else _roles(tree.pictures)
-    unclear = splits.unclear or roles
+    unclear, settled = splits.unclear or roles, False
     alone = ["one class: enough for an archive to search in, but nothing to train on"] if len(names) == 1 else []
     if deep is not None and not unclear:
+        settled = True
         unclear = (
             f"{deep.origin} lies below several folders that could be its class ({', '.join(_above(deep, shared))}); to "
             "take the lowest: --labels folders"
         )
-    line = f"one folder a class: {len(names)} classes ({shown}), {splits.line}"
+    seen = f"one folder a class: {len(names)} classes ({shown})"
     recipe: dict[str, Any] = {"labels": ["folders"], "pair_by": "path", "splits": splits.recipe}
     if roles:
         recipe = {**recipe, "pictures": {"folders": [chosen]}} if chosen else {}
-    return Layout("folders", line, recipe, unclear, tuple([*splits.notes, *alone]))
+    notes = tuple([*splits.notes, *alone])
+    return Layout("folders", seen, recipe, splits.line, unclear=unclear, settled=settled, notes=notes)
 
 
 def _roles(pictures: Sequence[File]) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from marc_dist.packing.reading.names import is_mask_word, is_no_class, stem_of, 
 ENDING = re.compile(r"(?i).*[_-](masks?|labels?|gt|seg|lab|lbl|m|annotations?|groundtruth|\d+label|(label|mask)_?\w+)")
 TRIED = 12  # masks that tell whether a folder holds masks
 COUNTED = 2000  # masks whose values are counted
-ASKED = "; see them with marc-shard --inspect, name them in the recipe that it prints"
 MAX_VALUES = 64  # classes of a mask; more tell a picture
 
 
@@ -73,13 +72,13 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
     splits = find_splits(tree, pairing.pictures)
     recipe: dict[str, Any] = {"labels": ["masks"], "pair_by": "tree", **pairing.recipe, "splits": splits.recipe}
     notes = [*splits.notes, *(f"or: {other.line}" for other in pairings[1:])]
-    unclear = pairing.unclear
+    unclear, remedy = pairing.unclear, ""
     if len(pairings) > 1:
         unclear = f"two sets of masks: {pairing.line}; or {pairings[1].line}; name one in a recipe (masks: folders)"
     try:
         values = count_values(pairing.masks)
     except DataError as error:
-        return Layout("masks", pairing.line, recipe, str(error), tuple(notes))
+        return Layout("masks", pairing.line, recipe, unclear=str(error), notes=tuple(notes))
     listed = find_class_list(tree)
     classes, masks, named, more = _classes(values, listed)
     recipe["classes"] = classes
@@ -88,9 +87,12 @@ def detect(tree: Tree, pairings: Sequence[Pairing]) -> Layout | None:
         kind = f"names from {named}"
     else:
         kind = "values without names"
-        unclear = unclear or f"{pairing.line}: {len(classes)} values without names{ASKED}{_without_numbers(listed)}"
-    line = f"masks beside pictures: {pairing.line}, {len(classes)} classes ({kind}), {splits.line}"
-    return Layout("masks", line, recipe, unclear or splits.unclear, tuple([*notes, *more]))
+        if not unclear:
+            unclear = f"{pairing.line}: {len(classes)} values without names{_without_numbers(listed)}"
+            remedy = "; see them with marc-shard --inspect, name them in the recipe that it prints"
+    seen = f"masks beside pictures: {pairing.line}, {len(classes)} classes ({kind})"
+    unclear = unclear or splits.unclear
+    return Layout("masks", seen, recipe, splits.line, unclear=unclear, remedy=remedy, notes=tuple([*notes, *more]))
 
 
 def _without_numbers(listed: ClassList | None) -> str:
@@ -163,7 +165,7 @@ def _paired(
     masks: list[File], pictures: list[File], entry: dict[str, Any], line: str, folders: Sequence[str] = ()
 ) -> list[Pairing]:
     """The pairing of masks and pictures, if most masks have a picture; with the endings that are theirs alone."""
-    ends = endings([stem_of(f.path.name) for f in pictures], [stem_of(f.path.name) for f in masks])
+    ends = endings([stem_of(f.name) for f in pictures], [stem_of(f.name) for f in masks])
     if ends is None:
         return []
     of_picture, of_mask = ends
@@ -181,7 +183,7 @@ def _paired(
     if where:
         recipe["pictures"] = where
     ended = f", {of_picture or '(no ending)'} and {of_mask}" if of_mask or of_picture else ""
-    left = next((file.origin for file in pictures if not stem_of(file.path.name).endswith(of_picture)), "")
+    left = next((file.origin for file in pictures if not stem_of(file.name).endswith(of_picture)), "")
     unclear = f"pictures whose names do not end in {of_picture}, such as {left}: are they some, too?" if left else ""
     return [Pairing(masks, pictures, recipe, f"{line}{ended}: {len(masks)} masks, {len(pictures)} pictures", unclear)]
 
@@ -194,7 +196,7 @@ def pair_key(file: File, suffix: str, dropped: set[str]) -> str:
         suffix: the ending that its kind's names have of their own.
         dropped: names of folders that only tell one kind from the other, lower case.
     """
-    return "/".join((*tree_parts(file.folders, dropped), stem_of(file.path.name).removesuffix(suffix)))
+    return "/".join((*tree_parts(file.folders, dropped), stem_of(file.name).removesuffix(suffix)))
 
 
 def endings(pictures: Sequence[str], masks: Sequence[str]) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.splits import find_splits
-from marc_dist.packing.layouts.tree import Layout, Tree, spread
+from marc_dist.packing.layouts.tree import IMAGE_LEVEL, Layout, Tree, spread
 from marc_dist.packing.reading.discover import File
 from marc_dist.packing.reading.label_cells import is_name
 from marc_dist.packing.reading.names import composed, stem_of, tree_parts
@@ -41,8 +41,8 @@ def detect(tree: Tree) -> Layout | None:
             "annotations": [f"*{suffix}.{what.lower()}" for suffix in sorted(suffixes)],
             "splits": splits.recipe,
         }
-        line = f"{what}: a label file beside each of {len(beside)} pictures, {splits.line}; packed as image-level sets"
-        return Layout("objects", line, recipe, splits.unclear, tuple(splits.notes))
+        seen = f"{what}: a label file beside each of {len(beside)} pictures"
+        return Layout("objects", seen, recipe, splits.line, IMAGE_LEVEL, splits.unclear, notes=tuple(splits.notes))
     return None
 
 

@@ -74,12 +74,10 @@ def choose(recipe: Recipe, tree: Tree, wanted: str = "auto", *, any_name: bool =
             f"--labels {kinds}"
         )
     layout = explicit[0]
-    if layout.unclear and not (wanted == "folders" and "--labels folders" in layout.unclear):
-        raise DataError(f"{where}: {layout.unclear}{'' if '--inspect' in layout.unclear else _INSPECT}")
+    if layout.unclear and not (layout.settled and wanted == layout.kind):
+        remedy = layout.remedy or "; marc-shard --inspect prints a recipe to edit"
+        raise DataError(f"{where}: {layout.unclear}{remedy}")
     return layout
-
-
-_INSPECT = "; marc-shard --inspect prints a recipe to edit"
 
 
 def with_layout(recipe: Recipe, layout: Layout, classes: Sequence[str] = ()) -> Recipe:

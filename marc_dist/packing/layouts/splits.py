@@ -15,7 +15,6 @@ from marc_dist.packing.reading.names import BESIDE_SPLIT, name_of, split_word, s
 
 LISTS = (".txt", ".csv", ".tsv", ".lst", ".list", ".json")
 MAX_LIST_FILES = 400
-NO_SPLIT = "no split, 80 / 20 drawn by hash"
 DRAWN = {"shares": {"train": 0.8, "test": 0.2}, "source": "80 / 20 by hash of the name; the archive has no split"}
 
 
@@ -38,6 +37,34 @@ class Splits:
     chosen: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class _Option:
+    """One way in which the archive tells its splits.
+
+    Attributes:
+        kind: ``folders`` or ``lists``, as in a recipe's ``splits``.
+        places: split -> folder or list.
+        chosen: as in ``Splits``.
+    """
+
+    kind: str
+    places: dict[str, str]
+    chosen: dict[str, str]
+
+    @property
+    def line(self) -> str:
+        return f"{self.kind} {', '.join(self.places.values())}"
+
+    def recipe(self) -> dict[str, object]:
+        order = ("train", "val", "test")
+        splits = sorted(self.places, key=lambda split: order.index(split) if split in order else len(order))
+        return {self.kind: {split: self.places[split] for split in splits}, "source": f"the archive's {self.kind}"}
+
+    def contradicts(self, other: _Option) -> bool:
+        """Whether some picture has another split in both."""
+        return any(self.chosen.get(key, split) != split for key, split in other.chosen.items())
+
+
 def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
     """The split of an archive, or a draw where it has none.
 
@@ -47,34 +74,21 @@ def find_splits(tree: Tree, pictures: Sequence[File]) -> Splits:
     """
     by_folder, unclear, notes = _by_folder(pictures)
     families, overlap, several = _families(tree, pictures)
-    unclear = unclear or overlap or ("" if by_folder or families else several)
-    options: dict[str, tuple[dict[str, object], dict[str, str]]] = {}
+    options = []
     if by_folder:
-        names = {split: folder for split, folder in by_folder.items()}
-        chosen = {name_of(file.origin): split_of(file) or "" for file in pictures}
-        options[f"folders {', '.join(names.values())}"] = (
-            {"folders": names, "source": "the archive's folders"},
-            chosen,
-        )
+        options.append(_Option("folders", by_folder, {name_of(file.origin): split_of(file) or "" for file in pictures}))
     for files, chosen in families:
-        named = {split: shortest_name(file, tree) for split, file in files.items()}
-        options[f"lists {', '.join(named.values())}"] = ({"lists": named, "source": "the archive's lists"}, chosen)
+        options.append(_Option("lists", {split: shortest_name(file, tree) for split, file in files.items()}, chosen))
+    unclear = unclear or overlap or ("" if options else several)
     if not options:
-        return Splits(dict(DRAWN), NO_SPLIT, unclear, notes)
-    (line, (recipe, first)), *others = options.items()
-    differ = [
-        other for other, (_, chosen) in others if any(first.get(key, split) != split for key, split in chosen.items())
-    ]
-    differ += [other for other, (_, chosen) in others if set(chosen) != set(first) and other not in differ]
+        return Splits(dict(DRAWN), "no split, 80 / 20 drawn by hash", unclear, notes)
+    first, *others = options
+    differ = [other for other in others if first.contradicts(other)]
+    differ += [other for other in others if set(other.chosen) != set(first.chosen) and other not in differ]
     if differ and not unclear:
-        unclear = f"two splits fit that differ: {line}, or {differ[0]}; name one in the recipe (splits)"
-    order = ("train", "val", "test")
-    kind = "folders" if "folders" in recipe else "lists"
-    values = recipe[kind]
-    assert isinstance(values, dict)
-    recipe[kind] = {split: values[split] for split in sorted(values, key=lambda s: order.index(s) if s in order else 3)}
-    others_seen = [f"or: splits from {other}" for other in differ]
-    return Splits(recipe, f"{len(values)} splits ({line})", unclear, [*notes, *others_seen], first)
+        unclear = f"two splits fit that differ: {first.line}, or {differ[0].line}; name one in the recipe (splits)"
+    notes = [*notes, *(f"or: splits from {other.line}" for other in differ)]
+    return Splits(first.recipe(), f"{len(first.places)} splits ({first.line})", unclear, notes, first.chosen)
 
 
 def split_of(file: File) -> str | None:
@@ -111,7 +125,7 @@ def _families(tree: Tree, pictures: Sequence[File]) -> tuple[list[tuple[dict[str
     The second fault is a family with several lists for one split: folds, of which somebody has to choose.
     """
     fault = several = ""
-    stems = {stem_of(file.path.name) for file in pictures}
+    stems = {stem_of(file.name) for file in pictures}
     keys = {name_of(file.origin): None for file in pictures}
     groups: dict[tuple[str, str], dict[str, list[File]]] = defaultdict(lambda: defaultdict(list))
     for file in [*tree.tables, *tree.jsons]:

@@ -16,7 +16,7 @@ from marc_dist.packing.reading.columns import Columns, UnclearColumns, find_colu
 from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import one_split, pictures_named
 from marc_dist.packing.reading.names import name_of, stem_of
-from marc_dist.packing.reading.sheets import MAX_SHEET_BYTES, Row, read_rows
+from marc_dist.packing.reading.sheets import MAX_SHEET_BYTES, Rows, read_rows
 
 MAX_TABLES = 400  # looked at
 JSON_TABLE = 1 << 26  # bytes of a .json file that may hold rows
@@ -65,7 +65,7 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
         one_folder = all(c.file.folders == folder for c in group) and folder
         same_name = all(c.file.parts[-1] == first.file.parts[-1] for c in group)
         recipe["tables"] = (
-            [first.file.path.name] if same_name
+            [first.file.name] if same_name
             else [f"{folder[-1]}/*{suffix}"] if one_folder and len(group) > 3
             else patterns
         )  # fmt: skip
@@ -80,14 +80,15 @@ def detect(tree: Tree, tables: Sequence[str] = ()) -> Layout | None:
     others = [shortest_name(c.file, tree) for c in found if c not in group]
     notes += [f"or: labels from {', '.join(others[:5])}"] if others else []
     notes += [f"not read: {c.fault}" for c in every if c.fault][:3]
-    return Layout("table", f"table: {what}, {rows} rows, {kind}, {line}", recipe, unclear or more, tuple(notes))
+    seen = f"table: {what}, {rows} rows, {kind}"
+    return Layout("table", seen, recipe, line, unclear=unclear or more, notes=tuple(notes))
 
 
 def _unclear(candidate: Candidate) -> Layout:
     """A table that names the pictures, and nobody can say where its labels stand: not packed without a word."""
-    line = f"table: {candidate.file.path.name}, columns unclear"
-    recipe = {"labels": ["table"], "pair_by": "path", "tables": [candidate.file.path.name], "splits": DRAWN}
-    return Layout("table", line, recipe, f"{candidate.fault}; to leave the table aside: --labels folders")
+    seen = f"table: {candidate.file.name}, columns unclear"
+    recipe = {"labels": ["table"], "pair_by": "path", "tables": [candidate.file.name], "splits": DRAWN}
+    return Layout("table", seen, recipe, unclear=f"{candidate.fault}; to leave the table aside: --labels folders")
 
 
 def _is_text(file: File) -> bool:
@@ -99,35 +100,45 @@ def _is_named(file: File, tables: Sequence[str], others: Sequence[str] = NAMED) 
 
 
 def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | None:
-    size = file.path.stat().st_size
-    if size > MAX_SHEET_BYTES or (file.path.suffix.lower() == ".json" and size > JSON_TABLE):
+    """What a file is as a label table; None when it is none.
+
+    A file with the name of a label table is taken if any of its rows names a picture, another one if half of them do.
+    One that the recipe names is taken whatever it holds: its reader says what is wrong with it.
+
+    Raises:
+        DataError: a file with the name of a label table that cannot be read.
+    """
+    is_json, size = file.parts[-1].endswith(".json"), file.path.stat().st_size
+    if size > (JSON_TABLE if is_json else MAX_SHEET_BYTES):
         return None
-    named = _is_named(file, tables) and file.path.suffix.lower() != ".json"
+    named = not is_json and _is_named(file, tables)
     try:
         rows = read_rows(file.path)
-        expected = named and _is_named(file, tables, ()) and not is_class_list(file, tree)
-        if len(rows) < 2 or len(rows[0].cells) < 2:
-            return Candidate(file, (), [], "", "one-hot") if expected and rows and len(rows[0].cells) > 1 else None
-        width = len(rows[0].cells)
-        even = [row for row in rows if len(row.cells) == width]
-        shape = find_columns(file.path, even, Columns(), tree.stems, labels=False)
-        names = [row.cells[shape.image] for row in shape.body]
-        some = names[:: max(1, len(names) // 400)]
-        hits = sum(stem_of(name) in tree.stems for name in some)
-        if not expected and (not hits or (not named and 2 * hits < len(some))):
+        if not rows or len(rows[0].cells) < 2:
             return None
+        expected = named and _is_named(file, tables, ()) and not is_class_list(file, tree)
+        if len(rows) < 2:
+            return Candidate(file, (), [], "", "one-hot") if expected else None
+        even = rows.of_width(len(rows[0].cells))
+        shape = find_columns(file.path, even, Columns(), tree.stems, labels=False)
     except DataError:
         if named:
             raise
         return None
+    names = shape.body.column(shape.image)
+    some = names[:: max(1, len(names) // 400)]
+    hits = sum(stem_of(name) in tree.stems for name in some)
+    enough = hits > 0 if named else 2 * hits >= max(len(some), 1)
+    if not (expected or enough):
+        return None
     return _with_labels(Candidate(file, tuple(rows[0].cells), names, "", "one-hot"), rows, tree, named=named)
 
 
-def _with_labels(bare: Candidate, rows: Sequence[Row], tree: Tree, *, named: bool) -> Candidate | None:
+def _with_labels(bare: Candidate, rows: Rows, tree: Tree, *, named: bool) -> Candidate | None:
     """The table with what is known about its labels; None when it has none."""
     file, width = bare.file, len(rows[0].cells)
     try:
-        if any(len(row.cells) != width for row in rows):
+        if rows.uneven(width) is not None:
             raise DataError(f"{file.path}: rows of unequal length")
         full = find_columns(file.path, rows, Columns(), tree.stems)
     except UnclearColumns as error:
@@ -136,18 +147,14 @@ def _with_labels(bare: Candidate, rows: Sequence[Row], tree: Tree, *, named: boo
         return bare if named else None
     if full.labels is None and not named and not _any_binary(full.body, full.classes):
         return None  # names of pictures with other facts about them
-    if full.body and full.body[0] is rows[0] and not named and _is_list_of_signs(full.body):
+    if full.headless and not named and set(full.body.column(width - 1)) <= {"-1", "0", "1"}:
         return None  # Pascal VOC's list of a split and a class
     split = "" if full.split is None else full.header[full.split]
     return Candidate(file, tuple(full.header), bare.names, split, "list" if full.labels is not None else "one-hot")
 
 
-def _is_list_of_signs(body: Sequence[Any]) -> bool:
-    return all(row.cells[-1] in ("-1", "0", "1") for row in body)
-
-
-def _any_binary(body: Sequence[Any], places: Sequence[int]) -> bool:
-    return any({row.cells[place] for row in body} <= {"0", "1", "0.0", "1.0", "True", "False"} for place in places)
+def _any_binary(body: Rows, places: Sequence[int]) -> bool:
+    return any(set(body.column(place)) <= {"0", "1", "0.0", "1.0", "True", "False"} for place in places)
 
 
 def _groups(found: list[Candidate]) -> list[list[Candidate]]:
@@ -174,21 +181,20 @@ def given_table(tree: Tree, path: Path, columns: Columns) -> Layout:
         path: of the table, anywhere.
         columns: which column is which, as far as it is known.
     """
-    file, first = File(path.parent, path), None
+    file, first = File(path.parent, path.name), None
     try:
         rows = read_rows(path)
-        if any(len(row.cells) != len(rows[0].cells) for row in rows):
+        if rows.uneven(len(rows[0].cells)) is not None:
             raise DataError(f"{path}: rows of unequal length")
         shape = find_columns(path, rows, columns, tree.stems)
         split = "" if shape.split is None else shape.header[shape.split]
-        names = [row.cells[shape.image] for row in shape.body]
+        names = shape.body.column(shape.image)
         first = Candidate(file, tuple(shape.header), names, split, "list")
     except (DataError, IndexError):
         pass  # its reader says what is wrong with it, or it is a .mat table, which has no columns
     splits, line, unclear, notes = _splits(tree, [first] if first is not None else [])
-    return Layout(
-        "table", f"table: {path.name}, {line}", {"labels": ["table"], "splits": splits}, unclear, tuple(notes)
-    )
+    recipe = {"labels": ["table"], "splits": splits}
+    return Layout("table", f"table: {path.name}", recipe, line, unclear=unclear, notes=tuple(notes))
 
 
 def _splits(tree: Tree, group: Sequence[Candidate]) -> tuple[dict[str, Any], str, str, list[str]]:
@@ -224,4 +230,5 @@ def _column_splits(candidate: Candidate) -> list[tuple[str, str]]:
         return []
     rows = read_rows(candidate.file.path)
     place = list(rows[0].cells).index(candidate.split_column)
-    return [(name_of(name), one_split(row.cells[place])) for name, row in zip(candidate.names, rows[1:], strict=True)]
+    splits = rows.below(1).column(place)
+    return [(name_of(name), one_split(split)) for name, split in zip(candidate.names, splits, strict=True)]

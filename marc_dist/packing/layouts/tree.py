@@ -15,23 +15,43 @@ from marc_dist.packing.reading.names import stem_of
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet", ".jsonl", ".ndjson", ".txt")
 
 
+IMAGE_LEVEL = "packed as image-level sets"
+
+
 @dataclass(frozen=True)
 class Layout:
     """A layout that fits.
 
     Attributes:
         kind: where its labels come from, as in a recipe's ``labels``.
-        line: what was seen and how it is packed, one line.
+        seen: what was seen, in words.
         recipe: keys of the recipe that packs it.
+        splits: which splits there are, in words.
+        packed: how it is packed, in words; empty = goes without saying.
         unclear: what could be meant as well; it is then not packed without a recipe. Empty = plain.
+        remedy: what to do where it is unclear; empty = look at it with ``--inspect``.
+        settled: ``--labels`` with its kind leaves no doubt.
         notes: what else was seen, for a person.
     """
 
     kind: str
-    line: str
+    seen: str
     recipe: dict[str, Any]
+    splits: str = ""
+    packed: str = ""
     unclear: str = ""
+    remedy: str = ""
+    settled: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        return self.told(self.splits)
+
+    def told(self, splits: str) -> str:
+        """The same with other words about the splits."""
+        return f"{self.seen}{f', {splits}' if splits else ''}{f'; {self.packed}' if self.packed else ''}"
 
 
 @dataclass
@@ -49,7 +69,7 @@ class Tree:
     @cached_property
     def stems(self) -> frozenset[str]:
         """Names of the pictures, lower case, no extension."""
-        return frozenset(stem_of(file.path.name) for file in self.pictures)
+        return frozenset(stem_of(file.name) for file in self.pictures)
 
     @property
     def texts(self) -> list[File]:
@@ -59,7 +79,7 @@ class Tree:
     def kinds(self) -> Counter[str]:
         """Extension -> files."""
         files = [*self.pictures, *self.foreign, *self.tables, *self.jsons, *self.xmls, *self.others]
-        return Counter(file.path.suffix.lower() or file.path.name for file in files)
+        return Counter(file.path.suffix.lower() or file.name for file in files)
 
 
 def survey(roots: Sequence[Path], *, foreign: bool = False) -> Tree:

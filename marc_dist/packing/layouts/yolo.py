@@ -8,7 +8,7 @@ from typing import Any
 from marc_dist.config import DataError
 from marc_dist.packing.layouts.class_lists import find_class_list
 from marc_dist.packing.layouts.splits import find_splits
-from marc_dist.packing.layouts.tree import Layout, Tree, spread
+from marc_dist.packing.layouts.tree import IMAGE_LEVEL, Layout, Tree, spread
 from marc_dist.packing.reading.discover import File
 from marc_dist.packing.reading.names import tree_parts
 from marc_dist.packing.reading.samples import Labels, Source
@@ -42,8 +42,9 @@ def detect(tree: Tree) -> Layout | None:
         "splits": splits.recipe,
     }
     where = f", names from {listed.file.origin}" if listed is not None and not unclear else ""
-    line = f"YOLO: {len(beside)} texts, {len(numbers)} classes{where}, {splits.line}; packed as image-level sets"
-    return Layout("yolo", line, recipe, unclear or splits.unclear, tuple(splits.notes))
+    seen = f"YOLO: {len(beside)} texts, {len(numbers)} classes{where}"
+    unclear = unclear or splits.unclear
+    return Layout("yolo", seen, recipe, splits.line, IMAGE_LEVEL, unclear, notes=tuple(splits.notes))
 
 
 def _sound(file: File) -> bool:

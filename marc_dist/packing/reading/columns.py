@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.packing.reading.label_cells import UnclearCell, literal
-from marc_dist.packing.reading.names import split_word, stem_of
-from marc_dist.packing.reading.sheets import Row
+from marc_dist.packing.reading.names import plain, split_word, stem_of
+from marc_dist.packing.reading.sheets import Rows
 
 IMAGE = re.compile(
     r"(image|img|picture|photo|file|tile|patch|chip|sample|name|path|key|id)+s?(label)?s?|filename|fname|"
@@ -55,25 +55,20 @@ class Shape:
         labels: place of the column of names; None = the ``classes`` columns hold 0 and 1.
         classes: places of the columns of 0 and 1.
         notes: what was left aside.
+        headless: the first line names a picture, not the columns.
     """
 
     header: list[str]
-    body: list[Row]
+    body: Rows
     image: int
     split: int | None = None
     labels: int | None = None
     classes: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    headless: bool = False
 
 
-def plain(name: str) -> str:
-    """A column's name without case and marks."""
-    return re.sub(r"[\W_]+", "", name.casefold())
-
-
-def find_columns(
-    path: Path, rows: Sequence[Row], wanted: Columns, pictures: Collection[str], *, labels: bool = True
-) -> Shape:
+def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[str], *, labels: bool = True) -> Shape:
     """Tell a table's columns apart.
 
     Args:
@@ -86,15 +81,15 @@ def find_columns(
     Raises:
         DataError: no such column, or two that could be meant.
     """
-    header, body = list(rows[0].cells), list(rows[1:])
-    headless = sum(stem_of(cell) in pictures for cell in header if cell)
+    header, body = list(rows[0].cells), rows.below(1)
+    headless = any(stem_of(cell) in pictures for cell in header if cell)
     if headless and not labels:
-        header, body = [""] * len(header), list(rows)
+        header, body = [""] * len(header), rows
     elif headless:
         if len(header) != 2:
             raise DataError(f"{path}: its first line names a picture ({header[0]}), not the columns; add a header line")
-        header, body = ["image", "label"], list(rows)
-    shape = Shape(header, body, _image(path, header, body, wanted, pictures))
+        header, body = ["image", "label"], rows
+    shape = Shape(header, body, _image(path, header, body, wanted, pictures), headless=headless)
     if not labels:
         return shape
     if headless:
@@ -129,13 +124,13 @@ def _place(path: Path, header: list[str], name: str) -> int:
     return fits[0]
 
 
-def _image(path: Path, header: list[str], body: list[Row], wanted: Columns, pictures: Collection[str]) -> int:
+def _image(path: Path, header: list[str], body: Rows, wanted: Columns, pictures: Collection[str]) -> int:
     if wanted.image:
         return _place(path, header, wanted.image)
-    some = body[:: max(1, len(body) // SAMPLE)]
-    hits = [sum(stem_of(row.cells[place]) in pictures for row in some) for place in range(len(header))]
+    some, places = body[:: max(1, len(body) // SAMPLE)], range(len(header))
+    hits = [sum(stem_of(row.cells[place]) in pictures for row in some if place < len(row.cells)) for place in places]
     named = [place for place, num in enumerate(hits) if num and IMAGE.fullmatch(plain(header[place]))]
-    best = max(range(len(header)), key=lambda place: (hits[place], -place))
+    best = max(places, key=lambda place: (hits[place], -place))
     if named and 2 * max(hits[place] for place in named) >= hits[best]:
         return max(named, key=lambda place: (hits[place], -place))
     return best if hits[best] else 0
@@ -154,11 +149,11 @@ def _split(path: Path, shape: Shape, rest: list[int], wanted: Columns) -> int | 
 
 
 def _cells(shape: Shape, place: int) -> list[str]:
-    return [row.cells[place] for row in shape.body]
+    return shape.body.column(place)
 
 
 def _is_binary(shape: Shape, place: int) -> bool:
-    return {cell.lower() for cell in _cells(shape, place)} <= {*TRUTH, *SIGNS}
+    return {cell.lower() for cell in set(_cells(shape, place))} <= {*TRUTH, *SIGNS}
 
 
 def _is_other(shape: Shape, place: int) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.packing.reading.archive_kinds import is_archive
 from marc_dist.packing.reading.masks import MaskRule, is_mask
-from marc_dist.packing.reading.names import stem_of
+from marc_dist.packing.reading.names import composed, stem_of
 from marc_dist.packing.reading.recipes import Recipe
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff")
@@ -37,30 +36,45 @@ UNREAD = (
 )
 TABLES = (".csv", ".tsv", ".xlsx", ".mat", ".parquet", ".jsonl", ".ndjson")
 JUNK_FILES = re.compile(r"(?i)(\..*|thumbs\.db|desktop\.ini|(readme|legend|licen[cs]e)(\.[a-z]+)*)")
-JUNK_FOLDERS = ("__macosx", ".git", "@eadir")
+JUNK_FOLDERS = ("__macosx", ".git", "@eadir", "lost+found")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
-    """A file and the download it belongs to."""
+    """A file and the download it belongs to; there may be millions, so it holds nothing that can be told from these.
+
+    Attributes:
+        root: folder in which the download begins.
+        place: path below it, as the file system has it.
+    """
 
     root: Path
-    path: Path
+    place: str
 
-    @cached_property
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.root / self.place
+
+    @property
+    def name(self) -> str:
+        """Its last part, as the file system has it."""
+        return self.place.rpartition("/")[2]
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Folders and name below the root, lower case."""
         return tuple(self.origin.lower().split("/"))
 
-    @cached_property
+    @property
     def folders(self) -> tuple[str, ...]:
         """Folders below the root, as written."""
         return tuple(self.origin.split("/")[:-1])
 
-    @cached_property
+    @property
     def origin(self) -> str:
         """Place below the root; names that look alike are alike, whichever system wrote them."""
-        return unicodedata.normalize("NFC", self.path.relative_to(self.root).as_posix())
+        return composed(self.place)
 
 
 @dataclass
@@ -105,23 +119,41 @@ def walk(roots: Sequence[Path], keep: set[str]) -> Iterator[File]:
         keep: names of folders that mean something, lower case.
 
     Raises:
-        DataError: a name that is not UTF-8; shards could not tell it.
+        DataError: a name that is not UTF-8, which shards could not tell; a folder that cannot be read.
     """
     for given in roots:
         root = content_root(given, keep)
-        for path in sorted(root.rglob("*")):
-            file = File(root, path)
-            if not path.is_file() or set(file.parts[:-1]) & set(JUNK_FOLDERS) or JUNK_FILES.fullmatch(file.parts[-1]):
-                continue
-            if not file.origin.isascii() and file.origin != file.origin.encode(errors="replace").decode():
-                raise DataError(f"{root}: {ascii(file.origin)}: a name that is not UTF-8; rename it, as with convmv")
-            yield file
+        for place in _below(str(root)):
+            if not place.isascii() and place != place.encode(errors="replace").decode():
+                raise DataError(f"{root}: {ascii(place)}: a name that is not UTF-8; rename it, as with convmv")
+            yield File(root, place)
+
+
+def _below(folder: str, place: str = "") -> Iterator[str]:
+    """The files below a folder in the order of their parts, without litter; links to folders are not followed."""
+    folders, names = set(), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif not entry.is_file() or JUNK_FILES.fullmatch(entry.name):
+                    continue
+                names.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: a folder that cannot be read ({error.strerror or error}); see its rights") from None
+    names.sort()
+    for name in names:
+        if name not in folders:
+            yield place + name
+        elif name.lower() not in JUNK_FOLDERS:
+            yield from _below(f"{folder}/{name}", f"{place}{name}/")
 
 
 def matches(file: File, pattern: str) -> bool:
     """Whether a name, or a path's end, as recipes have it, is this file's; ``*`` stands for any text."""
-    parts = pattern.lower().replace("[", "[[]").split("/")
-    return len(file.parts) >= len(parts) and all(map(fnmatchcase, file.parts[-len(parts) :], parts))
+    parts, own = pattern.lower().replace("[", "[[]").split("/"), file.parts
+    return len(own) >= len(parts) and all(map(fnmatchcase, own[-len(parts) :], parts))
 
 
 def discover(
@@ -141,7 +173,7 @@ def discover(
         DataError: a name that is not UTF-8; shards could not tell it.
     """
     found = DownloadContent()
-    keep = {name.lower() for name in (*recipe.masks.folders, *recipe.splits.folders.values())}
+    keep = kept_folders(recipe)
     lists = list(recipe.splits.lists.values())
     taken = PICTURES + FOREIGN if foreign else PICTURES
     for file in walk(roots, keep):
@@ -156,7 +188,7 @@ def discover(
             continue
         elif name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
             found.masks.append(file)
-        elif name.endswith(taken) and _is_picture(file, recipe):
+        elif name.endswith(taken) and is_picture(file, recipe):
             found.pictures.append(file)
         else:
             if name.endswith(TABLES):
@@ -170,7 +202,14 @@ def discover(
     return found
 
 
-def _is_picture(file: File, recipe: Recipe) -> bool:
+def kept_folders(recipe: Recipe) -> set[str]:
+    """Names of folders that mean something to a recipe, lower case."""
+    tiled = recipe.pictures.folders if recipe.tile is not None else ()
+    return {name.lower() for name in (*recipe.masks.folders, *recipe.splits.folders.values(), *tiled)}
+
+
+def is_picture(file: File, recipe: Recipe) -> bool:
+    """Whether a file's place and name let it be one of the recipe's pictures."""
     folders = {name.lower() for name in recipe.pictures.folders}
     suffix = recipe.pictures.suffix.lower()
     return (not folders or bool(folders & set(file.parts[:-1]))) and stem_of(file.parts[-1]).endswith(suffix)
@@ -178,7 +217,7 @@ def _is_picture(file: File, recipe: Recipe) -> bool:
 
 def _may_be_mask(file: File, recipe: Recipe) -> bool:
     """Whether a file's place lets it be a mask: where the recipe says which folders hold pictures, no other tells."""
-    return not recipe.pictures.folders or not recipe.masks.folders or not _is_picture(file, recipe)
+    return not recipe.pictures.folders or not recipe.masks.folders or not is_picture(file, recipe)
 
 
 def _is_mask(file: File, recipe: Recipe, rule: MaskRule | None) -> bool:

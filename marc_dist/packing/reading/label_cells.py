@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+from marc_dist.packing.reading.names import normal_name
+
 MARKS = (";", "|", ",")
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|set|frozenset|list|tuple)\s*\((.*)\)", re.DOTALL)
 EMPTY = {"set()", "frozenset()", "list()", "tuple()"}
@@ -19,6 +21,10 @@ class UnclearCell(ValueError):
     """A cell that could be read in more than one way, or in none; the message says what it holds."""
 
 
+class BrokenCell(UnclearCell):
+    """A cell that begins like a list and is none, whatever the other cells hold."""
+
+
 def literal(cell: str) -> list[str] | None:
     """The names of a cell that holds a list as JSON, Python or NumPy write it; None when it holds no such list.
 
@@ -27,7 +33,7 @@ def literal(cell: str) -> list[str] | None:
             ``array(['a'], dtype=object)``.
 
     Raises:
-        UnclearCell: a list of lists, of names without marks between them, a bracket that does not close.
+        BrokenCell: a list of lists, of names without marks between them, a bracket that does not close.
     """
     text = cell.strip()
     if text in EMPTY:
@@ -38,7 +44,7 @@ def literal(cell: str) -> list[str] | None:
     if text[:1] not in CLOSES or (text[0] in "({" and text[1:-1].strip() and not QUOTED.search(text)):
         return _single(text) if QUOTED.fullmatch(text) else None  # `(other)` is a name
     if len(text) < 2 or CLOSES[text[0]] != text[-1]:
-        raise UnclearCell("a list that does not close")
+        raise BrokenCell("a list that does not close")
     inside = text[1:-1]
     if not inside.strip():
         return []
@@ -46,12 +52,12 @@ def literal(cell: str) -> list[str] | None:
     rest = QUOTED.sub("", inside)
     if names:
         if rest.strip(", \n\t"):
-            raise UnclearCell("not a plain list of names")
+            raise BrokenCell("not a plain list of names")
         return [name.strip() for name in names if name.strip()]
     if any(mark in inside for mark in "[](){}:'\""):
-        raise UnclearCell("not a plain list of names")
+        raise BrokenCell("not a plain list of names")
     if "," not in inside and len(inside.split()) > 1:
-        raise UnclearCell("a list without commas and quotes")
+        raise BrokenCell("a list without commas and quotes")
     return [name.strip() for name in inside.split(",") if name.strip() and name.strip().lower() not in ("nan", "none")]
 
 
@@ -83,18 +89,18 @@ def split_cells(cells: Sequence[str], separator: str | None, single: bool, known
     """
     if separator is not None:
         return [_parts(cell, separator) for cell in cells]
-    plain = {_plain(name) for name in known}
+    plain = {normal_name(name) for name in known}
     lists = [literal(cell) for cell in cells]
     if any(found is not None for found in lists):
         names = [cell for cell, found in zip(cells, lists, strict=True) if found is None]
-        odd = next((cell for cell in names if any(m in cell for m in MARKS) and _plain(cell) not in plain), None)
+        odd = next((cell for cell in names if any(m in cell for m in MARKS) and normal_name(cell) not in plain), None)
         if odd is not None:
             raise UnclearCell(f"lists in some cells, and {odd[:60]!r} in another; {_SAY} what stands between names")
         return [found if found is not None else [cell] * bool(cell) for cell, found in zip(cells, lists, strict=True)]
-    marked = [cell for cell in cells if _plain(cell) not in plain and any(mark in cell for mark in MARKS)]
+    marked = [cell for cell in cells if normal_name(cell) not in plain and any(mark in cell for mark in MARKS)]
     if marked:
         mark = _one_mark(marked, single and not known)
-        return [[cell] if _plain(cell) in plain else _parts(cell, mark) for cell in cells]
+        return [[cell] if normal_name(cell) in plain else _parts(cell, mark) for cell in cells]
     if any(mark in cell for cell in cells for mark in MARKS):  # every such cell is a name of the list
         return [[cell] if cell else [] for cell in cells]
     whole = [[cell] if cell else [] for cell in cells]
@@ -102,7 +108,7 @@ def split_cells(cells: Sequence[str], separator: str | None, single: bool, known
     if single or not blanks:
         return whole
     if known:
-        if all(_plain(cell) in plain for cell in cells if cell):
+        if all(normal_name(cell) in plain for cell in cells if cell):
             return whole
         return [cell.split() for cell in cells]
     bound = bound_words(cells)
@@ -144,10 +150,6 @@ def _one_mark(cells: Sequence[str], single: bool) -> str:
 
 def _parts(cell: str, separator: str) -> list[str]:
     return [name.strip() for name in cell.split(separator) if name.strip()]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold()).removesuffix("s")
 
 
 def bound_words(cells: Sequence[str]) -> str | None:

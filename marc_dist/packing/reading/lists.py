@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -38,13 +37,13 @@ def listed_names(path: Path, stems: Collection[str]) -> list[str]:
         names = [name_of(word[0]) for word in words if word]
         return names[1:] if names and stem_of(names[0]) not in stems and "." not in names[0] else names
     rows = read_rows(path)
-    if not rows or any(len(row.cells) < 1 for row in rows):
+    if not rows:
         return []
     if len(rows[0].cells) == 1:
-        names = [name_of(row.cells[0]) for row in rows]
+        names = list(map(name_of, rows.column(0)))
         return names[1:] if stem_of(names[0]) not in stems else names
     shape = find_columns(path, rows, Columns(), stems, labels=False)
-    return [name_of(row.cells[shape.image]) for row in shape.body]
+    return list(map(name_of, shape.body.column(shape.image)))
 
 
 def pictures_named(
@@ -63,15 +62,23 @@ def pictures_named(
     Raises:
         DataError: a name fits several pictures.
     """
-    ending: dict[str, list[str]] = defaultdict(list)
+    names = list(names)
+    ending: dict[str, str | list[str]] = dict.fromkeys(names, "")
     for key in pictures:
         for end in _endings(key):
-            ending[end].append(key)
+            other = ending.get(end)
+            if other is not None:  # one in most cases: a list for each would take more than all the names
+                ending[end] = [*([other] if isinstance(other, str) else other), key] if other else key
     keys = []
     for name in names:
-        whole = next((end for end in _endings(name) if end in pictures), name)
-        fits = ending.get(name, [whole])
-        if len(fits) > 1 and split is not None:
+        found = ending[name]
+        if not found:
+            found = next((end for end in _endings(name) if end in pictures), name)
+        if isinstance(found, str):
+            keys.append(found)
+            continue
+        fits = found
+        if split is not None:
             fits = [key for key in fits if split in map(split_word, key.split("/")[:-1])] or fits
         if len(fits) > 1:
             raise DataError(

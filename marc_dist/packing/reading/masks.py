@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -129,7 +130,14 @@ def mask_values(path: Path) -> MaskValues:
                 palette = image.getpalette("RGB") if mode == "P" else None
     except DataError:
         raise
-    except Exception as error:  # as in decode_rgb: whatever comes up in Pillow's decoders
+    except Exception as error:
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(2) == b"\xff\xd8":
+                raise DataError(
+                    f"{path}: a mask saved as JPEG, whose colours are blurred at every edge; expected PNG, TIFF, BMP "
+                    "or GIF: get the lossless masks"
+                ) from None
+        # as in decode_rgb: whatever comes up in Pillow's decoders
         raise DataError(f"{path}: damaged mask ({error or type(error).__name__}); fetch it again") from None
     if mode in ("RGB", "RGBA"):
         flat = pixels.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1])

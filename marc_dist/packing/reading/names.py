@@ -32,7 +32,8 @@ BESIDE = {
     "color", "colour", "colors", "colours", "gray", "grey", "rgb", "rgba", "irrg", "rgbir", "index", "indexed", "raw",
     "all", "set", "data", "file", "files", "part", "parts", "class", "classes", "object", "objects", "semantic",
     "instance", "instances", "panoptic", "ground", "truth", "original", "orig", "new", "final", "small", "full", "main",
-    "opt", "sat", "id", "ids", "is", "folder", "the", "of", "and", "for", "with", "no", "un", "unlabeled", "ortho", "x",
+    "opt", "sat", "id", "ids", "is", "folder", "participants", "the", "of", "and", "for", "with", "no", "un", "ortho",
+    "unlabeled", "x",
 }  # fmt: skip
 NO_CLASS = {
     "background", "bg", "unlabelled", "unlabeled", "unknown", "nodata", "novalue", "none", "nothing", "null", "void",
@@ -58,10 +59,15 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def plain(name: str) -> str:
+    """A name without case, blanks and marks: ``File Name`` = ``file_name``."""
+    return re.sub(r"[\W_]+", "", composed(name).casefold())
+
+
 def normal_name(name: str) -> str:
     """A class name without case, blanks, hyphens, underscores and the plural's s: ``bare-soil`` = ``Bare Soil``."""
-    plain = re.sub(r"[\W_]+", "", composed(name).casefold())
-    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
+    bare = plain(name)
+    return bare[:-1] if len(bare) > 3 and bare.endswith("s") and not bare.endswith("ss") else bare
 
 
 def natural_key(stem: str) -> tuple[str, int, str]:

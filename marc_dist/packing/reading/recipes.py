@@ -69,14 +69,17 @@ class SplitEntry(Section):
 
     folders: Mapping[str, str] = Field({}, description="split -> name of the folder that holds its pictures")
     lists: Mapping[str, str] = Field({}, description="split -> file that names its pictures: a list, or a label file")
+    names: Mapping[str, tuple[str, ...]] = Field(
+        {}, description="split -> names of its pictures, no extension, * for any text"
+    )
     shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field({}, description="split -> share of every scene")
     seed: int = Field(0, ge=0, description="of the draw by hash")
     source: str = Field("", description="where this split comes from, one line")
 
     @model_validator(mode="after")
     def _one_kind(self) -> SplitEntry:
-        if bool(self.folders) + bool(self.lists) + bool(self.shares) != 1:
-            raise ValueError("expected either folders, lists or shares")
+        if sum(map(bool, (self.folders, self.lists, self.names, self.shares))) != 1:
+            raise ValueError("expected either folders, lists, names or shares")
         if self.shares and abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must add up to 1, got {sum(self.shares.values())}")
         return self
@@ -145,12 +148,21 @@ class Recipe(Section):
         description="what pairs a picture with its labels; `path`: names may repeat from folder to folder; `tree`: as "
         "path, in parallel trees: folders that only tell pictures from masks (images, masks_png) do not count",
     )
+    tile: int | None = Field(
+        None, ge=16, description="side of the tiles, pixels, into which pictures and masks are cut; null = as they are"
+    )
     companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
     tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
     scene: Literal["folder", "name", "none"] = Field("none", description="where the scene of a picture is written")
     splits: SplitEntry
     expect: Expectation = Expectation()
     policies: Policies = Policies()
+
+    @model_validator(mode="after")
+    def _tiles_are_in_trees(self) -> Recipe:
+        if self.tile is not None and (self.pair_by != "tree" or self.recognise):
+            raise ValueError("tile: expected with pair_by: tree, and not with recognise")
+        return self
 
     @model_validator(mode="after")
     def _one_count_a_class(self) -> Recipe:
@@ -165,6 +177,11 @@ class Recipe(Section):
     def class_names(self) -> tuple[str, ...]:
         """Names in order."""
         return tuple(entry.name for entry in self.classes)
+
+    def rules(self) -> dict[str, object]:
+        """What a folder was packed by, and pictures that are added later must be, too; plain values."""
+        kept = {"name", "tif", "scene", "pair_by", "separator", "tile", "splits"}
+        return self.model_dump(mode="json", include=kept, exclude={"splits": {"source"}})
 
     def mask_rule(self, order: str | None = None) -> MaskRule:
         """How to read this set's masks.

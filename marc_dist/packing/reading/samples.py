@@ -9,7 +9,8 @@ from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
-from marc_dist.packing.reading.names import normal_name
+from marc_dist.packing.compact import Compact
+from marc_dist.packing.reading.names import composed, normal_name
 from marc_dist.packing.reading.recipes import Recipe
 
 Labels = dict[str, tuple[int, ...]]
@@ -36,6 +37,43 @@ class LabelledPicture:
     split: str
 
 
+def compact_samples(
+    rows: Iterable[tuple[Path, str, tuple[int, ...], str, str]],
+) -> Compact[LabelledPicture]:
+    """Many pictures to be packed, in little memory.
+
+    Args:
+        rows: folder in which the download begins, place below it, labels, scene and split of each, in order.
+    """
+    roots: dict[Path, int] = {}
+    shared: dict[tuple[int, ...] | str, tuple[int, ...] | str] = {}  # one object for equal ones: packed once a block
+
+    def one(value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        return shared.setdefault(value, value)
+
+    def made(plain: tuple[int, str, tuple[int, ...], str, str]) -> LabelledPicture:
+        root, place, labels, scene, split = plain
+        return LabelledPicture(folders[root] / place, composed(place), labels, scene, split)
+
+    plain = (
+        (roots.setdefault(root, len(roots)), place, one(labels), one(scene), one(split))
+        for root, place, labels, scene, split in rows
+    )
+    samples = Compact(plain, made)
+    folders = list(roots)
+    return samples
+
+
+def hold_samples(samples: Iterable[LabelledPicture]) -> Compact[LabelledPicture]:
+    """Pictures to be packed that exist already, wherever their downloads begin, in little memory."""
+
+    def made(plain: tuple[str, str, tuple[int, ...], str, str]) -> LabelledPicture:
+        return LabelledPicture(Path(plain[0]), *plain[1:])
+
+    plain = ((str(one.file), one.origin, one.labels, one.scene, one.split) for one in samples)
+    return Compact(plain, made)
+
+
 @dataclass
 class Source:
     """What was found in a download.
@@ -47,14 +85,18 @@ class Source:
         warnings: everything odd that was let pass, one line each.
         allow: names of checks that may fail.
         beside: further files of the shard folder: name -> content.
+        asked: what a later call for the same data set must ask for, too: rules of the recipe as it was given, words.
+        drawn: whether the splits were drawn, and do not stand in the download.
     """
 
     recipe: Recipe
     classes: tuple[str, ...] = ()
-    samples: list[LabelledPicture] = field(default_factory=list)
+    samples: Compact[LabelledPicture] = field(default_factory=Compact)
     warnings: list[str] = field(default_factory=list)
     allow: frozenset[str] = frozenset()
     beside: dict[str, str] = field(default_factory=dict)
+    asked: Mapping[str, object] = field(default_factory=dict)
+    drawn: bool = False
 
     def numbers(self, names: Iterable[str], place: str) -> tuple[int, ...]:
         """Class numbers of names, ascending: as written, else by sense or by another spelling of the recipe.
@@ -102,7 +144,18 @@ def expectations(source: Source) -> None:
     expect, samples = source.recipe.expect, source.samples
     if not source.classes:
         raise DataError(f"{source.recipe.title}: no classes")
-    sizes = Counter(sample.split for sample in samples)
+    low, high = expect.labels_per_image
+    sizes: Counter[str] = Counter()
+    found: dict[str, Counter[int]] = defaultdict(Counter)
+    empty, strange = [], []
+    for sample in samples:
+        sizes[sample.split] += 1
+        found[sample.split].update(sample.labels)
+        if not sample.labels:
+            empty.append(sample.origin)
+        elif not low <= len(sample.labels) <= high:
+            strange.append(f"{sample.origin} ({len(sample.labels)})")
+    every = sum(found.values(), Counter[int]())
     faults = []
     if expect.num_images is not None and len(samples) != expect.num_images:
         faults.append(f"{len(samples)} pictures instead of {expect.num_images}")
@@ -110,41 +163,36 @@ def expectations(source: Source) -> None:
         if sizes[split] != num:
             faults.append(f"{sizes[split]} in {split} instead of {num}")
     source.check("counts", faults, "not the published number of pictures")
-    empty = [sample.origin for sample in samples if not sample.labels]
     source.check("empty_labels", empty, f"pictures without any label ({len(empty)}, kept as negatives)")
-    low, high = expect.labels_per_image
-    strange = [
-        f"{sample.origin} ({len(sample.labels)})"
-        for sample in samples
-        if sample.labels and not low <= len(sample.labels) <= high
-    ]
     source.check("label_range", strange, f"expected {low} to {high} labels a picture; is the table damaged?")
     for split, counts in expect.label_counts.items():
-        found = Counter(label for sample in samples if split in ("all", sample.split) for label in sample.labels)
+        of_split = every if split == "all" else found[split]
         differ = [
-            f"{source.classes[label]} {found[label]} instead of {num}"
+            f"{source.classes[label]} {of_split[label]} instead of {num}"
             for label, num in enumerate(counts)
-            if found[label] != num
+            if of_split[label] != num
         ]
         source.check("label_counts", differ, f"{split}: pictures per class differ from the published ones")
-    lonely = [name for label, name in enumerate(source.classes) if not any(label in s.labels for s in samples)]
+    lonely = [name for label, name in enumerate(source.classes) if not every[label]]
     if lonely:
         source.warnings.append(f"classes that no picture carries: {', '.join(lonely)}")
 
 
-def odd_sizes(source: Source, sizes: Mapping[str, tuple[int, int]]) -> None:
+def odd_sizes(source: Source, sizes: Iterable[tuple[str, tuple[int, int]]]) -> None:
     """Note pictures of another size than the published one; it was let pass while packing.
 
     Args:
         source: of the recipe.
-        sizes: key -> width and height.
+        sizes: key, and width and height, of each picture.
     """
     expect = source.recipe.expect.image_size
+    if expect is None:
+        return
     odd: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for key, size in sizes.items():
-        if expect is not None and size != expect:
+    for key, size in sizes:
+        if size != expect:
             odd[size].append(key)
-    if expect is None or not odd:
+    if not odd:
         return
     total = sum(map(len, odd.values()))
     groups = [

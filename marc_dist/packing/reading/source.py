@@ -19,7 +19,6 @@ import numpy as np
 from marc_dist.config import DataError, list_presets
 from marc_dist.packing.layouts import coco, folders, objects, tables, yolo
 from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
-from marc_dist.packing.layouts.splits import NO_SPLIT
 from marc_dist.packing.layouts.tree import survey
 from marc_dist.packing.reading.discover import DownloadContent, File, discover
 from marc_dist.packing.reading.lists import pictures_named
@@ -63,11 +62,12 @@ def read_source(
         DataError: the download is not this data set, or something in it is wrong; names the files.
     """
     told: list[str] = []
+    asked = {**recipe.rules(), "labels": labels, "index_order": index_order}
     if recipe.recognise:
         recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
-    source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow))
+    source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow), asked=asked)
     rule = recipe.mask_rule(index_order) if "masks" in recipe.labels or index_order else None
     found = discover(recipe, roots, rule, foreign=foreign)
     if not found.pictures and (beside := _companions(recipe, roots)):
@@ -75,7 +75,7 @@ def read_source(
         found = discover(recipe, [*roots, *beside], rule, foreign=foreign)
     if table is not None:
         others = [file for file in found.tables if file.path.resolve() != table.resolve()]
-        found.tables[:] = [File(table.parent, table), *others]
+        found.tables[:] = [File(table.parent, table.name), *others]
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
     known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
@@ -112,7 +112,7 @@ def _recognised(
             raise DataError(f"{', '.join(map(str, roots))}: {layout.unclear}")
     chosen = with_layout(recipe, layout, classes)
     own = chosen.splits == recipe.splits
-    line = layout.line.replace(NO_SPLIT, "no split, those of the recipe") if own else layout.line
+    line = layout.told("no split, those of the recipe") if own and is_drawn(layout) else layout.line
     more = [] if not own or is_drawn(layout) else ["splits: those of the recipe, not those of the download"]
     return chosen, [f"layout: {note}" for note in (line, *layout.notes, *more)]
 
@@ -134,7 +134,7 @@ def _tell_passed_over(source: Source, found: DownloadContent) -> None:
 
 
 def _pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
-    stem = stem_of(file.path.name).removesuffix(suffix.lower())
+    stem = stem_of(file.name).removesuffix(suffix.lower())
     if recipe.pair_by == "path":
         return "/".join((*file.parts[:-1], stem))
     if recipe.pair_by == "tree":
@@ -170,7 +170,7 @@ def _pictures(source: Source, found: DownloadContent, roots: Sequence[Path]) -> 
             raise DataError(f"{where}: {nothing_there(survey(roots), recipe)}")
         raise DataError(f"{where}: found {rest}no pictures of {recipe.title}; expected {recipe.layout or 'pictures'}")
     pattern = recipe.expect.stem
-    strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.path.name))]
+    strange = [file for file in found.pictures if pattern and not re.fullmatch(pattern, stem_of(file.name))]
     if len(strange) > len(found.pictures) / 2:
         raise DataError(
             f"{where}: this does not look like {recipe.title}: {len(strange)} of {len(found.pictures)} pictures have "
@@ -183,7 +183,7 @@ def _other_recipe(pictures: Sequence[File]) -> str:
     """A hint at the recipe whose names these pictures have, or nothing."""
     for name in list_presets("shards"):
         pattern = load_recipe(name).expect.stem
-        if pattern and all(re.fullmatch(pattern, stem_of(file.path.name)) for file in pictures):
+        if pattern and all(re.fullmatch(pattern, stem_of(file.name)) for file in pictures):
             return f" (as in {name}: try --dataset {name})"
     return ""
 
@@ -263,7 +263,7 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
         files = files[:1]
     read = partial(
         read_table,
-        stems=[stem_of(picture.path.name) for picture in pictures.values()],
+        stems=[stem_of(picture.name) for picture in pictures.values()],
         separator=recipe.separator,
         columns=recipe.table.columns(),
         aliases=[entry.aliases for entry in recipe.classes],
@@ -281,15 +281,23 @@ def _from_tables(source: Source, files: list[File], pictures: dict[str, File]) -
     aliases = [entry.aliases for entry in recipe.classes] or [()] * len(source.classes)
     labels: Labels = {}
     split_of: dict[str, str] = {}
-    rows: Counter[str] = Counter()
+    sets: dict[bytes, tuple[int, ...]] = {}  # one object for equal ones
+    doubled: dict[str, None] = {}
     for file, table in zip(files, read_ones, strict=True):
-        source.warnings += [f"table: {file.path.name}: {note}" for note in table.notes]
+        source.warnings += [f"table: {file.name}: {note}" for note in table.notes]
         matrix = in_class_order(table, source.classes, aliases)
         keys = table.stems if recipe.pair_by == "name" else _row_keys(file, table.names, pictures, recipe.table.parts)
-        rows.update(keys)
-        labels |= {key: tuple(np.flatnonzero(row).tolist()) for key, row in zip(keys, matrix, strict=True)}
-        split_of |= dict(zip(keys, table.split, strict=True)) if table.split is not None else {}
-    source.check("doubled", [key for key, num in rows.items() if num > 1], f"{first.origin}: rows of one name")
+        for key, row in zip(keys, matrix, strict=True):
+            if key in labels:
+                doubled[key] = None
+            bits = row.tobytes()
+            if bits not in sets:
+                sets[bits] = tuple(np.flatnonzero(row).tolist())
+            labels[key] = sets[bits]
+        if table.split is not None:
+            words = {word: word for word in table.split}
+            split_of |= zip(keys, map(words.__getitem__, table.split), strict=True)
+    source.check("doubled", list(doubled), f"{first.origin}: rows of one name")
     return labels, split_of
 
 

@@ -6,20 +6,22 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import accumulate
 
 from marc_dist.config import DataError
 from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import listed_names, one_split, pictures_named, split_of_lists
 from marc_dist.packing.reading.names import composed, name_of, stem_of
 from marc_dist.packing.reading.recipes import Recipe
-from marc_dist.packing.reading.samples import LabelledPicture, Source
+from marc_dist.packing.reading.samples import Source, compact_samples
 
 
 def scene_of(recipe: Recipe, file: File) -> str:
     """The scene of a picture, or empty."""
     if recipe.scene == "folder":
         return file.path.parent.name if len(file.parts) > 1 else ""
-    return re.sub(r"_?\d+$", "", stem_of(file.path.name)) if recipe.scene == "name" else ""
+    return re.sub(r"_?\d+$", "", stem_of(file.name)) if recipe.scene == "name" else ""
 
 
 def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -42,6 +44,19 @@ def draw_splits(groups: Mapping[str, Sequence[str]], shares: Mapping[str, float]
     return chosen
 
 
+def draw_alone(origin: str, shares: Mapping[str, float], seed: int) -> str:
+    """The split of a picture that comes later: by a hash of its place, whatever other pictures there are.
+
+    Args:
+        origin: its place inside the download.
+        shares: split -> share.
+        seed: of the draw.
+    """
+    point = int.from_bytes(hashlib.sha256(f"{seed}/{origin}".encode()).digest()[:8], "big") / 2**64
+    chosen = [split for split, end in zip(shares, accumulate(shares.values()), strict=True) if point < end]
+    return chosen[0] if chosen else list(shares)[-1]  # shares add up to 1, or to the float below
+
+
 def assign(
     source: Source,
     pictures: Mapping[str, File],
@@ -62,9 +77,11 @@ def assign(
         DataError: a picture outside the split folders, or a split name that is no word.
     """
     recipe = source.recipe
-    kept = {key: file for key, file in sorted(pictures.items()) if key in labels}
+    kept = {key: pictures[key] for key in sorted(pictures) if key in labels}
     if recipe.splits.folders:
         chosen = _by_folder(recipe, kept)
+    elif recipe.splits.names:
+        chosen = _by_name(recipe, kept)
     elif recipe.splits.lists:
         chosen = _by_list(source, kept, lists)
         kept = {key: file for key, file in kept.items() if key in chosen}
@@ -75,15 +92,15 @@ def assign(
         for key, file in kept.items():
             groups[scene_of(recipe, file)].append(key)
         chosen = draw_splits(groups, recipe.splits.shares, recipe.splits.seed)
+        source.drawn = True
     for key, split in chosen.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
             raise DataError(
                 f"{kept[key].origin}: split {split!r}, expected a lower-case word such as train, val or test"
             )
-    source.samples = [
-        LabelledPicture(file.path, file.origin, labels[key], scene_of(recipe, file), chosen[key])
-        for key, file in kept.items()
-    ]
+    source.samples = compact_samples(
+        (file.root, file.place, labels[key], scene_of(recipe, file), chosen[key]) for key, file in kept.items()
+    )
 
 
 def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
@@ -100,9 +117,21 @@ def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
     return chosen
 
 
+def _by_name(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:
+    chosen = {}
+    for key, file in kept.items():
+        stem = stem_of(file.name)
+        fits = [s for s, names in recipe.splits.names.items() if any(fnmatchcase(stem, n.lower()) for n in names)]
+        if len(fits) != 1:
+            got = f"of {' and '.join(fits)}" if fits else "of none"
+            raise DataError(f"{file.path}: expected a picture of one split by its name, got one {got} (splits: names)")
+        chosen[key] = fits[0]
+    return chosen
+
+
 def _by_list(source: Source, kept: Mapping[str, File], files: Sequence[File]) -> dict[str, str]:
     """The split of every picture that a list names."""
-    stems = {stem_of(file.path.name) for file in kept.values()}
+    stems = {stem_of(file.name) for file in kept.values()}
     places = {name_of(file.origin): key for key, file in kept.items()}
     lists: dict[str, tuple[str, list[str]]] = {}
     for split, pattern in source.recipe.splits.lists.items():

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
-from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns, plain
-from marc_dist.packing.reading.label_cells import UnclearCell, is_name, split_cells
-from marc_dist.packing.reading.names import is_no_class, name_of, natural_key, normal_name
-from marc_dist.packing.reading.sheets import Row, is_guessed, read_rows
+from marc_dist.packing.reading.columns import SIGNS, TRUTH, Columns, Shape, find_columns
+from marc_dist.packing.reading.label_cells import BrokenCell, UnclearCell, is_name, split_cells
+from marc_dist.packing.reading.names import is_no_class, name_of, natural_key, normal_name, plain
+from marc_dist.packing.reading.sheets import Rows, is_guessed, read_rows
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ def read_table(
     guessed = "not UTF-8, read as Latin-1; if names look wrong, save it as UTF-8"
     shape = find_columns(path, rows, columns or Columns(), set(stems or ()))
     shape.notes += [guessed] if is_guessed(path) else []
-    for row in shape.body:
-        if not row.cells[shape.image]:
-            raise DataError(f"{path}: row {row.line}: names no picture")
+    images = shape.body.column(shape.image)
+    if "" in images:
+        raise DataError(f"{path}: row {shape.body[images.index('')].line}: names no picture")
     if shape.labels is not None:
         named, labels = _listed(path, shape, classes, separator, aliases)
     else:
         named, labels = tuple(shape.header[place] for place in shape.classes), _matrix(path, shape)
-    names = tuple(name_of(row.cells[shape.image]) for row in shape.body)
-    split = None if shape.split is None else tuple(row.cells[shape.split] for row in shape.body)
+    names = tuple(map(name_of, images))
+    split = None if shape.split is None else tuple(shape.body.column(shape.split))
     table = Table(path, names, named, labels, split, tuple(shape.notes))
     one_each = shape.labels is not None and plain(shape.header[shape.labels]) in ("label", "tag", "class", "category")
     return _joined(table) if one_each and len(set(names)) < len(names) else table
@@ -120,30 +120,31 @@ def _read_mat(path: Path, classes: Sequence[str] | None, stems: Sequence[str] | 
     return Table(path, tuple(name_of(stem) for stem in ordered), tuple(classes), np.asarray(matrix) == 1)
 
 
-def _without_empty_columns(path: Path, rows: list[Row]) -> list[Row]:
+def _without_empty_columns(path: Path, rows: Rows) -> Rows:
     """Rows of one length, without the empty columns that spreadsheets leave at the right."""
     width = len(rows[0].cells)
-    for row in rows:
-        if len(row.cells) != width:
-            raise DataError(f"{path}: row {row.line} ({row.cells[0]}): expected {width} cells, got {len(row.cells)}")
-    keep = [column for column in range(width) if any(row.cells[column] for row in rows)]
-    return [Row(row.line, [row.cells[column] for column in keep]) for row in rows]
+    odd = rows.uneven(width)
+    if odd is not None:
+        raise DataError(f"{path}: row {odd.line} ({odd.cells[0]}): expected {width} cells, got {len(odd.cells)}")
+    keep = [column for column in range(width) if any(rows.column(column))]
+    return rows if len(keep) == width else rows.only(keep)
 
 
 def _matrix(path: Path, shape: Shape) -> NDArray[np.bool_]:
-    cells = {row.cells[place].lower() for row in shape.body for place in shape.classes}
+    kinds = {place: {cell: cell.lower() for cell in set(shape.body.column(place))} for place in shape.classes}
+    cells = {lower for of_column in kinds.values() for lower in of_column.values()}
     known = SIGNS if cells <= set(SIGNS) and cells & {"-1", "-1.0"} else TRUTH
     labels = np.zeros((len(shape.body), len(shape.classes)), dtype=bool)
-    for number, row in enumerate(shape.body):
-        for column, place in enumerate(shape.classes):
-            value = known.get(row.cells[place].lower())
-            if value is None:
-                raise DataError(
-                    f"{path}: row {row.line} ({row.cells[shape.image]}), column {shape.header[place]!r}: expected 0 or "
-                    f"1, got {row.cells[place]!r}; a column of names? say table: labels in the recipe; none of labels? "
-                    "table: ignore"
-                )
-            labels[number, column] = value
+    for column, (place, of_column) in enumerate(kinds.items()):
+        odd = {cell for cell, lower in of_column.items() if lower not in known}
+        if odd:
+            row = next(row for row in shape.body if row.cells[place] in odd)
+            raise DataError(
+                f"{path}: row {row.line} ({row.cells[shape.image]}), column {shape.header[place]!r}: expected 0 or 1, "
+                f"got {row.cells[place]!r}; a column of names? say table: labels in the recipe; none of labels? table: "
+                "ignore"
+            )
+        labels[:, column] = [known[of_column[cell]] for cell in shape.body.column(place)]
     return labels
 
 
@@ -156,32 +157,38 @@ def _listed(
 ) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """``image,labels`` with names in one cell."""
     assert shape.labels is not None
-    column, body = shape.header[shape.labels], shape.body
-    cells = [row.cells[shape.labels] for row in body]
+    column, rows = shape.header[shape.labels], shape.body.column(shape.labels)
+    cells = list(dict.fromkeys(rows))  # pictures are many, sets of labels few
+
+    def row_with(cell: str) -> str:
+        row = shape.body[rows.index(cell)]
+        return f"{path}: row {row.line} ({row.cells[shape.image]})"
+
     single = plain(column) in ("label", "tag", "class", "category", "labelname", "classname")
     known = [*(classes or ()), *(name for others in aliases for name in others)]
     lists = _names_in(path, shape, cells, separator, single, known)
     if all(name.isdigit() for names in lists for name in names) and any(lists):
         lists = _by_number(path, column, lists, classes)
-    for row, names in zip(body, lists, strict=True):
-        for name in names:
-            if not is_name(name):
-                raise DataError(f"{path}: row {row.line}, column {column!r}: {name!r} is half a list, no name; mend it")
+    for cell, names in zip(cells, lists, strict=True):
+        half = next((name for name in names if not is_name(name)), None)
+        if half is not None:
+            raise DataError(f"{row_with(cell)}, column {column!r}: {half!r} is half a list, no name; mend it")
     spellings = {normal_name(name): name for name in sorted({name for names in lists for name in names}, reverse=True)}
     order = tuple(classes) if classes else tuple(sorted(spellings.values()))
     place = {normal_name(name): number for number, others in enumerate(aliases) for name in others}
     place |= {normal_name(name): number for number, name in enumerate(order)}
-    labels = np.zeros((len(body), len(order)), dtype=bool)
-    for number, (row, found) in enumerate(zip(body, lists, strict=True)):
+    labels = np.zeros((len(cells), len(order)), dtype=bool)
+    for number, (cell, found) in enumerate(zip(cells, lists, strict=True)):
         for name in found:
             if normal_name(name) not in place:
                 mark = "; is it half a name? say what stands between names with --separator"
                 raise DataError(
-                    f"{path}: row {row.line} ({row.cells[shape.image]}): label {name!r} is not in the class list"
-                    f"{suggestion(name, order)}{mark if ' ' in row.cells[shape.labels] else ''}"
+                    f"{row_with(cell)}: label {name!r} is not in the class list{suggestion(name, order)}"
+                    f"{mark if ' ' in cell else ''}"
                 )
             labels[number, place[normal_name(name)]] = True
-    return order, labels
+    number_of = {cell: number for number, cell in enumerate(cells)}
+    return order, labels[[number_of[cell] for cell in rows]]
 
 
 def _names_in(
@@ -192,13 +199,16 @@ def _names_in(
         return split_cells(cells, separator, single, known)
     except UnclearCell as error:
         unclear = str(error)
-    for row, cell in zip(shape.body, cells, strict=True):
+    assert shape.labels is not None
+    for cell in cells:
         try:
             split_cells([cell], separator, single, known)
-        except UnclearCell as error:
-            unclear = f"row {row.line}: {cell[:60]!r}: {error}" if "--separator" not in str(error) else unclear
+        except BrokenCell as error:
+            line = shape.body[shape.body.column(shape.labels).index(cell)].line
+            unclear = f"row {line}: {cell[:60]!r}: {error}"
             break
-    assert shape.labels is not None
+        except UnclearCell:
+            break
     raise DataError(f"{path}: column {shape.header[shape.labels]!r}: {unclear}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from marc_dist.config import DataError
 from marc_dist.packing.reading.archive_kinds import PART, check_zip, what_is
 from marc_dist.packing.reading.recipes import Recipe
+from marc_dist.packing.reading.tiles import cut_tiles
 from marc_dist.packing.tar import BLOCK, members
 
 BOMB_BYTES = 1 << 30  # what unpacks to more than this, and to ...
@@ -67,6 +69,12 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
             except OSError as error:
                 raise DataError(f"{beside}: cannot draw the sample there ({error.strerror or error})") from None
             roots.append(folder)
+        if recipe.tile is not None:
+            folder = stack.enter_context(_temporary(beside))
+            try:
+                roots = cut_tiles(recipe, roots, folder, os.cpu_count() or 1)
+            except OSError as error:
+                raise DataError(f"{beside}: cannot cut tiles there ({error.strerror or error})") from None
         yield roots
 
 

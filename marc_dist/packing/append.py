@@ -1,0 +1,400 @@
+"""Adding to a shard folder: what the download holds now is compared with what lies in the folder, picture by picture.
+
+A picture is known by its place inside the download, its content by the SHA-256 of its file. A shard none of whose
+samples changed is kept: the same file, under a second name while two folders exist. A shard with a changed, relabelled
+or removed picture is written anew under its name, the other pictures' bytes as they were. New pictures go to new
+shards. The folder is published as ``pack`` does it: the old one or the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from marc_dist.config import DataError
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.packing import sources
+from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
+from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
+from marc_dist.packing.publish import publication
+from marc_dist.packing.reading.names import normal_name
+from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
+from marc_dist.packing.reading.splits import draw_alone
+from marc_dist.packing.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
+from marc_dist.packing.sources import PackedPicture
+from marc_dist.packing.tar import Entry, WrittenShard
+from marc_dist.packing.worker_pool import PoolTask, work
+
+FILES = 64  # that a process hashes at a time
+
+
+@dataclass
+class Changes:
+    """What an appending does to a folder.
+
+    Attributes:
+        new: split -> new pictures.
+        changed: places of pictures whose content is another.
+        relabelled: places of pictures with other labels, or of another scene; their content is the same.
+        removed: places of pictures taken out.
+        same: how many stay as they are, those that the source lacks included.
+        gone: keys of pictures that the source lacks and that stay all the same.
+        returning: keys of removed pictures that the source still has.
+        classes: names of classes that the folder did not have.
+        shards: ``kept``, ``rewritten``, ``dropped`` and ``new`` -> number of shards.
+    """
+
+    new: Counter[str] = field(default_factory=Counter)
+    changed: set[str] = field(default_factory=set)
+    relabelled: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    same: int = 0
+    gone: list[str] = field(default_factory=list)
+    returning: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    shards: Counter[str] = field(default_factory=Counter)
+
+    def __bool__(self) -> bool:
+        """Whether the folder becomes another one."""
+        return bool(self.new or self.changed or self.relabelled or self.removed or self.classes)
+
+
+def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
+    """The shard folder that is to be added to.
+
+    Args:
+        out: where it lies.
+        rules: of the recipe and the words, see ``Source.asked``; those that are named here must be those of the folder.
+
+    Raises:
+        DataError: no shard folder, or one that was packed by other rules.
+    """
+    dataset = open_dataset(out)
+    packed_with = dataset.meta.get("packed_with")
+    if not isinstance(packed_with, dict) or "sources_sha256" not in dataset.meta:
+        raise DataError(f"{out}: packed by a marc-dist without --append; pack it again once, with --force")
+    for rule, value in rules.items():
+        if packed_with.get(rule) != value:
+            had, has = json.dumps(packed_with.get(rule)), json.dumps(value)
+            raise DataError(
+                f"{out}: packed with {rule} {had}, this call has {has}; add with the recipe and the words that it was "
+                "packed with, or pack all of it again with --force"
+            )
+    return dataset
+
+
+def append(
+    source: Source,
+    out: Path,
+    *,
+    workers: int = 1,
+    samples_per_shard: int = 1000,
+    shard_mb: float | None = None,
+    to_png: bool = False,
+    remove: Collection[str] = (),
+    remove_missing: bool = False,
+    add_classes: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Changes:
+    """Bring a shard folder up to what was found in the download.
+
+    Unlike ``pack``, it holds every picture of the folder and of the download as objects, a few kB each.
+
+    Args:
+        source: what was found; becomes what the folder then holds.
+        out: the shard folder; not a byte of it changes when there is nothing to do.
+        workers: processes.
+        samples_per_shard: samples of a full new shard.
+        shard_mb: see ``pack``.
+        to_png: see ``pack``; as the folder was packed.
+        remove: keys of pictures to take out, whether the source has them or not.
+        remove_missing: take out the pictures that the source lacks.
+        add_classes: let new classes come after those of the folder.
+        dry_run: compare, and change nothing.
+        progress: called with samples of the source and bytes done so far.
+
+    Raises:
+        DataError: no such folder, one of other rules, a damaged shard, an unknown key, a new class without
+            ``add_classes``, a picture that is in another split in the download, a picture that cannot be packed.
+    """
+    out = out.resolve()
+    rules = {**source.asked, "to_png": to_png}
+    if out.exists() or not out.with_name(f".{out.name}.old").exists():  # else a crash between two renames: mended below
+        check_folder(out, rules)
+    with publication(out, True) as folder:
+        dataset = check_folder(out, rules)
+        there = sources.read(dataset)
+        changes = Changes(classes=_take_classes(source, dataset, add_classes))
+        _take_out(source, dataset, there, changes, remove, remove_missing)
+        staying = {origin: packed for origin, packed in there.items() if origin not in changes.removed}
+        _take_splits(source, dataset, staying)
+        keys = {origin: packed.row.key for origin, packed in staying.items()}
+        plan = {split: list(pairs) for split, pairs in plan_entries(source, to_png=to_png, known=keys).items()}
+        new = {split: [pair for pair in pairs if pair[0].origin not in staying] for split, pairs in plan.items()}
+        new = {split: pairs for split, pairs in new.items() if pairs}
+        _one_kind(out, staying, new)
+        done = _Done(progress)
+        _compare(dataset, plan, staying, changes, workers, done)
+        _add_staying(source, plan, staying)
+        if not plan:
+            raise DataError(f"{out}: nothing would be left; to be rid of all of it, delete the folder")
+        plan = {split: sorted(plan[split], key=_key) for split in sorted(plan, key=split_order)}
+        source.samples = hold_samples(sample for pairs in plan.values() for sample, _ in pairs)
+        changes.new = Counter({split: len(pairs) for split, pairs in new.items()})
+        changes.shards["new"] = sum(1 for pairs in new.values() for _ in cut(pairs, samples_per_shard, shard_mb))
+        members = _members(plan, staying)
+        affected = {there[place].shard for place in (*changes.removed, *changes.changed, *changes.relabelled)}
+        for shard in dataset.shards:
+            what = "dropped" if shard not in members else "rewritten" if shard in affected else "kept"
+            changes.shards[what] += 1
+        _tell(source, changes)
+        if changes and not dry_run:
+            _room(dataset, new, affected)
+            written = _old_shards(source, dataset, folder, members, affected, changes, workers, done)
+            more = pack_more(
+                new,
+                folder,
+                {split: _next_number(dataset, split) for split in new},
+                demands_of(source),
+                workers=workers,
+                samples_per_shard=samples_per_shard,
+                shard_mb=shard_mb,
+                progress=done.after(),
+            )
+            shards = {split: [*written.get(split, ()), *more.get(split, ())] for split in plan}
+            conclude(source, plan, shards, folder, to_png=to_png)
+    return changes
+
+
+class _Done:
+    """Samples and bytes done so far."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.samples, self.size = progress, 0, 0
+
+    def add(self, samples: int, size: int) -> None:
+        self.samples, self.size = self.samples + samples, self.size + size
+        if self.progress is not None:
+            self.progress(self.samples, self.size)
+
+    def after(self) -> Progress | None:
+        """For what comes next and counts from zero."""
+        progress, samples, size = self.progress, self.samples, self.size
+        return progress and (lambda more, larger: progress(samples + more, size + larger))
+
+
+def _key(pair: Pair) -> str:
+    return pair[1].key
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _take_classes(source: Source, dataset: Dataset, add: bool) -> tuple[str, ...]:
+    """Give the source the folder's class list and its numbers; the names that the folder did not have."""
+    numbers = {normal_name(name): number for number, name in enumerate(dataset.classes)}
+    numbers |= {name: number for number, name in enumerate(dataset.classes)}
+    new = tuple(name for name in source.classes if name not in numbers and normal_name(name) not in numbers)
+    if new and not add:
+        raise DataError(
+            f"{dataset.root}: its {len(dataset.classes)} classes do not have {_some(new)}; an encoder trained on them "
+            "does not know more; to put new classes behind them: --add-classes"
+        )
+    numbers |= {name: number for number, name in enumerate(new, len(dataset.classes))}
+    to = [numbers.get(name, numbers.get(normal_name(name), 0)) for name in source.classes]
+    source.samples = hold_samples(
+        replace(sample, labels=tuple(sorted({to[label] for label in sample.labels}))) for sample in source.samples
+    )
+    source.classes = (*dataset.classes, *new)
+    return new
+
+
+def _take_out(
+    source: Source,
+    dataset: Dataset,
+    there: Mapping[str, PackedPicture],
+    changes: Changes,
+    keys: Collection[str],
+    missing: bool,
+) -> None:
+    """Decide what goes; of the source's samples, too."""
+    place = {packed.row.key: origin for origin, packed in there.items()}
+    unknown = [key for key in dict.fromkeys(keys) if key not in place]
+    if unknown:
+        raise DataError(f"--remove: {len(unknown)} keys are not in {dataset.root}: {_some(unknown)}")
+    listed = {place[key] for key in keys}
+    found = {sample.origin for sample in source.samples}
+    if len(found) < len(source.samples):
+        raise DataError(f"{source.recipe.title}: two pictures of one place; pass each download once")
+    lost = [origin for origin in there if origin not in found and origin not in listed]
+    changes.removed = listed | set(lost if missing else ())
+    changes.gone = [] if missing else [there[origin].row.key for origin in lost]
+    changes.returning = [there[origin].row.key for origin in there if origin in listed and origin in found]
+    source.samples = hold_samples(sample for sample in source.samples if sample.origin not in listed)
+
+
+def _take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPicture]) -> None:
+    """Every picture of the folder keeps its split; a drawn one does not depend on the other pictures."""
+    other = [
+        f"{sample.origin} ({staying[sample.origin].split} there, {sample.split} in the download)"
+        for sample in source.samples
+        if not source.drawn and sample.origin in staying and sample.split != staying[sample.origin].split
+    ]
+    if other:
+        raise DataError(
+            f"{dataset.root}: {len(other)} pictures would change their split: {_some(other)}; take them out with "
+            "--remove and add them again, or pack all of it again with --force"
+        )
+    if source.drawn:
+        rule = source.recipe.splits
+        source.samples = hold_samples(
+            replace(
+                sample,
+                split=staying[sample.origin].split
+                if sample.origin in staying
+                else draw_alone(sample.origin, rule.shares, rule.seed),
+            )
+            for sample in source.samples
+        )
+
+
+def _one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:
+    there = {packed.ext for packed in staying.values()}
+    coming = {entry.ext for pairs in new.values() for _, entry in pairs}
+    if there and coming - there:
+        raise DataError(
+            f"{out}: holds {', '.join(sorted(there))} pictures, the new ones are {', '.join(sorted(coming - there))}; "
+            "pack all of it again with --force --to-png"
+        )
+
+
+def _compare(
+    dataset: Dataset,
+    plan: Mapping[str, Pairs],
+    staying: Mapping[str, PackedPicture],
+    changes: Changes,
+    workers: int,
+    done: _Done,
+) -> None:
+    """Read every shard, and every picture of the source that the folder has; note what is another."""
+    known = {sample.file: sample for pairs in plan.values() for sample, _ in pairs if sample.origin in staying}
+    files = list(known)
+    jobs: list[PoolTask] = [
+        (check_shard, (dataset.root / shard["name"], shard["sha256"])) for shard in dataset.meta["shards"]
+    ]
+    jobs += [(file_sums, (files[start : start + FILES],)) for start in range(0, len(files), FILES)]
+
+    def finished(job: PoolTask, result: Any) -> list[PoolTask]:
+        if job[0] is file_sums:
+            for file, sum_ in zip(job[1][0], result, strict=True):
+                sample, packed = known[file], staying[known[file].origin]
+                if sum_ != packed.row.source:
+                    changes.changed.add(sample.origin)
+                    continue
+                if (sample.labels, sample.scene) != (packed.labels, packed.scene):
+                    changes.relabelled.add(sample.origin)
+                done.add(1, packed.row.size)
+        return []
+
+    work(jobs, finished, workers)
+    changes.same = len(staying) - len(changes.changed) - len(changes.relabelled)
+
+
+def _add_staying(source: Source, plan: dict[str, list[Pair]], staying: Mapping[str, PackedPicture]) -> None:
+    """Put the folder's pictures that the source lacks into the plan."""
+    planned = {sample.origin for pairs in plan.values() for sample, _ in pairs}
+    for origin, packed in staying.items():
+        if origin not in planned:
+            meta = sample_json(source.classes, packed.labels, packed.scene, origin)
+            entry = Entry(Path(), packed.row.key, packed.ext, packed.ext, meta)
+            sample = LabelledPicture(Path(), origin, packed.labels, packed.scene, packed.split)
+            plan.setdefault(packed.split, []).append((sample, entry))
+
+
+def _members(
+    plan: Mapping[str, Pairs], staying: Mapping[str, PackedPicture]
+) -> dict[str, list[tuple[Entry, PackedPicture, str]]]:
+    """Shard of the folder -> the samples that stay in it, in its order, each with its place in the download."""
+    found: dict[str, list[tuple[Entry, PackedPicture, str]]] = defaultdict(list)
+    for pairs in plan.values():
+        for sample, entry in pairs:
+            packed = staying.get(sample.origin)
+            if packed is not None:
+                found[packed.shard].append((entry, packed, sample.origin))
+    for samples in found.values():
+        samples.sort(key=lambda one: one[1].row.offset)
+    return dict(found)
+
+
+def _tell(source: Source, changes: Changes) -> None:
+    if changes.gone:
+        source.warnings.append(
+            f"append: {len(changes.gone)} pictures are in the folder and no longer in the download; they were kept: "
+            f"{_some(changes.gone)}; to take them out: --remove-missing"
+        )
+    if changes.returning:
+        source.warnings.append(
+            f"append: {len(changes.returning)} pictures that were taken out are still in the download: "
+            f"{_some(changes.returning)}; the next --append would add them again"
+        )
+    if changes.classes:
+        source.warnings.append(f"append: new classes, after the others: {', '.join(changes.classes)}")
+
+
+def _room(dataset: Dataset, new: Mapping[str, Pairs], affected: Collection[str]) -> None:
+    """Refuse before the first byte when the disk cannot hold what is written."""
+    need = sum(entry.file.stat().st_size + 2048 for pairs in new.values() for _, entry in pairs)
+    need += sum(shard["size"] for shard in dataset.meta["shards"] if shard["name"] in affected)
+    free = shutil.disk_usage(dataset.root).free
+    if need > free:
+        raise DataError(f"{dataset.root}: needs about {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
+
+
+def _next_number(dataset: Dataset, split: str) -> int:
+    matches: Iterator[re.Match[str] | None] = (re.fullmatch(rf"{split}-(\d+)\.tar", name) for name in dataset.shards)
+    return max((int(found[1]) for found in matches if found), default=-1) + 1
+
+
+def _old_shards(
+    source: Source,
+    dataset: Dataset,
+    folder: Path,
+    members: Mapping[str, Sequence[tuple[Entry, PackedPicture, str]]],
+    affected: Collection[str],
+    changes: Changes,
+    workers: int,
+    done: _Done,
+) -> dict[str, list[WrittenShard]]:
+    """Keep or write anew every shard of the folder of which something stays; split -> shards in order."""
+    written: dict[str, WrittenShard] = {}
+    jobs: list[PoolTask] = []
+    for shard in dataset.meta["shards"]:
+        name, samples = shard["name"], members.get(shard["name"], ())
+        old, new = dataset.root / name, folder / name
+        if samples and name in affected:
+            again = [(entry, None if place in changes.changed else packed.row) for entry, packed, place in samples]
+            jobs.append((rewrite_shard, (old, new, again, demands_of(source))))
+        elif samples:
+            keep_shard(old, new, shard["sha256"])
+            written[name] = WrittenShard(name, [packed.row for _, packed, _ in samples], shard["size"], shard["sha256"])
+
+    def finished(job: PoolTask, result: WrittenShard) -> list[PoolTask]:
+        written[result.name] = result
+        fresh = [row for (_, was), row in zip(job[1][2], result.rows, strict=True) if was is None]
+        done.add(len(fresh), sum(row.size for row in fresh))
+        return []
+
+    work(jobs, finished, workers)
+    shards: dict[str, list[WrittenShard]] = defaultdict(list)
+    for shard in dataset.meta["shards"]:
+        if shard["name"] in written:
+            shards[members[shard["name"]][0][1].split].append(written[shard["name"]])
+    return shards
