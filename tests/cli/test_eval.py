@@ -134,7 +134,7 @@ def test_named_evaluations_stay_and_pages_show_their_own(three: list[Path], caps
     (run / "eval" / "oml" / "metrics.json").write_text("{")
     assert main([str(run), str(three[1]), "--list"]) == 0
     out = capsys.readouterr().out
-    assert "test_vs_train-jac" in out and "jaccard" in out and "oml" in out and "read" in out
+    assert "test_vs_train-jac" in out and "jaccard" in out and "oml" in out and "damaged" in out
     assert f"{three[1]}: no evaluation; make one with marc-eval" in out and max(map(len, out.splitlines()[:12])) <= 80
     assert "eval.name" in refused(capsys, str(run), "--name", "../up")
 
