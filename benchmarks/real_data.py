@@ -87,7 +87,7 @@ def ml_aid(data: Path, work: Path, epochs: int, num_faults: int) -> dict[str, An
     found["eval_s"] = command("evaluate", str(run))
     if num_faults:
         found["faults"] = faults(shards, work, num_faults)
-    found["metrics"] = json.loads((run / "eval" / "metrics.json").read_text())
+    found["metrics"] = json.loads((run / "eval" / "test_vs_train" / "metrics.json").read_text())
     return found
 
 

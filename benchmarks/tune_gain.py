@@ -74,7 +74,7 @@ def scores(run: Path, words: list[str]) -> dict[str, float]:
     """Train in ``run`` and score it on the test split."""
     command("train", *words, f"train.run_dir={run}", "train.log_every=50")
     command("evaluate", str(run), "eval.baseline=false", "eval.ks=[10]", "--no-report")
-    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    summary = json.loads((run / "eval" / "test_vs_train" / "metrics.json").read_text())
     thirds = summary["thirds"]["trained"]
     found = {name: summary["scores"]["trained"][name] for name in ("mAP", "nDCG@10")}
     return (

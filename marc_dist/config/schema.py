@@ -232,6 +232,9 @@ class EvalConfig(Section):
         description="queries x archive: test x train; 20 % x 80 % of test; test x rest of test; test x train of other "
         "data over the labels that both know",
     )
+    name: Name | None = Field(
+        None, description="keeps this evaluation beside others of its protocol, in RUN/eval/PROTOCOL-NAME"
+    )
     queries_dir: str | None = Field(None, description="shard folder that asks; null = data.dir")
     archive_dir: str | None = Field(None, description="shard folder that answers; null = that of the queries")
     query_split: Name = Field("test", description="split that queries come from")

@@ -10,14 +10,50 @@ their difference is that of ``resampled_means(one) - resampled_means(other)``.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from marc_dist.metrics.arguments import Int
+from marc_dist.metrics.label_scores import label_groups, mean_known
 from marc_dist.metrics.label_sets import Float
 
 DRAWS = 1000
 LEVEL = 0.95
 BLOCK_BYTES = 64 << 20
 """Of drawn indices, of their counts as integers, and of the counts as float64: three times this at most."""
+
+
+class Resampled(NamedTuple):
+    """What an encoder would have scored on other draws of the queries.
+
+    Attributes:
+        scores: (B, M) of every metric.
+        labels: (B, L) AP of every label; NaN for a label for which one query counts: all its draws are that query.
+        thirds: (B, 4) AP of ``label_groups``: all labels, and each third.
+    """
+
+    scores: Float
+    labels: Float
+    thirds: Float
+
+
+def resampled(scores: Float, label_ap: Float, third: Int) -> Resampled:
+    """The means of all metrics and labels over the same draws of the queries.
+
+    In its third, a label keeps its mean over all queries where a draw has none for it; else the draws would be means
+    over other labels.
+
+    Args:
+        scores: (Q, M).
+        label_ap: (Q, L), NaN where a query says nothing of a label.
+        third: (L,) of ``label_thirds``.
+    """
+    drawn = resampled_means(label_ap)
+    filled = np.where(np.isnan(drawn), mean_known(label_ap), drawn)
+    thirds = [mean_known(filled[:, chosen].T) for chosen in label_groups(third).values()]
+    labels = np.where((~np.isnan(label_ap)).sum(axis=0) > 1, drawn, np.nan)
+    return Resampled(resampled_means(scores), labels, np.stack(thirds, axis=1))
 
 
 def resampled_means(values: Float, draws: int = DRAWS, seed: int = 0) -> Float:

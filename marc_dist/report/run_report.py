@@ -24,6 +24,7 @@ from marc_dist.report.text_tables import without_relevant
 from marc_dist.report.training_views import training_views
 from marc_dist.retrieval import results
 from marc_dist.retrieval.protocols import labels_over
+from marc_dist.run.evaluations import PANEL, REPORT, evaluation_folder, name_of, read, read_map, read_summary
 
 LOGGED = (
     ("loss", "loss"),
@@ -35,39 +36,49 @@ NUM_VIEWED = 3
 
 
 def write_report(config: Config, folder: Path) -> Path:
-    """Write ``folder/eval/panel.png`` and ``folder/report.html`` from ``folder`` and the data of both sides.
+    """Write ``report.html`` and ``panel.png`` beside an evaluation, and the same page as ``folder/report.html``.
+
+    Args:
+        config: the evaluation that it names is shown.
+        folder: of the run.
 
     Raises:
-        DataError: no evaluation yet, or the data are not those that were evaluated.
+        DataError: no such evaluation, or the data are not those that were evaluated.
         LaunchError: no room, or the folder cannot be written.
     """
-    summary, rows = results.read(folder / "eval")
-    placed = results.read_map(folder / "eval", summary)
-    queries = _opened(config.eval.queries_dir or config.data.dir, summary["queries"], folder)
+    place = evaluation_folder(folder, config.eval.protocol, config.eval.name)
+    summary, rows = read(place)
+    placed = read_map(place, summary)
+    queries = _opened(config.eval.queries_dir or config.data.dir, summary["queries"], folder, place)
     archive = queries
     if summary["archive"]["fingerprint"] != queries.fingerprint:
-        archive = _opened(config.eval.archive_dir or queries.root, summary["archive"], folder)
+        archive = _opened(config.eval.archive_dir or queries.root, summary["archive"], folder, place)
     classes = tuple(summary["classes"])
     asking = _gallery(config, queries, classes)
     answering = asking if archive is queries else _gallery(config, archive, classes)
     galleries = Galleries(asking, answering, classes)
     examples = choose_examples(asking.labels, summary, rows, config.eval.panels)
+    pages = {}
     if examples:
         metric = score_name(summary)
         told = ", ".join(f"{name} {one[metric]:.3f}" for name, one in summary["scores"].items())
-        picture = example_sheet(galleries, examples, f"{_searched(summary)}: {metric} {told}", metric)
-        write_atomic(folder / "eval" / "panel.png", picture)
+        pages[place / PANEL] = example_sheet(galleries, examples, f"{_searched(summary)}: {metric} {told}", metric)
     page = render(config, folder, summary, galleries, examples, placed)
     asking.reader.close()
     answering.reader.close()
-    write_atomic(folder / "report.html", page.encode())
-    return folder / "report.html"
+    pages |= {place / REPORT: page.encode(), folder / REPORT: page.encode()}
+    with results.held(place):
+        if read_summary(place) != summary:
+            raise DataError(f"{place}: another marc-eval replaced it just now; that one writes the report")
+        for path, data in pages.items():
+            write_atomic(path, data)
+    return folder / REPORT
 
 
-def _opened(place: str | Path, told: dict[str, Any], folder: Path) -> Dataset:
-    dataset = open_dataset(place)
+def _opened(data: str | Path, told: dict[str, Any], folder: Path, place: Path) -> Dataset:
+    dataset = open_dataset(data)
     if dataset.fingerprint != told["fingerprint"]:
-        raise DataError(f"{dataset.root}: not the data that {folder / 'eval'} was made with; run marc-eval {folder}")
+        raise DataError(f"{dataset.root}: not the data that {place} was made with; run marc-eval {folder}")
     return dataset
 
 
@@ -108,7 +119,7 @@ def render(
     Args:
         config: of the run.
         folder: of the run, for its name and training log.
-        summary: of ``results.read``.
+        summary: of the evaluation.
         galleries: both sides; their readers are open.
         examples: queries to show.
         placed: rows of ``map.parquet``.
@@ -184,6 +195,7 @@ def step_charts(folder: Path) -> list[Chart]:
 def _facts(config: Config | None, summary: dict[str, Any]) -> list[str]:
     queries, archive = summary["queries"]["title"], summary["archive"]["title"]
     facts = [archive] if queries == archive else [f"queries: {queries}", f"archive: {archive}"]
+    facts.append(f"evaluation {name_of(summary)}")
     frozen = "frozen " if config is not None and config.model.head_only else ""
     facts += [f"{frozen}{summary['backbone']}, {summary['image_size']} px"]
     if config is not None:

@@ -65,7 +65,7 @@ def without_relevant(summary: dict[str, Any]) -> str:
 def _print_labels(summary: dict[str, Any], console: Console) -> None:
     rows = label_rows(summary)
     if len(rows) > MOST_LABELS:
-        console.print(f"average precision of each of the {len(rows)} labels: eval/per_label.csv")
+        console.print(f"average precision of each of the {len(rows)} labels: per_label.csv")
         return
     names = list(summary["scores"])
     table = Table(title="average precision of each label", box=SIMPLE_HEAD)

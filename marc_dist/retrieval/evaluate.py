@@ -30,6 +30,7 @@ from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.search import Part, make_part, recall, top_k
 from marc_dist.retrieval.store import Store, splits_of
+from marc_dist.run.evaluations import evaluation_folder
 
 FULL_LIMIT = 20_000
 """The index finds the first answers in any archive; up to this size an exhaustive sort ranks the rest as well."""
@@ -58,7 +59,7 @@ def evaluate_rank(config: Config, folder: Path, say: Callable[[str], None]) -> t
 
 
 def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Score the encoder of ``folder`` and write ``folder/eval``. A collective; rank 0 writes.
+    """Score the encoder of ``folder`` and keep the evaluation in it. A collective; rank 0 writes.
 
     Args:
         config: ``eval``, ``data.dir``, ``train.device``, and ``model`` for the untrained encoder.
@@ -100,7 +101,11 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     summary = results.summarise(config, protocol, info, found, index_recall=recalls or None)
     if comm.rank() == 0:
         points = {name: embedding_map(one.shown) for name, one in answers.items()}
-        results.write(folder / "eval", summary, protocol, found, points)
+        place = evaluation_folder(folder, config.eval.protocol, config.eval.name)
+        told = results.replaced(place, summary)
+        results.write(place, summary, protocol, found, points)
+        if told:
+            tell(told)
     comm.barrier()
     return summary
 

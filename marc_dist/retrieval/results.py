@@ -1,4 +1,4 @@
-"""``RUN/eval``: the summary of an evaluation, and its files, each written completely or not at all."""
+"""``RUN/eval/PROTOCOL[-NAME]``: the summary of an evaluation and its files, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist import metrics
-from marc_dist.config import Config, DataError
+from marc_dist.config import Config, DataError, EvalConfig, LaunchError
 from marc_dist.data.columns import distinct
-from marc_dist.files import set_member, write_set
-from marc_dist.metrics.intervals import DRAWS, LEVEL, percentile_interval, resampled_means
+from marc_dist.files import make_folder, sync_folder, try_lock, write_set
+from marc_dist.metrics.intervals import DRAWS, LEVEL, Resampled, percentile_interval, resampled
 from marc_dist.retrieval.embedding_map import map_samples
 from marc_dist.retrieval.protocols import Protocol, Side
 from marc_dist.retrieval.scoring import Searched, scoring_of
+from marc_dist.run.evaluations import FORMAT, METRICS_FILE, PANEL, REPORT, name_of, read_summary, run_of
 
-T = TypeVar("T")
-FORMAT = 2
+POLL_S = 0.05
 Tables = Mapping[str, Searched]
 """Encoder -> what it found."""
 Maps = Mapping[str, NDArray[np.floating]]
 """Encoder -> coordinates (n, 2) of ``map_samples``, queries first."""
 MAP_COLUMNS = ("encoder", "side", "id", "x", "y")
+MEASURED = (
+    *("query_split", "archive_split", "seed", "index", "features", "baseline", "ks", "gain", "relevance"),
+    *("denominator", "ideal", "ndcg_form", "without_relevant", "extra"),
+)
+"""Settings of ``eval`` that decide what an evaluation says, beside its data and protocol."""
 
 
 def _plain(value: float) -> float | None:
@@ -46,32 +53,22 @@ def _named(scores: dict[str, metrics.Float]) -> dict[str, metrics.Float]:
 
 
 def _intervals(tables: Tables, third: metrics.Int) -> dict[str, Any]:
-    """Bootstrap intervals over queries: of every metric, label and third of the labels, and of trained - untrained.
-
-    A label for which one query counts has no interval: all its samples are that query. In its third, a label keeps its
-    mean over all queries where a sample has none for it; else the samples would be means over other labels.
-    """
-    scores, labels, thirds = {}, {}, {}
-    for name, one in tables.items():
-        scores[name] = resampled_means(np.stack([*_named(one.scores).values()], axis=1))
-        drawn = resampled_means(one.label_ap)
-        filled = np.where(np.isnan(drawn), metrics.mean_known(one.label_ap), drawn)
-        groups = [metrics.mean_known(filled[:, chosen].T) for chosen in metrics.label_groups(third).values()]
-        labels[name] = np.where((~np.isnan(one.label_ap)).sum(axis=0) > 1, drawn, np.nan)
-        thirds[name] = np.stack(groups, axis=1)
+    """Bootstrap intervals over queries: of every metric, label and third of the labels, and of trained - untrained."""
+    drawn = {
+        name: resampled(np.stack([*_named(one.scores).values()], axis=1), one.label_ap, third)
+        for name, one in tables.items()
+    }
     if "untrained" in tables:
-        for means in (scores, labels, thirds):
-            means["difference"] = means["trained"] - means["untrained"]
-    ends = [{name: percentile_interval(values) for name, values in means.items()} for means in (scores, labels, thirds)]
+        pairs = zip(drawn["trained"], drawn["untrained"], strict=True)
+        drawn["difference"] = Resampled(*(trained - untrained for trained, untrained in pairs))
+    ends = {name: [percentile_interval(means) for means in one] for name, one in drawn.items()}
     metric_names, third_names = list(_named(tables["trained"].scores)), list(metrics.label_groups(third))
     return {
         "level": LEVEL,
         "draws": DRAWS,
-        "scores": {who: {m: _pair(pair, at) for at, m in enumerate(metric_names)} for who, pair in ends[0].items()},
-        "per_label": {who: [_pair(pair, at) for at in range(len(third))] for who, pair in ends[1].items()},
-        "thirds": {
-            who: {name: _pair(pair, at) for at, name in enumerate(third_names)} for who, pair in ends[2].items()
-        },
+        "scores": {who: {m: _pair(of[0], at) for at, m in enumerate(metric_names)} for who, of in ends.items()},
+        "per_label": {who: [_pair(of[1], at) for at in range(len(third))] for who, of in ends.items()},
+        "thirds": {who: {name: _pair(of[2], at) for at, name in enumerate(third_names)} for who, of in ends.items()},
     }
 
 
@@ -141,7 +138,9 @@ def summarise(
         "backbone": info["backbone"],
         "image_size": info["image_size"],
         "untrained_weights": info.get("untrained_weights"),
+        "name": config.eval.name,
         "protocol": config.eval.protocol,
+        "settings": measured(config.eval),
         "protocol_sentence": protocol.sentence,
         "features": config.eval.features,
         "untrained_features": "backbone",  # its head is random
@@ -179,6 +178,12 @@ def summarise(
     }
 
 
+def measured(config: EvalConfig) -> dict[str, Any]:
+    """The settings that decide what an evaluation says, as JSON has them: ``eval.gain``, ..."""
+    kept = config.model_dump(mode="json")
+    return {f"eval.{key}": kept[key] for key in MEASURED}
+
+
 def _csv(summary: dict[str, Any]) -> bytes:
     names = list(summary["scores"])
     text = io.StringIO(newline="")
@@ -202,7 +207,7 @@ def _bytes(table: Any) -> bytes:
 
 
 def _parquet(protocol: Protocol, tables: Tables) -> bytes:
-    """One row per encoder and query: who, its metrics, its first answers (-1: none)."""
+    """One row per encoder and query: who, its metrics, its first answers (-1: none), its AP of each label (or null)."""
     import pyarrow as pa
 
     queries, parts = protocol.queries, []
@@ -214,9 +219,18 @@ def _parquet(protocol: Protocol, tables: Tables) -> bytes:
             **one.scores,
             "num_relevant": one.scores["num_relevant"].astype(np.int64),
             "top": pa.array(one.top.tolist(), type=pa.list_(pa.int64())),
+            "label_ap": _lists(one.label_ap),
         }
         parts.append(pa.table(columns))
     return _bytes(pa.concat_tables(parts))
+
+
+def _lists(values: metrics.Float) -> Any:
+    """(Q, L) as a column of Q lists; NaN is null."""
+    import pyarrow as pa
+
+    ends = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values.ravel(), mask=np.isnan(values.ravel())))
 
 
 def _map_parquet(protocol: Protocol, maps: Maps) -> bytes:
@@ -242,10 +256,11 @@ def _json(summary: dict[str, Any]) -> bytes:
 def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tables, maps: Maps | None = None) -> None:
     """Write ``per_query.parquet``, ``per_label.csv``, ``map.parquet`` and ``metrics.json`` with their SHA-256.
 
-    All bytes exist before the first file is touched. After a crash ``read`` finds the old evaluation or the new one.
+    All bytes exist before the first file is touched. Pages that show other scores go, then the files are replaced:
+    after a crash ``evaluations.read`` finds the old evaluation or the new one, and no page shows a third.
 
     Args:
-        folder: made when it is not there.
+        folder: of the evaluation; made when it is not there.
         summary: of ``summarise``.
         protocol: both sides.
         tables: what each encoder found.
@@ -258,55 +273,64 @@ def write(folder: Path, summary: dict[str, Any], protocol: Protocol, tables: Tab
     if maps:
         files["map.parquet"] = _map_parquet(protocol, maps)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    write_set(folder, files, "metrics.json", _json({**summary, "sha256": sums}))
-    if not maps:
-        (folder / "map.parquet").unlink(missing_ok=True)
+    index = _json({**summary, "sha256": sums})
+    with held(folder):
+        _remove_pages(folder, index)
+        write_set(folder, files, METRICS_FILE, index)
+        if not maps:
+            (folder / "map.parquet").unlink(missing_ok=True)
 
 
-def _rows(folder: Path, name: str, sums: Any) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        data = set_member(folder, name, sums).read_bytes()
-    except FileNotFoundError:  # it took its place just now
-        data = (folder / name).read_bytes()
-    if hashlib.sha256(data).hexdigest() != sums.get(name):
-        raise DataError(f"{folder}: its files are of different evaluations; evaluate again with marc-eval")
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
-    return rows
-
-
-def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the rows of ``per_query.parquet``.
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """One process at a time writes an evaluation; where a file system has no locks, everybody does.
 
     Raises:
-        DataError: not there, of another format, or a mixture of two evaluations.
+        LaunchError: the folder that it lies in cannot be made.
     """
-    summary = _read(folder, lambda: json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-    if summary.get("format") != FORMAT:
-        raise DataError(
-            f"{folder}/metrics.json: expected format {FORMAT}, got {summary.get('format')!r}; "
-            "evaluate again with marc-eval"
-        )
-    return summary, _read(folder, lambda: _rows(folder, "per_query.parquet", summary.get("sha256", {})))
-
-
-def read_map(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of ``map.parquet``; none when the evaluation drew no map.
-
-    Raises:
-        DataError: damaged, or of another evaluation.
-    """
-    sums = summary.get("sha256", {})
-    return _read(folder, lambda: _rows(folder, "map.parquet", sums)) if "map.parquet" in sums else []
-
-
-def _read(folder: Path, reader: Callable[[], T]) -> T:
-    import pyarrow as pa
-
+    path, lock = folder.with_name(f".{folder.name}.lock"), None
     try:
-        return reader()
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no evaluation; make one with marc-eval {folder.parent}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{folder}: cannot be read ({error}); evaluate again with marc-eval") from None
+        make_folder(folder.parent)
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+    with suppress(OSError):
+        while (lock := try_lock(path)) is None:
+            time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _remove_pages(folder: Path, index: bytes) -> None:
+    """Unless ``index`` is what lies there, remove the report and the panel, and the run's report if it is this one."""
+    page, of_run = folder / REPORT, run_of(folder) / REPORT
+    try:
+        if (folder / METRICS_FILE).is_file() and (folder / METRICS_FILE).read_bytes() == index:
+            return
+        if page.is_file() and of_run.is_file() and page.read_bytes() == of_run.read_bytes():
+            of_run.unlink()
+            sync_folder(of_run.parent)
+        for path in (page, folder / PANEL):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{error.filename}: cannot be removed ({error.strerror}); make it writable") from None
+
+
+def replaced(folder: Path, summary: Mapping[str, Any]) -> str | None:
+    """One line on an evaluation that was made otherwise and that ``summary`` is about to replace; None without one."""
+    try:
+        old = read_summary(folder)
+    except DataError:
+        return None
+    known, settings = old.get("settings", {}), summary["settings"]
+    other = [f"{key}={known[key]}" for key in settings if key in known and known[key] != settings[key]]
+    other += [
+        f"{side} of other data"
+        for side in ("queries", "archive")
+        if old[side]["fingerprint"] != summary[side]["fingerprint"]
+    ]
+    if not other:
+        return None
+    return f"replaced: {name_of(summary)} of {', '.join(other)}; --name NAME keeps one beside the other"

@@ -17,7 +17,7 @@ from marc_dist import load_encoder, metrics, open_dataset, retrieval_metrics, sc
 from marc_dist.api import encoder as api_encoder
 from marc_dist.api import scores as sc
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval import results
+from marc_dist.run import evaluations
 
 
 def world(num: int = 30, num_queries: int = 12, seed: int = 0) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def same(one: sc.RetrievalScores, other: sc.RetrievalScores, *, without: str = "
 
 def test_what_marc_eval_says_to_the_bit(finished: Path, packed: Dataset) -> None:
     """From the folder of a run: data set, encoder, vectors, metrics, with no convention at its default."""
-    summary, rows = results.read(finished / "eval")
+    summary, rows = evaluations.read(finished / "eval" / "test_vs_train")
     encoder = load_encoder(finished)
     test = open_dataset(packed.root, "test")
     vectors = api_encoder.embed(encoder, test, batch=4)

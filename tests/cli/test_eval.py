@@ -30,19 +30,22 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_run_is_scored_and_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == 0
     out, err = capsys.readouterr()
-    summary = json.loads((run / "eval" / "metrics.json").read_text())
-    assert {path.name for path in (run / "eval").iterdir()} == {
+    summary = json.loads((run / "eval" / "test_vs_train" / "metrics.json").read_text())
+    assert {path.name for path in (run / "eval" / "test_vs_train").iterdir()} == {
         "metrics.json",
         "per_label.csv",
         "per_query.parquet",
         "map.parquet",
         "panel.png",
+        "report.html",
     }
     for scores in summary["scores"].values():
         assert f"{scores['mAP']:.4f}" in out and f"{scores['nDCG@3']:.4f}" in out
     for word in ("trained", "untrained", "label AP, rare (1)", "red & blue", "<script>", "queries without a relevant"):
         assert word in out
-    assert f"report: {run / 'report.html'}" in out and (run / "report.html").is_file()
+    assert f"report: {run / 'report.html'}" in out
+    assert (run / "report.html").read_bytes() == (run / "eval" / "test_vs_train" / "report.html").read_bytes()
+    assert "evaluation test_vs_train" in (run / "report.html").read_text()
     assert "untrained encoder: 40 images" in err
 
 
@@ -50,7 +53,7 @@ def test_words_and_encoder_file(run: Path, capsys: pytest.CaptureFixture[str]) -
     (run / "report.html").unlink(missing_ok=True)
     words = ["eval.protocol=oml", "--no-report", "eval.query_split=train", "eval.baseline=false", "eval.ks=[2]"]
     assert main([str(run / "encoder.safetensors"), "--data", str(run.parent / "data"), *words]) == 0
-    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    summary = json.loads((run / "eval" / "oml" / "metrics.json").read_text())
     assert summary["protocol"] == "oml" and summary["num_queries"] == 6 and "P@2" in summary["scores"]["trained"]
     assert not (run / "report.html").exists() and "report:" not in capsys.readouterr().out
 
@@ -65,10 +68,10 @@ def test_another_benchmark_is_searched(run: Path, tmp_path: Path, capsys: pytest
     pack_tiny(tmp_path / "other", 24, 3, OTHERS, "other")
     words = ["--protocol", "transfer", "--no-report", "eval.baseline=false"]
     assert main([str(run), "--archive", str(tmp_path / "other"), *words]) == 0
-    summary = json.loads((run / "eval" / "metrics.json").read_text())
+    summary = json.loads((run / "eval" / "transfer" / "metrics.json").read_text())
     assert summary["protocol"] == "transfer" and "carry none of them" in capsys.readouterr().err
     assert main([str(run), "--queries", str(tmp_path / "other"), "--index", "sign", *words]) == 0
-    assert json.loads((run / "eval" / "metrics.json").read_text())["index"] == "sign"
+    assert json.loads((run / "eval" / "transfer" / "metrics.json").read_text())["index"] == "sign"
     capsys.readouterr()
     assert "search over the labels that both know" in refused(capsys, str(run), "--archive", str(tmp_path / "other"))
     assert "eval.protocol: " in refused(capsys, str(run), "--protocol", "transfre")
@@ -83,7 +86,7 @@ def test_a_second_evaluation_learns_nothing(run: Path, capsys: pytest.CaptureFix
         told = capsys.readouterr()
         line = next(line for line in (told.out + told.err).splitlines(keepends=True) if "index: IVF2" in line)
         assert origin in line
-        written.append((run / "eval" / "metrics.json").read_bytes())
+        written.append((run / "eval" / "test_vs_train" / "metrics.json").read_bytes())
     assert written[0] == written[1]
 
 

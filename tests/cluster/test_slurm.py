@@ -155,7 +155,7 @@ def test_four_nodes_train_as_one_process_does(slurm: SlurmCluster, sample_dir: P
     assert_as_one_process(run, tmp_path)
     scored = launch(slurm, "--nodes", "2", "--wait", "slurm", "eval", str(run), "eval.baseline=false")
     assert scored.code == 0, scored.out + scored.err + logs(run / "eval")
-    assert json.loads((run / "eval/metrics.json").read_text())["scores"]["trained"]["mAP"] > 0
+    assert json.loads((run / "eval/test_vs_train/metrics.json").read_text())["scores"]["trained"]["mAP"] > 0
     assert (run / "report.html").exists() and read_job(run / "eval").what == "eval" and read_job(run).what == "train"
 
 

@@ -22,6 +22,7 @@ from marc_dist.retrieval import results
 from marc_dist.retrieval.embedding_map import map_samples
 from marc_dist.retrieval.protocols import Protocol, choose
 from marc_dist.retrieval.scoring import TOP, Curves, Searched
+from marc_dist.run import evaluations
 from tests.retrieval.runs import pack_tiny
 
 INFO = {"backbone": "none", "image_size": 32}
@@ -97,7 +98,7 @@ def test_files_hold_the_intervals(made: Any, tmp_path: Path) -> None:
     (_, protocol, tables), summary = made, summary_of(made)
     (tmp_path / "eval").mkdir()
     results.write(tmp_path / "eval", summary, protocol, tables)
-    read, rows = results.read(tmp_path / "eval")
+    read, rows = evaluations.read(tmp_path / "eval")
     assert read["intervals"] == summary["intervals"]
     assert np.isnan(rows[0]["mAP_easy_oml"]) and rows[4]["mAP_easy_oml"] == tables["trained"].scores["mAP_easy_oml"][4]
     with (tmp_path / "eval" / "per_label.csv").open(newline="") as file:
@@ -170,8 +171,8 @@ def test_the_map_is_one_of_the_files(made: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     maps = {name: rng.random((len(asked) + len(answering), 2)) for name in tables}
     results.write(tmp_path, summary, protocol, tables, maps)
-    read, _ = results.read(tmp_path)
-    rows = [row for row in results.read_map(tmp_path, read) if row["encoder"] == "untrained"]
+    read, _ = evaluations.read(tmp_path)
+    rows = [row for row in evaluations.read_map(tmp_path, read) if row["encoder"] == "untrained"]
     assert [(row["side"], row["id"]) for row in rows] == [
         *(("query", i) for i in asked.tolist()),
         *(("archive", i) for i in answering.tolist()),
@@ -179,16 +180,18 @@ def test_the_map_is_one_of_the_files(made: Any, tmp_path: Path) -> None:
     assert np.array_equal([[row["x"], row["y"]] for row in rows], maps["untrained"].astype(np.float32))
     (tmp_path / "map.parquet").write_bytes(b"of another evaluation")
     with pytest.raises(DataError, match="different evaluations"):
-        results.read_map(tmp_path, read)
+        evaluations.read_map(tmp_path, read)
     results.write(tmp_path, summary, protocol, tables)
-    assert not (tmp_path / "map.parquet").exists() and results.read_map(tmp_path, results.read(tmp_path)[0]) == []
+    assert (
+        not (tmp_path / "map.parquet").exists() and evaluations.read_map(tmp_path, evaluations.read(tmp_path)[0]) == []
+    )
 
 
 def test_older_formats_are_refused(made: Any, tmp_path: Path) -> None:
     (_, protocol, tables), summary = made, summary_of(made)
     results.write(tmp_path, {**summary, "format": 1}, protocol, tables)
     with pytest.raises(DataError, match="expected format 2, got 1; evaluate again"):
-        results.read(tmp_path)
+        evaluations.read(tmp_path)
 
 
 def test_every_metric_has_a_meaning_and_a_place() -> None:

@@ -21,8 +21,8 @@ from marc_dist.report import example_queries, label_maps, picture_sheets, run_re
 from marc_dist.report.run_report import read_curves, recall_charts, write_report
 from marc_dist.report.score_rows import signed
 from marc_dist.report.training_views import training_views
-from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import evaluate
+from marc_dist.run import evaluations
 from tests.retrieval.runs import HOSTILE, OTHERS, make_run, pack_tiny
 
 
@@ -85,7 +85,7 @@ def test_nothing_comes_from_outside(page: Page, evaluated: Path) -> None:
 
 def test_pictures_are_the_real_ones_and_described(page: Page, evaluated: Path, tiny: Dataset) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    _, rows = results.read(evaluated / "eval")
+    _, rows = evaluations.read(evaluated / "eval" / "test_vs_train")
     assert len(images) == 6 * (1 + 6 + 6) + 3 * (1 + 6)
     reader = IndexedReader(tiny)
     answers = {row["id"]: row["top"] for row in rows if row["encoder"] == "trained"}
@@ -120,7 +120,7 @@ def test_views_are_those_that_training_draws(page: Page, evaluated: Path, tiny: 
 
 
 def test_figures_of_both_encoders_are_shown(page: Page, evaluated: Path) -> None:
-    summary, _ = results.read(evaluated / "eval")
+    summary, _ = evaluations.read(evaluated / "eval" / "test_vs_train")
     text = " ".join(page.text)
     for scores in summary["scores"].values():
         for value in scores.values():
@@ -142,12 +142,12 @@ def test_labels_go_from_common_to_rare(page: Page, tiny: Dataset) -> None:
 
 
 def test_panel_picture(evaluated: Path) -> None:
-    with Image.open(evaluated / "eval" / "panel.png") as picture:
+    with Image.open(evaluated / "eval" / "test_vs_train" / "panel.png") as picture:
         assert picture.format == "PNG" and picture.width > 900 and picture.height > 6 * picture_sheets.TILE
 
 
 def test_panels_are_different_queries_of_each_kind(evaluated: Path, tiny: Dataset) -> None:
-    summary, rows = results.read(evaluated / "eval")
+    summary, rows = evaluations.read(evaluated / "eval" / "test_vs_train")
     name = example_queries.score_name(summary)
     panels = example_queries.choose_examples(tiny.labels, summary, rows, 4)
     assert [one.kind for one in panels] == list(example_queries.KINDS) and len({one.query for one in panels}) == 4
@@ -181,11 +181,11 @@ def test_report_without_training_log(tiny: Dataset, evaluated: Path, tmp_path: P
 
     config = make_run(tmp_path / "run", tiny, eval__panels=0)
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    shutil.copytree(evaluated / "eval", tmp_path / "run" / "eval")
-    (tmp_path / "run" / "eval" / "panel.png").unlink()
+    shutil.copytree(evaluated / "eval" / "test_vs_train", tmp_path / "run" / "eval" / "test_vs_train")
+    (tmp_path / "run" / "eval" / "test_vs_train" / "panel.png").unlink()
     text = write_report(config, tmp_path / "run").read_text()
     assert "<h2>Training</h2>" not in text and "<h2>Answers</h2>" not in text and "<h2>Scores</h2>" in text
-    assert not (tmp_path / "run" / "eval" / "panel.png").exists()
+    assert not (tmp_path / "run" / "eval" / "test_vs_train" / "panel.png").exists()
 
 
 def test_nothing_is_made_up_about_an_encoder_alone(tiny: Dataset, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_report_is_the_same_each_time(evaluated: Path) -> None:
 
 
 def test_precision_and_recall_of_queries_and_thirds(page: Page, evaluated: Path) -> None:
-    summary, _ = results.read(evaluated / "eval")
+    summary, _ = evaluations.read(evaluated / "eval" / "test_vs_train")
     told = [
         a["aria-label"] for tag, a in page.tags if tag == "svg" and a.get("aria-label", "").startswith("precision,")
     ]
@@ -298,7 +298,7 @@ def test_two_sets_are_told_apart(tiny: Dataset, tmp_path: Path) -> None:
         and summary["classes"] == ["red & blue", "green"]
     )
     assert (summary["queries"]["title"], summary["archive"]["title"]) == (tiny.title, other.title)
-    _, rows = results.read(tmp_path / "run" / "eval")
+    _, rows = evaluations.read(tmp_path / "run" / "eval" / "transfer")
     answers = {row["key"]: row["top"] for row in rows if row["encoder"] == "trained"}
     images = [attributes for tag, attributes in parsed.tags if tag == "img"]
     key = re.match(r"query (.*): ", images[0]["alt"])[1]
@@ -320,7 +320,7 @@ def test_two_sets_are_told_apart(tiny: Dataset, tmp_path: Path) -> None:
 
 
 def test_cut_rankings_and_indexes_that_are_not_exact(evaluated: Path, tmp_path: Path) -> None:
-    summary, _ = results.read(evaluated / "eval")
+    summary, _ = evaluations.read(evaluated / "eval" / "test_vs_train")
     cut = {**summary, "curves": {"trained": None, "untrained": None}, "index": "IVF8,<PQ4>", "index_recall": None}
     assert recall_charts(cut) == [] and len(recall_charts(summary)) == 4
     assert run_report._index(summary) == "" and run_report._index(cut) == " Index: IVF8,<PQ4>."

@@ -20,6 +20,7 @@ from marc_dist.encoder.model import build_encoder
 from marc_dist.retrieval import evaluate as ev
 from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import evaluate
+from marc_dist.run import evaluations
 from tests.retrieval.runs import CLASSES, OTHERS, make_run, pack_tiny
 from tests.worlds import run_in_world
 
@@ -31,7 +32,7 @@ def run(config: Config, folder: Path, limit: int | None = None) -> dict[str, Any
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "eval").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / "eval").glob("[a-z]*/*"))}
 
 
 SCALE = PixelScale((0.5,) * 3, (0.5,) * 3, "bilinear")  # timm's of test_resnet
@@ -57,7 +58,7 @@ def naive_lists(dataset: Dataset, encoder: torch.nn.Module, queries: list[int], 
 
 
 def test_scores_against_loops(evaluated: Path, tiny: Dataset) -> None:
-    summary, rows = results.read(evaluated / "eval")
+    summary, rows = evaluations.read(evaluated / "eval" / "test_vs_train")
     queries, archive = tiny.rows("test").tolist(), tiny.rows("train").tolist()
     assert summary["num_queries"] == 10 and summary["num_archive"] == 30
     empty = [q for q in queries if not (tiny.labels[q] & tiny.labels[archive]).any()]
@@ -90,8 +91,8 @@ def test_scores_against_loops(evaluated: Path, tiny: Dataset) -> None:
 
 
 def test_files_agree(evaluated: Path, tiny: Dataset) -> None:
-    summary = json.loads((evaluated / "eval" / "metrics.json").read_text())
-    with (evaluated / "eval" / "per_label.csv").open(newline="") as file:
+    summary = json.loads((evaluated / "eval" / "test_vs_train" / "metrics.json").read_text())
+    with (evaluated / "eval" / "test_vs_train" / "per_label.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["label"] for line in lines] == list(CLASSES)
     assert lines[-1]["ap_trained"] == "" and lines[-1]["third"] == "rare" and lines[-1]["archive_count"] == "0"
@@ -131,7 +132,7 @@ def test_transfer_against_loops(tiny: Dataset, tmp_path: Path) -> None:
     assert [row["archive_count"] for row in summary["per_label"]] == theirs[archive].sum(axis=0).tolist()
     encoder = load_encoder(tmp_path / "run")[0]
     asked, there = unit_vectors(tiny, encoder, queries), unit_vectors(other, encoder, archive)
-    rows = results.read(tmp_path / "run" / "eval")[1]
+    rows = evaluations.read(tmp_path / "run" / "eval" / "transfer")[1]
     assert [(row["id"], row["key"]) for row in rows] == [(q, tiny.keys[q]) for q in queries]
     for row, query in zip(rows, queries, strict=True):
         order = sorted(archive, key=lambda i: -float(asked[query] @ there[i]))
@@ -144,12 +145,12 @@ def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkey
     """An archive beyond the limit goes through FAISS; what both know must be equal."""
     config = make_run(tmp_path / "run", tiny, eval__protocol="leave_one_out", eval__query_split="train")
     full = run(config, tmp_path / "run")
-    tops = [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]]
+    tops = [row["top"] for row in evaluations.read(tmp_path / "run" / "eval" / "leave_one_out")[1]]
     for summary in [*run_in_world(run, 3, config, tmp_path / "run", 10)]:
         assert not summary["full_ranking"] and "mAP" not in summary["scores"]["trained"]
         for name, scores in summary["scores"].items():
             assert scores == {key: value for key, value in full["scores"][name].items() if key != "mAP"}
-    assert [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]] == tops
+    assert [row["top"] for row in evaluations.read(tmp_path / "run" / "eval" / "leave_one_out")[1]] == tops
 
 
 def test_every_archive_goes_through_the_index(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,14 +165,14 @@ def test_every_archive_goes_through_the_index(tiny: Dataset, tmp_path: Path, mon
     monkeypatch.setattr(ev, "top_k", swapped)
     with pytest.raises(RuntimeError, match="order an archive differently"):
         run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "eval").exists()
+    assert not (tmp_path / "run" / "eval" / "test_vs_train").exists()
 
 
 def test_lists_longer_than_the_archive(tiny: Dataset, tmp_path: Path) -> None:
     words = {"eval__protocol": "leave_one_out", "eval__ks": [3, 100], "eval__baseline": False}
     config = make_run(tmp_path / "run", tiny, **words)
     run(config, tmp_path / "run")
-    tops = [row["top"] for row in results.read(tmp_path / "run" / "eval")[1]]
+    tops = [row["top"] for row in evaluations.read(tmp_path / "run" / "eval" / "leave_one_out")[1]]
     ids = tiny.rows("test").tolist()
     for query, top in zip(ids, tops, strict=True):
         assert sorted(top[:9]) == sorted(set(ids) - {query}) and top[9:] == [-1]
@@ -200,7 +201,7 @@ def test_files_of_two_evaluations_never_mix(tiny: Dataset, tmp_path: Path, monke
     folder = tmp_path / "run"
     run(make_run(folder, tiny), folder)
     other = make_run(folder, tiny, eval__gain="jaccard")
-    before, written = results.read(folder / "eval"), marc_dist.files.write_atomic
+    before, written = evaluations.read(folder / "eval" / "test_vs_train"), marc_dist.files.write_atomic
 
     def full(path: Path, data: bytes) -> None:
         if "per_query.parquet" not in path.name:
@@ -211,30 +212,32 @@ def test_files_of_two_evaluations_never_mix(tiny: Dataset, tmp_path: Path, monke
         patch.setattr(marc_dist.files, "write_atomic", full)
         with pytest.raises(LaunchError):
             run(other, folder)
-    assert results.read(folder / "eval") == before
-    kept = (folder / "eval" / "per_query.parquet").read_bytes()
+    assert evaluations.read(folder / "eval" / "test_vs_train") == before
+    kept = (folder / "eval" / "test_vs_train" / "per_query.parquet").read_bytes()
     run(other, folder)
-    assert not list((folder / "eval").glob(".*"))
-    (folder / "eval" / "per_query.parquet").write_bytes(kept)
+    assert not list((folder / "eval" / "test_vs_train").glob(".*"))
+    (folder / "eval" / "test_vs_train" / "per_query.parquet").write_bytes(kept)
     with pytest.raises(DataError, match="different evaluations; evaluate again"):
-        results.read(folder / "eval")
+        evaluations.read(folder / "eval" / "test_vs_train")
     run(other, folder)
-    summary = results.read(folder / "eval")[0]
+    summary = evaluations.read(folder / "eval" / "test_vs_train")[0]
     assert summary.pop("gain") == "jaccard" and summary.pop("sha256")
-    (folder / "eval" / "metrics.json").write_text(json.dumps(summary))  # as written before there were checksums
+    (folder / "eval" / "test_vs_train" / "metrics.json").write_text(
+        json.dumps(summary)
+    )  # as written before there were checksums
     with pytest.raises(DataError, match="evaluate again"):
-        results.read(folder / "eval")
+        evaluations.read(folder / "eval" / "test_vs_train")
 
 
 def test_where_the_untrained_weights_come_from(evaluated: Path) -> None:
-    assert results.read(evaluated / "eval")[0]["untrained_weights"] == "random, seed 0"
+    assert evaluations.read(evaluated / "eval" / "test_vs_train")[0]["untrained_weights"] == "random, seed 0"
 
 
 def test_projection_and_no_baseline(tiny: Dataset, evaluated: Path, tmp_path: Path) -> None:
     config = make_run(tmp_path / "run", tiny, eval__features="projection", eval__baseline=False)
     summary = run(config, tmp_path / "run")
     assert list(summary["scores"]) == ["trained"]
-    both = json.loads((evaluated / "eval" / "metrics.json").read_text())
+    both = json.loads((evaluated / "eval" / "test_vs_train" / "metrics.json").read_text())
     assert summary["scores"]["trained"] != both["scores"]["trained"]
 
 
@@ -244,7 +247,10 @@ def test_what_is_searched_is_what_it_says(tiny: Dataset, evaluated: Path, tmp_pa
     config, said = make_run(tmp_path / "run", tiny, eval__features=features), list[str]()
     summary = evaluate(config, tmp_path / "run", said.append)
     assert any(f"(eval.features={features}); of the untrained encoder the backbone's features" in line for line in said)
-    assert summary["scores"]["untrained"] == results.read(evaluated / "eval")[0]["scores"]["untrained"]
+    assert (
+        summary["scores"]["untrained"]
+        == evaluations.read(evaluated / "eval" / "test_vs_train")[0]["scores"]["untrained"]
+    )
     encoder, head = load_encoder(tmp_path / "run")[0], load_encoder(tmp_path / "run")[0].head
 
     class By(torch.nn.Module):
@@ -257,7 +263,11 @@ def test_what_is_searched_is_what_it_says(tiny: Dataset, evaluated: Path, tmp_pa
             return parts[1 if features == "hidden" else 2], None
 
     queries, archive = tiny.rows("test").tolist(), tiny.rows("train").tolist()
-    told = {row["id"]: row["top"] for row in results.read(tmp_path / "run" / "eval")[1] if row["encoder"] == "trained"}
+    told = {
+        row["id"]: row["top"]
+        for row in evaluations.read(tmp_path / "run" / "eval" / "test_vs_train")[1]
+        if row["encoder"] == "trained"
+    }
     unit = unit_vectors(tiny, By(), {*queries, *archive})
     for (
         query
@@ -281,7 +291,7 @@ def test_other_classes_are_refused(tiny: Dataset, tmp_path: Path) -> None:
     (tmp_path / "run" / "encoder.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match=r"5 classes.*differing: purple.*--data"):
         run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "eval").exists()
+    assert not (tmp_path / "run" / "eval" / "test_vs_train").exists()
 
 
 def test_diverged_weights_are_told_with_the_image(
@@ -298,7 +308,7 @@ def test_diverged_weights_are_told_with_the_image(
 
 def test_evaluation_that_is_missing_or_foreign(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluation; make one with marc-eval"):
-        results.read(tmp_path / "eval")
+        evaluations.read(tmp_path / "eval")
 
 
 def test_a_second_evaluation_embeds_nothing(tiny: Dataset, tmp_path: Path) -> None:

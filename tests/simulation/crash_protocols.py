@@ -21,6 +21,7 @@ from marc_dist.data.dataset import open_dataset
 from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.export import load_encoder, pixel_scale, save_encoder
 from marc_dist.encoder.model import Encoder, build_encoder
+from marc_dist.files import write_atomic
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import load_recipe
 from marc_dist.packing.reading.samples import Source
@@ -33,6 +34,7 @@ from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index_cache import kept_part
 from marc_dist.retrieval.index_spec import parse_spec
 from marc_dist.run import attempts as at
+from marc_dist.run import evaluations
 from marc_dist.run.folder import METRICS, VALIDATION, read_lines
 from marc_dist.run.job import Job, read_job, write_job
 from marc_dist.training import trainer
@@ -398,20 +400,33 @@ def evaluation(lab: Path) -> Protocol:
     first, second = _evaluations(lab)
 
     def write(number: int) -> Step:
-        return lambda root: results.write(root / "run" / "eval", *(first, second)[number])
+        return lambda root: results.write(root / "run" / "eval" / "test_vs_train", *(first, second)[number])
+
+    def pages(root: Path) -> Iterator[Path]:
+        yield root / "run" / "eval" / "test_vs_train" / evaluations.REPORT
+        yield root / "run" / evaluations.REPORT
+
+    def show(root: Path) -> None:
+        summary = evaluations.read_summary(root / "run" / "eval" / "test_vs_train")
+        for page in pages(root):
+            write_atomic(page, str(summary["gain"]).encode())
 
     def observe(root: Path) -> Hashable:
-        folder = root / "run" / "eval"
+        folder = root / "run" / "eval" / "test_vs_train"
         try:
-            summary, rows = results.read(folder)
+            summary, rows = evaluations.read(folder)
         except DataError as error:
             if "no evaluation" in str(error):
                 return None
             raise
-        shown = results.read_map(folder, summary)
+        shown = evaluations.read_map(folder, summary)
+        for page in pages(root):
+            if page.exists() and page.read_text() != summary["gain"]:
+                raise ThirdState(f"{page.name} shows another evaluation")
         return hashlib.sha256(repr((summary, rows, shown)).encode()).hexdigest()
 
-    return Protocol("evaluation", (write(0), write(1)), observe, write(1), before=lambda root: (root / "run").mkdir())
+    steps = (write(0), show, write(1), show)
+    return Protocol("evaluation", steps, observe, write(1), before=lambda root: (root / "run").mkdir())
 
 
 @cache

@@ -29,9 +29,8 @@ from marc_dist.config.errors import PASSING
 from marc_dist.data.dataset import open_dataset
 from marc_dist.encoder.export import load_encoder
 from marc_dist.packing.verify import verify
-from marc_dist.retrieval import results
 from marc_dist.retrieval.store import encoder_fingerprint
-from marc_dist.run import attempts
+from marc_dist.run import attempts, evaluations
 from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.folder import METRICS, read_lines
 from marc_dist.run.job import Job, write_job
@@ -228,7 +227,7 @@ def evaluate(lab: Path) -> Command:
         assert main(words(root, "count")) == 0
 
     def shows(root: Path) -> Hashable:
-        summary, rows = results.read(root / "run" / "eval")
+        summary, rows = evaluations.read(root / "run" / "eval" / "test_vs_train")
         return hashlib.sha256(repr((summary, rows)).encode()).hexdigest()
 
     return Command("marc-eval", main, words, shows, before)

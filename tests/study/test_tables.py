@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marc_dist.retrieval.results import read
+from marc_dist.run.evaluations import read
 from marc_dist.study.checks import make_plan
 from marc_dist.study.scores import read_scores
 from marc_dist.study.statistics import hierarchical_interval, rank_diagram
