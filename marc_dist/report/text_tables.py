@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -80,4 +81,50 @@ def _print_labels(summary: dict[str, Any], console: Console) -> None:
             cells.append(_difference(row))
         numbers = [str(label["archive_count"]), str(label["query_count"])]
         table.add_row(Text(printable(label["label"])), label["third"], *numbers, *cells)
+    console.print(table)
+
+
+def print_comparison(
+    title: str, names: Sequence[str], sections: Sequence[Sequence[Sequence[Row]]], console: Console
+) -> None:
+    """Each figure of all runs below each other, with intervals, and the paired difference to the first run.
+
+    Args:
+        title: what was asked, and how.
+        names: of the runs.
+        sections: of figures, each with a row a run.
+        console: where to.
+    """
+    table = Table(title=Text(printable(title)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("metric, run", overflow="fold", max_width=27)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column("difference", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    for section in sections:
+        for rows in section:
+            kept = "" if rows[0].kept is None else f", {rows[0].kept:,} queries"
+            table.add_row(Text(rows[0].name + kept, style="bold"))
+            for name, row in zip(names, rows, strict=True):
+                own = "" if row.intervals[0] is None else "{:.3f} to {:.3f}".format(*row.intervals[0])
+                ends = "" if row.between is None else "{:+.3f} to {:+.3f}".format(*row.between)
+                gap = "" if row is rows[0] else _difference(row)
+                table.add_row(Text("  " + printable(name)), score(row.values[0]), own, gap, ends)
+        table.add_section()
+    console.print(table)
+    lower = "; of ANMRR and HL less is better" if any(rows[0].lower for section in sections for rows in section) else ""
+    console.print(
+        f"* the paired 95 % interval of the difference to {printable(names[0])}, over queries, excludes 0{lower}"
+    )
+    console.print("The intervals say nothing of other seeds of training.")
+
+
+def print_list(run: str, lines: Sequence[Sequence[str]], console: Console) -> None:
+    """The evaluations of a run: name, day, queries, images of the archive, mAP and nDCG, how they were made."""
+    table = Table(title=Text(printable(run)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("evaluation", "made", "queries", "archive", "mAP", "settings"):
+        right = name in ("queries", "archive", "mAP")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name != "settings")
+    for line in lines:
+        table.add_row(*(Text(printable(cell)) for cell in line))
     console.print(table)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from marc_dist.cli.command import run_command
-from marc_dist.cli.eval.words import config_and_folder, parser
+from marc_dist.cli.eval.words import asked, parser
 from marc_dist.run.rank_ends import failures_noted
 
 
@@ -17,10 +17,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    found = config_and_folder(options)
+    found = asked(options)
     if found is None:
         return 0
     with failures_noted():
         from marc_dist.cli.eval import run
 
-        return run.evaluate(*found, report=not options.no_report)
+        if options.list:
+            return run.show_list(found)
+        if len(found.runs) > 1:
+            return run.compare(found, csv_file=options.csv, report=not options.no_report)
+        _, folder, config = found.runs[0]
+        return run.evaluate(config, folder, report=not options.no_report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,17 @@ from marc_dist.run.settings import load_run
 if TYPE_CHECKING:
     from marc_dist.config import Config
 
-USAGE = "RUN_DIR | encoder.safetensors [key=value ...] [options]"
+USAGE = """RUN_DIR | encoder.safetensors [key=value ...] [options]
+RUN_DIR RUN_DIR ... [key=value ...] [--csv FILE] [options]
+RUN_DIR --list"""
 EPILOG = """\
-RUN/eval holds the results: metrics.json, per_label.csv, per_query.parquet,
-map.parquet and panel.png. RUN/report.html shows them all. Vectors are kept in
-RUN/embeddings: another evaluation of the same encoder embeds nothing.
+RUN/eval/PROTOCOL holds the results, RUN/eval/PROTOCOL-NAME with --name NAME:
+metrics.json, per_label.csv, per_query.parquet, map.parquet, panel.png and
+report.html. The next evaluation of that name takes their place. RUN/report.html
+is the report of the last one. Vectors are kept in RUN/embeddings: another
+evaluation of the same encoder embeds nothing.
+Several runs are compared with the first; those without an evaluation of this
+protocol and name are evaluated before (docs/comparing.md).
 The metrics are defined in docs/metrics.md.
 
 examples:
@@ -33,6 +40,8 @@ examples:
   marc-eval runs/ml-aid --data data/dlrsd --protocol transfer
   marc-eval runs/demo --queries data/mine --archive data/theirs \\
             --protocol transfer
+  marc-eval runs/demo --name jaccard eval.gain=jaccard
+  marc-eval runs/macl runs/supcon runs/simclr --csv losses.csv
 """
 TAKEN = ("eval.", "data.dir", "data.num_workers", "data.verify_crc", "data.features_dir", "train.device")
 OPTIONS = {
@@ -41,6 +50,7 @@ OPTIONS = {
     "queries": "eval.queries_dir",
     "protocol": "eval.protocol",
     "index": "eval.index",
+    "name": "eval.name",
 }
 """Options that are short for a setting."""
 
@@ -52,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "arguments",
         nargs="+",
         metavar="RUN_DIR | encoder.safetensors | key=value",
-        help="a run folder or its encoder, then any number of settings",
+        help="a run folder or its encoder, or several, then any number of settings",
     )
     words.add_argument(
         "--data", metavar="DIR", help="shard folder of queries and archive, instead of the run's (data.dir)"
@@ -67,24 +77,49 @@ def parser() -> argparse.ArgumentParser:
         "--protocol", metavar="NAME", help="which images are queries, which are searched (eval.protocol)"
     )
     words.add_argument("--index", metavar="SPEC", help="flat, sign, itq64, IVF256,PQ32, ... (eval.index)")
+    words.add_argument("--name", metavar="NAME", help="keep it beside others of its protocol (eval.name)")
+    words.add_argument("--list", action="store_true", help="list the evaluations of a run and stop")
+    words.add_argument("--csv", metavar="FILE", help="write the comparison of several runs there, too")
     words.add_argument("--print", action="store_true", dest="show", help="print the resolved settings and stop")
-    words.add_argument("--no-report", action="store_true", help="do not write report.html and panel.png")
+    words.add_argument("--no-report", action="store_true", help="write no report.html and panel.png")
     return words
 
 
-def config_and_folder(options: argparse.Namespace) -> tuple[Config, Path] | None:
-    """The settings and the encoder's folder that the words mean; None when ``--print`` has answered them.
+@dataclass(frozen=True)
+class Asked:
+    """What the words ask for.
+
+    Attributes:
+        runs: a run folder each, as it was called, with its settings.
+        given: keys that the words give a value.
+    """
+
+    runs: list[tuple[str, Path, Config]]
+    given: frozenset[str]
+
+
+def asked(options: argparse.Namespace) -> Asked | None:
+    """The runs that the words mean; None when ``--print`` has answered them.
 
     Raises:
         ConfigError: a fault in the words.
     """
     places, words = split_files(options.arguments)
-    folder = encoder_folder(places)
-    config = _config(folder, words, options)
+    if options.csv is not None and (len(places) < 2 or options.list):
+        raise ConfigError("--csv: expected several run folders to compare, got one; per_label.csv lies beside each")
+    if options.show and len(places) > 1:
+        raise ConfigError(f"--print: expected one run folder, got {' '.join(places)}")
+    if not places:
+        raise ConfigError("expected a run folder or encoder.safetensors, got none")
+    folders = [encoder_folder([place]) for place in places]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(f"expected different run folders, got {' '.join(places)}")
+    runs = [(place, folder, _config(folder, words, options)) for place, folder in zip(places, folders, strict=True)]
     if options.show:
-        sys.stdout.write(settings.dump_yaml(config, comments=True))
+        sys.stdout.write(settings.dump_yaml(runs[0][2], comments=True))
         return None
-    return config, folder
+    given = {key for name, key in OPTIONS.items() if getattr(options, name) is not None}
+    return Asked(runs, frozenset(given | {word.partition("=")[0] for word in words}))
 
 
 def _config(folder: Path, words: Sequence[str], options: argparse.Namespace) -> Config:
