@@ -111,7 +111,7 @@ def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
         for key in settings:
             if not key.startswith("eval."):
                 raise ConfigError(f"{place}{key}: expected settings of eval; others belong to settings, or to a loss")
-            if key in ("eval.queries_dir", "eval.archive_dir", "eval.baseline"):
+            if key in ("eval.queries_dir", "eval.archive_dir", "eval.baseline", "eval.name"):
                 raise ConfigError(f"{place}{key}: a study decides this; give eval.protocol: transfer to search others")
         _check_targets(plan, settings, entry, place)
     for evaluation in plan.evaluations(task.dataset):

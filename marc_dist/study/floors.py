@@ -24,8 +24,8 @@ from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.store import Store
-from marc_dist.study import scores
 from marc_dist.study.plan import Evaluation, Plan, Task
+from marc_dist.study.scores import eval_dir
 from marc_dist.study.study_file import Floor
 
 BINS = 16
@@ -89,8 +89,7 @@ def _score(
     searched, _ = rank_and_score(asking, answering, protocol, config, parse_spec("flat"), None, say)
     info = {"fingerprint": own.fingerprint, "backbone": config.model.backbone, "image_size": config.data.image_size}
     summary = {**results.summarise(config, protocol, info, {"trained": searched}), "features": floor}
-    results.write(folder / "eval", summary, protocol, {"trained": searched})
-    scores.keep(folder, evaluation)
+    results.write(eval_dir(folder, evaluation), summary, protocol, {"trained": searched})
 
 
 def _vectors(floor: Floor, dataset: Dataset, own: Dataset, config: Config, say: Say) -> _Vectors:

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from marc_dist.config import Config, ConfigError, build, find_preset, flatten, load_yaml
+from marc_dist.config import Config, ConfigError, EvalConfig, build, find_preset, flatten, load_yaml
 from marc_dist.data.dataset import Dataset
 from marc_dist.run.folder import HARMLESS
 from marc_dist.run.settings import placed
@@ -54,9 +54,9 @@ class Evaluation:
     target: str | None = None
 
     @property
-    def folder(self) -> str:
-        """Of a cell, where it lies in ``eval``: its protocol and its name."""
-        return f"{self.settings.get('eval.protocol', 'test_vs_train')}-{self.name}"
+    def protocol(self) -> str:
+        """Its ``eval.protocol``; with the name, its folder in a cell's ``eval``."""
+        return str(self.settings.get("eval.protocol", EvalConfig().protocol))
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ class Plan:
             config: the run's.
             evaluation: one of its data set.
         """
-        more: Settings = {"eval.baseline": False}  # the floors have it, once for all cells
+        more: Settings = {"eval.name": evaluation.name, "eval.protocol": evaluation.protocol}
+        more["eval.baseline"] = False  # the floors have it, once for all cells
         if evaluation.target is not None:
             more["eval.queries_dir"] = str(self.datasets[evaluation.target].root)
         return build(Config, flatten(config), evaluation.settings, more)

@@ -1,20 +1,15 @@
-"""The evaluations of a cell: where they lie, how they are made, and how they are read. The only place that knows."""
+"""The evaluations of a cell: where they lie, and how they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from marc_dist.config import Config
 from marc_dist.metrics import Float
+from marc_dist.run.evaluations import evaluation_folder, read_queries, read_summary
 from marc_dist.study.metric_names import LABEL_METRICS
 from marc_dist.study.plan import Evaluation
-
-FILES = ("per_query.parquet", "per_label.csv", "map.parquet", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -34,31 +29,7 @@ class Scores:
 
 def eval_dir(folder: Path, evaluation: Evaluation) -> Path:
     """Where an evaluation of a cell lies."""
-    return folder / "eval" / evaluation.folder
-
-
-def score(config: Config, folder: Path, evaluation: Evaluation, say: Callable[[str], None]) -> None:
-    """Evaluate a run and keep the result in a folder of its own.
-
-    Args:
-        config: of ``Plan.eval_config``.
-        folder: of the run.
-        evaluation: how.
-        say: takes one line for people.
-    """
-    from marc_dist.retrieval.evaluate import evaluate  # torch and FAISS
-
-    evaluate(config, folder, say)
-    keep(folder, evaluation)
-
-
-def keep(folder: Path, evaluation: Evaluation) -> None:
-    """Move what an evaluation has written into its own folder; the file that speaks for the set comes last."""
-    to = eval_dir(folder, evaluation)
-    to.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        if (folder / "eval" / file).exists():
-            (folder / "eval" / file).replace(to / file)
+    return evaluation_folder(folder, evaluation.protocol, evaluation.name)
 
 
 def read_scores(folder: Path, evaluation: Evaluation) -> Scores:
@@ -67,15 +38,8 @@ def read_scores(folder: Path, evaluation: Evaluation) -> Scores:
     Raises:
         DataError: it is not there, or damaged.
     """
-    from marc_dist.retrieval.results import read
-
-    summary, rows = read(eval_dir(folder, evaluation))
-    rows = [row for row in rows if row["encoder"] == "trained"]
+    place = eval_dir(folder, evaluation)
+    summary = read_summary(place)
     means = dict(summary["scores"]["trained"])
     means |= {metric: summary["thirds"]["trained"][group]["mAP"] for metric, group in LABEL_METRICS.items()}
-    columns = [metric for metric in summary["scores"]["trained"] if rows and metric in rows[0]]
-    queries = {
-        metric: np.array([np.nan if row[metric] is None else row[metric] for row in rows], dtype=np.float64)
-        for metric in columns
-    }
-    return Scores(means, queries, summary)
+    return Scores(means, read_queries(place, summary).scores, summary)

@@ -35,6 +35,8 @@ OWN = {
     "train.max_steps": "a study counts in epochs; use train.epochs",
 }
 """Settings that a study decides."""
+OF_EVALUATIONS = ("eval.protocol", "eval.name", "eval.queries_dir", "eval.archive_dir", "eval.baseline")
+"""Settings that have no place but an evaluation."""
 
 
 class Tune(Section):
@@ -115,7 +117,10 @@ def read_study(name: str) -> tuple[StudyFile, Path]:
             if entry == FLOORS_DIR and part == "losses":
                 raise ConfigError(f"{path}: losses.{entry}: is the folder of what needs no loss; choose another name")
             _check_entry(values, reserved, f"{path}: {part}.{entry}: ")
+            if part != "evaluations":
+                _refuse_evaluation(values, f"{path}: {part}.{entry}: ")
     _check_entry(study.settings, (), f"{path}: settings: ")
+    _refuse_evaluation(study.settings, f"{path}: settings: ")
     for dataset, values in study.datasets.items():
         for encoder, more in _mapping(values.get("encoders", {}), f"{path}: datasets.{dataset}.encoders").items():
             if encoder not in study.encoders:
@@ -131,6 +136,11 @@ def _mapping(value: Any, place: str) -> Settings:
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: expected a mapping of settings, got {value!r:.80}")
     return value
+
+
+def _refuse_evaluation(values: Settings, place: str) -> None:
+    for key in leaves(values).keys() & set(OF_EVALUATIONS):
+        raise ConfigError(f"{place}{key}: belongs to an evaluation; give it under evaluations")
 
 
 def _check_entry(values: Settings, reserved: tuple[str, ...], place: str) -> None:

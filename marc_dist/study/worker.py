@@ -21,7 +21,6 @@ from marc_dist.files import append_line
 from marc_dist.run.attempts import STUDY_LINES
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.rank_ends import node_name
-from marc_dist.study import scores
 from marc_dist.study.checks import make_plan
 from marc_dist.study.plan import Plan, Task
 from marc_dist.study.state import (
@@ -118,6 +117,8 @@ class Bench:
         return not self.stop
 
     def _cell(self, task: Task) -> bool:
+        from marc_dist.retrieval.evaluate import evaluate  # torch and FAISS
+
         plan, folder = self.plan, self.plan.folder(task)
         record, mine = read_record(folder), plan.fingerprint(task)
         config = plan.config(task, chosen(plan, task))
@@ -134,7 +135,7 @@ class Bench:
             if self.stop:
                 return False
             began = time.monotonic()
-            scores.score(plan.eval_config(config, evaluation), folder, evaluation, _say)
+            evaluate(plan.eval_config(config, evaluation), folder, _say)
             spent = record.seconds.get("evaluate", 0.0) + time.monotonic() - began
             evaluations = {**record.evaluations, evaluation.name: plan.eval_fingerprint(task, evaluation)}
             record = record._replace(seconds={**record.seconds, "evaluate": spent}, evaluations=evaluations)

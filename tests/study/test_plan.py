@@ -157,6 +157,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("evaluations/count/eval.protocol", "transfer", r"transfer searches other data sets; there is only one"),
     ("evaluations/count/eval.query_split", "tset", r"no split named 'tset'"),
     ("evaluations/count/loss.tau", 0.3, r"evaluations\.count: loss\.tau: expected settings of eval"),
+    ("settings/eval.protocol", "oml", r"settings: eval\.protocol: belongs to an evaluation"),
+    ("evaluations/count/eval.name", "x", r"evaluations\.count: eval\.name: a study decides this"),
     ("tune/metric", "nDCG", r"objective nDCG: the trainer does not report it"),
     ("tune/all", {}, r"nothing varies for macl, while other losses have 2 trials"),
     ("tune/all", {"optim.lr": {"choice": [0.001]}}, r"has 1 settings in all, .*budgets must be equal"),

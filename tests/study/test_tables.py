@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marc_dist.retrieval.results import read
+from marc_dist.run.evaluations import read
 from marc_dist.study.checks import make_plan
 from marc_dist.study.scores import read_scores
 from marc_dist.study.statistics import hierarchical_interval, rank_diagram
-from marc_dist.study.tables.collected import collect, note_on_tests
+from marc_dist.study.tables.collected import Row, collect, families, note_on_tests
 from marc_dist.study.tables.text import latex
 from tests.retrieval.runs import pack_tiny
 from tests.study.studies import run, tiny_study, write_study
@@ -156,6 +156,24 @@ def test_the_manifest_has_the_hash_of_every_file(done: tuple[Path, Path]) -> Non
     for name, value in manifest["files"].items():
         assert hashlib.sha256((out / "report" / name).read_bytes()).hexdigest() == value
     assert {"marc-dist", "python", "torch"} <= set(manifest["versions"])
+
+
+def test_losses_are_tested_against_those_chosen_in_the_same_way(tiny_dir: Path, tmp_path: Path) -> None:
+    study = tiny_study(tiny_dir)
+    study["datasets"]["other"] = {"data.dir": str(pack_tiny(tmp_path / "data", seed=1).root), "data.image_size": 32}
+    study["tune"]["fixed_from"] = "tiny"
+    study["losses"]["msc"] = {"loss.name": "msc"}
+    study["losses"]["curve"] = {"like": "msc", "sweep": {"loss.tau": [0.05, 0.2]}}
+
+    def named(**statistics: str) -> list[list[tuple[str, str]]]:
+        plan = make_plan(str(write_study(tmp_path, study | {"statistics": statistics})), str(tmp_path / "out"))
+        rows = [Row(one.name, one.title, False, (), {}, {}) for one in plan.methods_on("other")]
+        return [[(one.name, other.name) for one, other in family] for family in families(plan, rows)]
+
+    own = [("macl", "mulsupcon"), ("macl", "msc"), ("mulsupcon", "msc")]
+    assert named() == [own, [(f"{one}@tiny", f"{other}@tiny") for one, other in own]]
+    own = [("macl", "mulsupcon"), ("msc", "mulsupcon")]
+    assert named(against="mulsupcon") == [own, [(f"{one}@tiny", f"{other}@tiny") for one, other in own]]
 
 
 def test_a_reader_is_told_when_so_few_seeds_cannot_tell(tiny_dir: Path, tmp_path: Path) -> None:

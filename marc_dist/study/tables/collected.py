@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -217,35 +217,49 @@ def _interval(plan: Plan, metric: str, means: list[float], found: list[Scores]) 
     return hierarchical_interval(np.stack([one.queries[metric] for one in found]), level=level, draws=draws)
 
 
-def compared(plan: Plan, rows: list[Row]) -> list[tuple[Row, Row]]:
-    """The pairs of losses that are tested; points of a sweep are not, they have curves."""
-    swept = {method.name for method in plan.methods if method.sweep}
-    losses = [row for row in rows if not row.floor and row.name not in swept]
-    against = plan.study.statistics.against
-    if against is not None:
-        chosen = [row for row in rows if row.name == against]
-        return [(row, chosen[0]) for row in losses if row.name != against] if chosen else []
-    return list(combinations(losses, 2))
+def families(plan: Plan, rows: Sequence[Row]) -> list[list[tuple[Row, Row]]]:
+    """The pairs of losses that are tested, in groups that are corrected for their number of pairs.
+
+    Losses are compared whose settings were chosen in the same way: on their own data set, or on another one. Points of
+    a sweep are not, they have curves.
+
+    Args:
+        plan: of the study.
+        rows: of one table.
+    """
+    methods = {method.name: method for method in plan.methods if not method.sweep}
+    losses = [row for row in rows if not row.floor and row.name in methods]
+    found = []
+    for source in dict.fromkeys(methods[row.name].tuned_on for row in losses):
+        alike = [row for row in losses if methods[row.name].tuned_on == source]
+        against = plan.study.statistics.against
+        if against is None:
+            found.append(list(combinations(alike, 2)))
+            continue
+        chosen = [row for row in alike if against in (row.name, methods[row.name].loss)]
+        found.append([(row, chosen[0]) for row in alike if row not in chosen] if chosen else [])
+    return found
 
 
 def _pairs(plan: Plan, rows: list[Row], columns: tuple[Column, ...]) -> list[Pair]:
     if not plan.study.statistics.tests:
         return []
-    found: list[Pair] = []
-    for column in columns:
-        tested: list[tuple[str, str, int, Paired]] = []
-        for one, other in compared(plan, rows):
-            if column not in one.figures or column not in other.figures:
-                continue
-            both = [seed for seed in one.seeds if seed in other.seeds]
-            if len(both) < seeds_needed():
-                continue
-            a, b = (np.array([row.by_seed[column][row.seeds.index(seed)] for seed in both]) for row in (one, other))
-            tested.append((one.name, other.name, len(both), paired_tests(a, b)))
-        t = holm([paired.t_p for *_, paired in tested]) if tested else []
-        wilcoxon = holm([paired.wilcoxon_p for *_, paired in tested]) if tested else []
-        found += [Pair(column, *told, *ps) for told, *ps in zip(tested, t, wilcoxon, strict=True)]
-    return found
+    return [pair for column in columns for family in families(plan, rows) for pair in _tested(column, family)]
+
+
+def _tested(column: Column, family: list[tuple[Row, Row]]) -> list[Pair]:
+    tested: list[tuple[str, str, int, Paired]] = []
+    for one, other in family:
+        if column not in one.figures or column not in other.figures:
+            continue
+        both = [seed for seed in one.seeds if seed in other.seeds]
+        if len(both) < seeds_needed():
+            continue
+        a, b = (np.array([row.by_seed[column][row.seeds.index(seed)] for seed in both]) for row in (one, other))
+        tested.append((one.name, other.name, len(both), paired_tests(a, b)))
+    t = holm([paired.t_p for *_, paired in tested]) if tested else []
+    wilcoxon = holm([paired.wilcoxon_p for *_, paired in tested]) if tested else []
+    return [Pair(column, *told, *ps) for told, *ps in zip(tested, t, wilcoxon, strict=True)]
 
 
 def _rankings(plan: Plan, blocks: list[Block]) -> list[Ranking]:
@@ -294,9 +308,8 @@ def _notes(plan: Plan) -> list[str]:
 
 def note_on_tests(plan: Plan) -> str:
     """How many pairs are tested, and whether so few seeds can tell them apart."""
-    swept = {method.name for method in plan.methods if method.sweep}
-    most = max(sum(method.name not in swept for method in plan.methods_on(dataset)) for dataset in plan.study.datasets)
-    pairs = most - 1 if plan.study.statistics.against is not None else most * (most - 1) // 2
+    num = sum(not method.sweep and method.tuned_on is None for method in plan.methods)
+    pairs = num - 1 if plan.study.statistics.against is not None else num * (num - 1) // 2
     needed, seeds = seeds_needed(max(pairs, 1)), len(plan.study.seeds)
     told = f"Tests are paired over seeds and corrected by Holm for the {pairs} pairs of a metric."
     if seeds < needed:

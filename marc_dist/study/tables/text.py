@@ -67,19 +67,20 @@ def _tests(block: Block, plan: Plan) -> list[str]:
     """The tests against one loss: the one that the study names, or its first; all pairs are in pairs.csv."""
     if not block.pairs:
         return []
-    names = [row.name for row in block.rows if not row.floor]
-    against = plan.study.statistics.against or names[0]
+    methods = {method.name: method for method in plan.methods}
     titles = {row.name: row.title for row in block.rows}
-    heads = _heads(block)
-    rows = []
-    for name in names:
+    heads, rows = _heads(block), []
+    first = plan.study.statistics.against or block.pairs[0].one
+    for name in titles:
+        source = methods[name].tuned_on if name in methods else None
+        against = first if source is None else f"{first}@{source}"  # whose settings were chosen in the same way
         mine = {pair.column: pair for pair in block.pairs if {pair.one, pair.other} == {name, against}}
         if mine:
             rows.append([titles[name], *(_test(mine.get(column), name) for column in block.columns)])
     told = (
-        f"Difference to {titles[against]} with its 95 % interval over seeds; p of the paired t test and of the "
-        f"Wilcoxon signed rank test, both corrected by Holm for all pairs of the column; * where the first is below "
-        f"{SIGNIFICANT}."
+        f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its 95 % interval over "
+        f"seeds; p of the paired t test and of the Wilcoxon signed rank test, both corrected by Holm for all such "
+        f"pairs of the column; * where the first is below {SIGNIFICANT}."
     )
     return [told, "", *_table(["", *heads], rows), ""]
 
