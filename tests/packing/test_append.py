@@ -147,6 +147,25 @@ def test_new_pictures_go_into_new_shards(own: Path, out: Path, capsys: pytest.Ca
     assert set(dataset.shards) - tars == {"train-000003.tar", "train-000004.tar", "test-000001.tar"}
 
 
+def test_the_example_of_the_documentation(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    section = page.split("## Adding to an archive\n")[1].split("\n## ")[0]
+    commands = [line.split() for line in section.splitlines() if line.startswith("    marc-shard ")]
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    own.rename("my_pictures")
+    for number, (command, *words) in enumerate(commands):
+        assert command == "marc-shard" and main(words) == 0
+        told = capsys.readouterr().out.replace("\n", " ")
+        assert ("wrote data/mine", "2 new (1 train, 1 test)", "0 changed, 0 relabelled, 10 removed")[number] in told
+        download(
+            tmp_path / "my_pictures", some(14) if number == 0 else {k: v for k, v in some(14).items() if k < "p04"}
+        )
+    assert set(facts(tmp_path / "data" / "mine")) == {"p00", "p01", "p02", "p03"}
+
+
 def test_nothing_new_changes_no_byte(own: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(out)
     for path in own.rglob("*"):

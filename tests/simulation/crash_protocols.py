@@ -193,7 +193,7 @@ def shards(lab: Path, *, resume: bool = False) -> Protocol:
 
 
 def added(lab: Path) -> Protocol:
-    """To a folder of four shards come two pictures, one goes, one has another label: kept, dropped, new, rewritten."""
+    """Two pictures come, one goes, one has another label: shards are kept, dropped, new, and written anew."""
 
     def source(*without: str) -> Source:
         found = read_source(load_recipe("folder"), [_download(lab, 1)])

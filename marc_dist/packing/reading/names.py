@@ -32,8 +32,8 @@ BESIDE = {
     "color", "colour", "colors", "colours", "gray", "grey", "rgb", "rgba", "irrg", "rgbir", "index", "indexed", "raw",
     "all", "set", "data", "file", "files", "part", "parts", "class", "classes", "object", "objects", "semantic",
     "instance", "instances", "panoptic", "ground", "truth", "original", "orig", "new", "final", "small", "full", "main",
-    "opt", "sat", "id", "ids", "is", "folder", "participants", "the", "of", "and", "for", "with", "no", "un", "ortho",
-    "unlabeled", "x",
+    "opt", "sat", "id", "ids", "is", "folder", "participants", "the", "of", "and", "for", "with", "no", "un", "x",
+    "ortho", "unlabeled",
 }  # fmt: skip
 NO_CLASS = {
     "background", "bg", "unlabelled", "unlabeled", "unknown", "nodata", "novalue", "none", "nothing", "null", "void",
