@@ -120,7 +120,13 @@ def print_comparison(
 
 
 def print_list(run: str, lines: Sequence[Sequence[str]], console: Console) -> None:
-    """The evaluations of a run: name, day, queries, images of the archive, mAP and nDCG, how they were made."""
+    """Print the evaluations of a run.
+
+    Args:
+        run: its folder, as a title.
+        lines: of each evaluation its name, day, numbers of queries and of archive images, mAP, and its settings.
+        console: where.
+    """
     table = Table(title=Text(printable(run)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("evaluation", "made", "queries", "archive", "mAP", "settings"):
         right = name in ("queries", "archive", "mAP")

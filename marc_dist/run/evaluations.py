@@ -29,7 +29,13 @@ def evaluation_name(protocol: str, name: str | None) -> str:
 
 
 def evaluation_folder(run: Path, protocol: str, name: str | None = None) -> Path:
-    """Where an evaluation goes; the next one of the same protocol and name takes its place."""
+    """Where an evaluation goes; the next one of the same protocol and name takes its place.
+
+    Args:
+        run: the run folder.
+        protocol: ``eval.protocol``.
+        name: ``eval.name``.
+    """
     return run / EVAL / evaluation_name(protocol, name)
 
 
@@ -39,7 +45,13 @@ def run_of(folder: Path) -> Path:
 
 
 def find_evaluation(run: Path, protocol: str, name: str | None = None) -> Path | None:
-    """The folder of an evaluation that is there; earlier versions kept one, without a name, in ``RUN/eval`` itself."""
+    """The folder of an evaluation that is there; earlier versions kept one, without a name, in ``RUN/eval`` itself.
+
+    Args:
+        run: the run folder.
+        protocol: ``eval.protocol``.
+        name: ``eval.name``.
+    """
     folder, old = evaluation_folder(run, protocol, name), run / EVAL
     if (folder / METRICS_FILE).exists():
         return folder

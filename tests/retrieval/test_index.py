@@ -16,7 +16,7 @@ from marc_dist.config import ConfigError, DataError
 from marc_dist.data.plan import rank_part
 from marc_dist.retrieval import search, torch_search
 from marc_dist.retrieval.exact import exact_unit
-from marc_dist.retrieval.index.parts import parts as ix
+from marc_dist.retrieval.index import parts as ix
 from marc_dist.retrieval.index.spec import parse_spec
 from tests.retrieval.clouds import cloud, naive, naive_hamming
 from tests.worlds import run_in_world
@@ -242,7 +242,7 @@ def test_memory_maps_are_searched_whoever_else_uses_faiss(tmp_path: Path) -> Non
     """faiss.contrib.torch_utils, which other libraries import, takes plain arrays only."""
     code = f"""
 import faiss.contrib.torch_utils, numpy as np
-from marc_dist.retrieval.index.parts import parts as index
+from marc_dist.retrieval.index import parts as index
 rows = np.lib.format.open_memmap({str(tmp_path / "rows.npy")!r}, mode="w+", dtype=np.float32, shape=(5, 4))
 rows[:] = np.eye(5, 4)
 print(index._knn(rows[:2], rows, 1)[1].ravel().tolist())

@@ -16,8 +16,8 @@ from marc_dist.config import LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval import search
 from marc_dist.retrieval import store as st
+from marc_dist.retrieval.index import parts as ix
 from marc_dist.retrieval.index.kept import kept_part
-from marc_dist.retrieval.index.parts import parts as ix
 from marc_dist.retrieval.index.spec import parse_spec
 from tests.retrieval.clouds import cloud
 from tests.retrieval.runs import pack_tiny

@@ -10,7 +10,7 @@ import pytest
 from marc_dist import comm
 from marc_dist.config import DataError
 from marc_dist.retrieval import exact, search
-from marc_dist.retrieval.index.parts import parts as ix
+from marc_dist.retrieval.index import parts as ix
 from tests.retrieval.clouds import cloud, naive
 from tests.worlds import run_in_world
 
