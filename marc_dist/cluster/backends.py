@@ -93,7 +93,9 @@ def _element_state(job: Job, number: int, whole: State) -> State:
     over = ended(element, folder)
     if over is not None:
         return over
-    return whole if element.token == job.token and number in job.numbers else state(element, folder)
+    mine = element.token == job.token and number in job.numbers
+    # the batch system forgets elements one by one: "done" is only of those that it still knows
+    return whole if mine and whole.word != "done" else state(element, folder)
 
 
 def cancel(job: Job, job_dir: Path) -> str:

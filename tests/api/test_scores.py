@@ -65,7 +65,7 @@ def same(one: sc.RetrievalScores, other: sc.RetrievalScores, *, without: str = "
 
 def test_what_marc_eval_says_to_the_bit(finished: Path, packed: Dataset) -> None:
     """From the folder of a run: data set, encoder, vectors, metrics, with no convention at its default."""
-    summary, rows = evaluations.read(finished / "eval" / "test_vs_train")
+    summary, rows = evaluations.read(finished / "eval" / "leave_one_out")
     encoder = load_encoder(finished)
     test = open_dataset(packed.root, "test")
     vectors = api_encoder.embed(encoder, test, batch=4)

@@ -8,6 +8,7 @@ import pytest
 
 from marc_dist.cluster import backends, sbatch_hooks, slurm, slurm_cancel
 from marc_dist.config import LaunchError
+from marc_dist.run.attempts import begin_attempt, end_attempt
 from marc_dist.run.job import Job, Word, new_job, read_job, write_job
 
 BUSY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
@@ -105,3 +106,27 @@ def test_an_element_writes_the_array_s_id_down_when_its_launch_could_not(
 )
 def test_what_a_cancel_says(words: list[Word], array: bool, saves: bool, told: str) -> None:
     assert slurm_cancel._what_becomes(words, array, saves) == told
+
+
+def test_an_array_of_which_slurm_has_forgotten_an_element_is_not_done(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm knew the elements that ended last, and both were done; the first had been lost with its node."""
+    folders = [tmp_path / f"seed-{number}" for number in range(2)]
+    array = job.model_copy(update={"run_dirs": list(map(str, folders))})
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        write_job(folder, array.model_copy(update={"run_dirs": [], "id": f"7_{number}"}))
+    attempt = array.attempt(0)
+    begin_attempt(folders[1], attempt, ["n1"])
+    end_attempt(folders[1], attempt, 0, None, again=False, why="done")
+    _slurm_says("", tmp_path, monkeypatch)
+    (tmp_path / "bin" / "squeue").write_text(
+        "#!/bin/sh\ncase \" $* \" in\n*' 7 '*) echo 'COMPLETED|None|n1' ;;\n"
+        f"*) echo '{FORGOTTEN}' >&2; exit 1 ;;\nesac\n"
+    )
+    for name in ("scontrol", "sacct"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho '{FORGOTTEN}' >&2\nexit 1\n")
+    assert slurm.state(array, tmp_path).word == "done"
+    found = backends.state(array, tmp_path)
+    assert found.word == "unknown" and "1 done, 1 unknown; Slurm has forgotten the job" in found.detail
