@@ -38,7 +38,7 @@ def train(config: Config, stop: StopFlag) -> int:
     try:
         result = run_rank(config, stop=stop, give_up=_give_up)
     except LaunchError as error:
-        if _folder_has_gone(error.__context__, run_dir):  # in the middle of a file
+        if _folder_has_gone(error, run_dir):
             raise LaunchError(removal(run_dir)) from None
         raise
     except OSError as error:
@@ -59,10 +59,12 @@ def train(config: Config, stop: StopFlag) -> int:
 
 
 def _folder_has_gone(error: BaseException | None, run_dir: Path) -> bool:
-    """Whether a file of the run was not found because its whole folder was removed."""
-    if not isinstance(error, FileNotFoundError) or not str(error.filename).startswith(f"{run_dir}{os.sep}"):
-        return False
-    return was_removed(run_dir)
+    """Whether an error came of a file that was not found because the whole folder of the run was removed."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError):
+            return was_removed(run_dir)
+        error = error.__context__
+    return False
 
 
 def check(config: Config) -> int:
