@@ -28,7 +28,7 @@ from tests.simulation.crash_states import Rules, crash_states
 EVERY = {
     "shards": 41,
     "shards, resumed": 53,
-    "shards, added": 41,
+    "shards, added": 23,
     "training": 41,
     "export": 5,
     "search folder": 5,
