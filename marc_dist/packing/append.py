@@ -210,9 +210,8 @@ def _take_classes(source: Source, dataset: Dataset, add: bool) -> tuple[str, ...
         )
     numbers |= {name: number for number, name in enumerate(new, len(dataset.classes))}
     to = [numbers.get(name, numbers.get(normal_name(name), 0)) for name in source.classes]
-    source.samples = hold_samples(
-        replace(sample, labels=tuple(sorted({to[label] for label in sample.labels}))) for sample in source.samples
-    )
+    labels = (tuple(sorted({to[label] for label in sample.labels})) for sample in source.samples)
+    source.samples = hold_samples(map(lambda one, own: replace(one, labels=own), source.samples, labels))
     source.classes = (*dataset.classes, *new)
     return new
 

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from marc_dist.config import DataError
-from marc_dist.packing.reading.recipes import load_recipe
+from marc_dist.config import DataError, build
+from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from tests import downloads
@@ -129,7 +130,9 @@ def test_mlrsnet_and_its_damaged_tables(tmp_path: Path) -> None:
 def test_the_recipes_of_the_documentation_pack_what_they_describe(tmp_path: Path) -> None:
     """The worked examples of docs/recipes.md, on files in the layouts that they name."""
     page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
-    masks, table, coco = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    masks, tiles, table, coco = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    cut = build(Recipe, {"name": "cut", **yaml.safe_load(masks), "pair_by": "tree", **yaml.safe_load(tiles)}, place="")
+    assert cut.tile == 512 and cut.splits.names == {"train": ("scene_1", "north_*"), "test": ("scene_2",)}
     for name, text in {"masks": masks, "table": table, "coco": coco}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     blue, green, red = (0, 0, 255), (0, 255, 0), (255, 0, 0)
