@@ -45,7 +45,7 @@ lint: $(DEVSTAMP)
 
 # Two processes, then the tests with time limits of their own that nothing may share the cores with.
 test: lint
-	$(BIN)/pytest -n $(JOBS) -m "not alone" --durations=25
+	$(BIN)/pytest -n $(JOBS) -m "not alone and not campaign" --durations=25
 	$(BIN)/pytest -m alone
 
 quick: lint
@@ -57,13 +57,14 @@ docs: $(DEVSTAMP)
 	@echo "open site/index.html"
 
 coverage: $(DEVSTAMP)
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -m "not campaign" --cov --cov-report=term-missing:skip-covered
 
 benchmarks: $(DEVSTAMP)
-	@status=0; for script in loss_speed loss_memory loss_precision loss_peers temperature_forms loss_gpu augment_speed pack_speed look_alikes reader_speed shuffle_quality train_speed robust_cost metrics_speed search_speed search_memory index_memory busy_cores sameness tune_search tune_gain loss_study recipe_study real_data; do \
+	@status=0; for script in loss_speed loss_memory loss_precision loss_peers temperature_forms loss_gpu augment_speed pack_speed pack_scale index_scale look_alikes reader_speed shuffle_quality train_speed robust_cost metrics_speed search_speed search_memory index_memory busy_cores sameness tune_search tune_gain loss_study recipe_study real_data; do \
 	  echo "== $$script"; $(BIN)/python benchmarks/$$script.py || status=1; done; exit $$status
 
 campaign: $(DEVSTAMP)
+	$(BIN)/pytest -m campaign
 	$(BIN)/python benchmarks/mutations.py
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python -m tests.simulation.crash_campaign

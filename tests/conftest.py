@@ -43,7 +43,6 @@ settings.load_profile("suite")
 CLUSTER_FILES = (
     "tests/cluster/test_slurm.py",
     "tests/cluster/test_ray.py",
-    "tests/cluster/test_ray_environments.py",
     "tests/cluster/test_slurm_cluster.py",
     "tests/tuning/test_ray.py",
     "tests/cluster/test_slurm_study.py",

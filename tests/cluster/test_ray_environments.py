@@ -29,6 +29,7 @@ from tests.cluster.ray_cluster import GONE_S, OBJECT_STORE, SETTINGS, pids_that_
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.campaign,  # copies of the virtual environment; the port that Ray's fake provider always takes
     pytest.mark.skipif(sys.platform != "linux", reason="finds Ray's processes through /proc"),
 ]
 RAY = ("-m", "ray.scripts.scripts")
