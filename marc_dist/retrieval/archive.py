@@ -13,7 +13,7 @@ from PIL import Image
 from marc_dist import comm
 from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, DataError
-from marc_dist.data.columns import distinct
+from marc_dist.data.columns import CHUNK, distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import Query, read_any
 from marc_dist.data.plan import rank_part
@@ -175,7 +175,11 @@ class Archive:
         Raises:
             DataError: none passes.
         """
-        ids = self.ids[labels.passes(self.dataset.label_rows(self.ids))]
+        if labels.passes is None:
+            return self.ids
+        starts = range(0, len(self.ids), CHUNK)
+        some = [labels.passes(self.dataset.label_rows(self.ids[start : start + CHUNK])) for start in starts]
+        ids = self.ids[np.concatenate(some)]
         if not len(ids):
             raise DataError(f"{self.dataset.root}: no image has the labels {labels.text}")
         return ids

@@ -29,12 +29,12 @@ class LabelQuery:
     Attributes:
         text: as it was written, with the archive's own spelling of the names.
         wanted: labels that an answer may carry because of the question; those after a ``not`` are none of them.
-        passes: label rows (n, L) bool -> which of them pass (n,) bool.
+        passes: label rows (n, L) bool -> which of them pass (n,) bool; None: all do.
     """
 
     text: str
     wanted: frozenset[str]
-    passes: Test
+    passes: Test | None
 
 
 def parse_labels(texts: Sequence[str], classes: Sequence[str]) -> LabelQuery:
@@ -56,6 +56,9 @@ def parse_labels(texts: Sequence[str], classes: Sequence[str]) -> LabelQuery:
     shown = [parser.shown() for parser in parsers]
     if len(parsers) > 1:
         shown = [f"({one})" if parser.has_or else one for one, parser in zip(shown, parsers, strict=True)]
+
+    if not tests:
+        return LabelQuery("", frozenset(), None)
 
     def passes(rows: Bool) -> Bool:
         found = np.ones(len(rows), dtype=np.bool_)
@@ -80,7 +83,7 @@ class _Parser:
         self.has_or = False
         self._shown: list[str] = []
         self._rest = " ".join(unicodedata.normalize("NFC", text).split())
-        self._by_length = sorted({_plain(name) for name in classes} - {""}, key=len, reverse=True)
+        self._known = {_plain(name) for name in classes} - {""}
         self._denied, self._depth = False, 0
 
     def question(self) -> Test:
@@ -146,19 +149,17 @@ class _Parser:
         """Take the name of a label, if one comes next: the quoted one, or the longest that fits."""
         if self._rest[:1] in ("'", '"'):
             name, mark, rest = self._rest[1:].partition(self._rest[0])
-            if mark and (_plain(name) in self._by_length or not self._starts()):
+            if mark and (_plain(name) in self._known or not self._starts()):
                 return self._label(name, rest)
         length = self._starts()
         return self._label(self._rest[:length], self._rest[length:]) if length else None
 
     def _starts(self) -> int:
         """Length of the longest known name that the rest begins with, at the end of a word; 0: none."""
-        for length in sorted({len(name) for name in self._by_length}, reverse=True):
-            for end in range(length, min(len(self._rest), length + 4) + 1):  # casefold may make texts longer
-                fits = _plain(self._rest[:end]) in self._by_length
-                whole = end == len(self._rest) or not (self._rest[end - 1].isalnum() and self._rest[end].isalnum())
-                if fits and whole and len(_plain(self._rest[:end])) == length:
-                    return end
+        for end in range(len(self._rest), 0, -1):
+            whole = end == len(self._rest) or not (self._rest[end - 1].isalnum() and self._rest[end].isalnum())
+            if whole and _plain(self._rest[:end]) in self._known:
+                return end
         return 0
 
     def _label(self, name: str, rest: str) -> Test:

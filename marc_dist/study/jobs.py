@@ -39,9 +39,11 @@ def submit_study(plan: Plan, preset: SlurmPreset | RayPreset, jobs: int | None, 
     job = submit(job, folder)
     num = len(job.run_dirs) or job.world
     shown = shlex.quote(str(folder))
-    console.print(f"{job.kind} job {job.id}: {num} workers, {left} tasks left", markup=False)
+    console.print(f"{job.kind} job {job.id}: {num} workers, {left} tasks left", markup=False, soft_wrap=True)
     console.print(f"marc-jobs status {shown}; marc-jobs cancel {shown}", markup=False, soft_wrap=True)
-    console.print(f"tables, when they are there: marc-study {plan.path} --out {plan.out} --report", markup=False)
+    console.print(
+        f"tables, when they are there: marc-study {plan.path} --out {plan.out} --report", markup=False, soft_wrap=True
+    )
     return 0
 
 

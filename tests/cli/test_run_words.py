@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from marc_dist.cli.eval.words import config_and_folder
+from marc_dist.cli.eval.words import asked
 from marc_dist.cli.eval.words import parser as eval_parser
 from marc_dist.cli.run_words import run_config, split_words
+from marc_dist.cli.search.request import request_of
 from marc_dist.cli.search.words import parser as search_parser
-from marc_dist.cli.search.words import request_of
 from marc_dist.cli.tune.plan import split_places
-from marc_dist.config import Config, ConfigError, build, dump_yaml, load_config
+from marc_dist.config import Config, ConfigError, DataError, build, dump_yaml, load_config
 from marc_dist.config.paths import PATHS
 from marc_dist.run.folder import plain_settings, refuse_changes, write_config
 from marc_dist.run.settings import load_run
@@ -96,11 +96,14 @@ def test_paths_of_an_earlier_version_start_where_the_run_was_started(
     monkeypatch.chdir(elsewhere)
     words = ["../home/runs/a", "--print"]
     assert run_config(words[:1]).data.dir == f"{home}/data/x"
-    found = config_and_folder(eval_parser().parse_args(words[:1]))
-    assert found is not None and (found[0].data.dir, found[0].eval.archive_dir) == (f"{home}/data/x", f"{home}/data/y")
+    found = asked(eval_parser().parse_args(words[:1]))
+    assert found is not None
+    ((_, _, config),) = found.runs
+    assert (config.data.dir, config.eval.archive_dir) == (f"{home}/data/x", f"{home}/data/y")
     picture = tmp_path / "q.jpg"
     picture.touch()
-    assert request_of(search_parser().parse_args([words[0], str(picture)])).archive_dir == f"{home}/data/x"
+    with pytest.raises(DataError, match=f"^{home}/data/x: "):  # there are no shards
+        request_of(search_parser().parse_args([words[0], str(picture)]), tmp_path)
     assert run_config([words[0], "data.dir=data/x"]).data.dir == "data/x"  # typed here, means here
 
 
@@ -115,7 +118,8 @@ def test_paths_of_a_moved_run_of_an_earlier_version(tmp_path: Path, monkeypatch:
     assert load_run(Path("b"), layer={"data": {"dir": "z"}}).data.dir == "z"
     picture = tmp_path / "q.jpg"
     picture.touch()
-    assert request_of(search_parser().parse_args(["b", str(picture), "--archive", "data/x"])).archive_dir == "data/x"
+    with pytest.raises(DataError, match="^data/x: "):  # there are no shards
+        request_of(search_parser().parse_args(["b", str(picture), "--archive", "data/x"]), tmp_path)
     (tmp_path / "b/job.json").write_text(json.dumps({"cwd": "/where/it/began"}))
     assert run_config(["b"]).data.dir == "/where/it/began/data/x"
     (tmp_path / "b/job.json").write_text("{")

@@ -14,9 +14,10 @@ import torch
 from marc_dist import comm
 from marc_dist.config import ConfigError, DataError
 from marc_dist.data.plan import rank_part
-from marc_dist.retrieval import search, torch_search
+from marc_dist.retrieval import search
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.index import parts as ix
+from marc_dist.retrieval.index import torch_search
 from marc_dist.retrieval.index.spec import parse_spec
 from tests.retrieval.clouds import cloud, naive, naive_hamming
 from tests.worlds import run_in_world

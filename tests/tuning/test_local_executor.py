@@ -55,7 +55,8 @@ def test_a_trial_is_an_ordinary_run(tiny_dir: Path, tmp_path: Path, capsys: pyte
     assert (best.data.validation_share, best.train.epochs, best.train.run_dir) == (0.0, 3, str(tmp_path / "one/best"))
     assert best.loss.tau == one.points[one.finished()[0]]["loss.tau"]
     told = capsys.readouterr().out
-    assert told.splitlines()[-1] == f"marc-train {tmp_path}/one/best.yaml"
+    assert f"marc-train {tmp_path}/one/best.yaml" in told.splitlines()
+    assert told.splitlines()[-1] == f"marc-train {tmp_path}/two/best.yaml"
     subprocess.run(
         [sys.executable, "-m", "marc_dist.cli.train", str(tmp_path / "one/best.yaml")], check=True, capture_output=True
     )

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from marc_dist.cli.launch.run import hand_over, slurm_is_here
-from marc_dist.cli.tune.plan import folder_and_words
+from marc_dist.cli.tune.plan import checked_words, folder_and_words
 from marc_dist.cluster.preset import PREFIX, SlurmPreset, load_preset
 from marc_dist.cluster.slurm import render
 from marc_dist.config import LaunchError
@@ -33,6 +33,7 @@ def launch(options: argparse.Namespace, words: Sequence[str]) -> int:
         raise LaunchError(f"tune: expected a slurm preset, got kind {preset.kind}; use {where}")
     if preset.container.runtime != "none" or preset.array.seeds or preset.array.overrides:
         raise LaunchError("tune: runs without containers and arrays; leave cluster.container and cluster.array away")
+    checked_words(words)
     if not (options.show or options.dry_run):
         slurm_is_here(options, "tune", *given)
     folder, words = folder_and_words(words)

@@ -76,13 +76,15 @@ def new_folder(parent: Path, queries: Sequence[Path]) -> Path:
         number = max(taken, default=0)
         while True:
             number += 1
-            folder = parent / f"{number:04d}-{name}{more}"
+            hidden = parent / f".{number:04d}"  # another search may take this number under another name
             try:
-                parent.joinpath(f".{number:04d}").mkdir()  # another search may take this number under another name
+                hidden.mkdir()
             except FileExistsError:
                 continue
-            parent.joinpath(f".{number:04d}").rename(folder)
-            return folder
+            if any(parent.glob(f"{number:04d}-*")):  # it has, since we looked
+                hidden.rmdir()
+                continue
+            return hidden.rename(parent / f"{number:04d}-{name}{more}")
     except OSError as error:
         raise LaunchError(f"{parent}: cannot be written ({error.strerror}); choose another place with --out") from None
 

@@ -114,7 +114,9 @@ def _end(plan: Plan, findings: Findings, console: Console) -> int:
     for name, reason in list(findings.missing.items())[:SHOWN]:
         console.print(f"missing: {name}: {reason}", markup=False, soft_wrap=True)
     if len(findings.missing) > SHOWN:
-        console.print(f"missing: {len(findings.missing) - SHOWN} more, in {REPORT}/MANIFEST.json", markup=False)
+        console.print(
+            f"missing: {len(findings.missing) - SHOWN} more, in {REPORT}/MANIFEST.json", markup=False, soft_wrap=True
+        )
     page: Path = plan.out / REPORT / "tables.md"
     console.print(f"tables: {page}", markup=False, soft_wrap=True)
     return 1 if findings.missing else 0

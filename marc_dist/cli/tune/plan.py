@@ -35,10 +35,8 @@ DEMO_GRACE = 6
 """Epochs that its trials run at least: after one epoch of three steps all of them score alike."""
 
 
-def folder_and_words(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The folder of the search that these words of a command line mean, and the words that begin it or go on with it.
-
-    Everything is checked that needs no Ray; nothing is written.
+def checked_words(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a search that a cluster job runs, with every mistake told that shows without data and cluster.
 
     Raises:
         ConfigError: a fault in the words, or options that a cluster job decides.
@@ -47,6 +45,20 @@ def folder_and_words(words: Sequence[str]) -> tuple[Path, list[str]]:
     if options.address or options.executor or options.report or options.show:
         raise ConfigError("tune: --address, --executor, --report and --print are marc-tune's own; leave them away here")
     check_words(options)
+    if options.arguments:
+        load_space(split_places(options.arguments)[0])
+    return options
+
+
+def folder_and_words(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder of the search that these words of a command line mean, and the words that begin it or go on with it.
+
+    Everything is checked that needs no Ray; nothing of the search is written.
+
+    Raises:
+        ConfigError: a fault in the words, or options that a cluster job decides.
+    """
+    options = checked_words(words)
     if options.resume and not options.arguments:
         read_plan(user_path(options.resume))
         return user_path(options.resume).absolute(), list(words)
