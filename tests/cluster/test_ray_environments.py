@@ -141,6 +141,9 @@ def _wheel(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("virtualenv") is None, reason="Ray's pip environments: pip install virtualenv"
+)
 def test_packages_of_a_runtime_environment_reach_a_rank(sample_dir: Path, tmp_path: Path) -> None:
     """``pip`` with a wheel that lies on the shared disk: no network. Ray copies the environment, so ours is small."""
     venv.create(tmp_path / "venv", symlinks=True)
