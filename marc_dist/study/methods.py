@@ -158,10 +158,16 @@ def _swept(first: Method, sweep: Any, place: str) -> Iterator[Method]:
     if not points or not all(isinstance(values, list) and values for values in points.values()):
         raise ConfigError(f"{place}: expected key: [values], for example loss.tau: [0.05, 0.1, 0.2], got {sweep!r:.80}")
     combined = list(itertools.product(*points.values()))
+    names: set[str] = set()
     if len(combined) > MAX_SWEEP or len(set(map(str, combined))) < len(combined):
         raise ConfigError(f"{place}: expected up to {MAX_SWEEP} different points, got {len(combined)}")
     for values in combined:
         point = dict(zip(points, values, strict=True))
         told = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
         plain = re.sub(r"[^A-Za-z0-9_,.=-]", "-", told)
+        if plain in names:
+            raise ConfigError(
+                f"{place}: {told}: another point of it has the same folder, {plain}; change one of the two"
+            )
+        names.add(plain)
         yield replace(first, name=f"{first.name},{plain}", title=f"{first.title}, {told}", sweep=point)

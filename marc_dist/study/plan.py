@@ -24,12 +24,14 @@ from marc_dist.run.folder import HARMLESS
 from marc_dist.run.settings import placed
 from marc_dist.study.methods import Method, space_source, tuned_losses
 from marc_dist.study.metric_names import USUAL
-from marc_dist.study.study_file import FLOORS_DIR, RESERVED, Settings, StudyFile, leaves, settings_of
+from marc_dist.study.study_file import FLOORS_DIR, OWN, RESERVED, Settings, StudyFile, leaves, settings_of
 from marc_dist.tuning.driver import new_plan
 from marc_dist.tuning.journal import SearchPlan
 from marc_dist.tuning.search_space.space import Space, parse_space
 
 Kind = Literal["search", "floors", "cell"]
+DECIDED = {*OWN, "train.keep_best", "train.patience", "train.validate_every"}
+"""Settings of a recipe that a cell leaves out: nothing of its training split is kept to look at."""
 PLACES = ("data.dir", "data.features_dir", "train.run_dir")
 """Settings that say where something lies, and do not change what comes out."""
 SEARCH_DIR = "search"
@@ -153,7 +155,7 @@ class Plan:
         """
         study = self.study
         entry = study.encoders[encoder]
-        recipe = leaves(load_yaml(find_preset("recipes", entry["recipe"]))) if "recipe" in entry else {}
+        recipe = _of_recipe(entry["recipe"]) if "recipe" in entry else {}
         parts = {
             f"datasets.{dataset}": leaves(settings_of(study.datasets[dataset], RESERVED["datasets"])),
             f"encoders.{encoder}": leaves(settings_of(entry, RESERVED["encoders"])),
@@ -293,7 +295,17 @@ class Plan:
         return plan.model_dump(mode="json", exclude={"base", "retries", "ahead"})
 
     def eval_fingerprint(self, task: Task, evaluation: Evaluation) -> str:
-        """What an evaluation computes."""
+        """What an evaluation computes, in one hash."""
+        known = self._evaluations
+        if (task.name, evaluation.name) not in known:
+            known[task.name, evaluation.name] = self._eval_fingerprint(task, evaluation)
+        return known[task.name, evaluation.name]
+
+    @cached_property
+    def _evaluations(self) -> dict[tuple[str, str], str]:
+        return {}
+
+    def _eval_fingerprint(self, task: Task, evaluation: Evaluation) -> str:
         told = flatten(self.eval_config(self.config(task), evaluation))
         target = evaluation.target or task.dataset
         values = {k: v for k, v in told.items() if k.startswith("eval.") and not k.endswith(("_dir", ".panels"))}
@@ -311,3 +323,8 @@ def _changes(plan: Plan, task: Task, own: Settings) -> Settings:
 def digest(value: Any) -> str:
     """SHA-256 of plain data, in short."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _of_recipe(name: str) -> Settings:
+    """A recipe's settings without those that a study decides; cells are trained on all of the training split."""
+    return {key: value for key, value in leaves(load_yaml(find_preset("recipes", name))).items() if key not in DECIDED}

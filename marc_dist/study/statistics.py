@@ -33,7 +33,7 @@ class Paired(NamedTuple):
 
     Attributes:
         difference: mean of a - b.
-        low: lower end of its 95 % interval over seeds (Student's t).
+        low: lower end of its interval over seeds (Student's t).
         high: upper end.
         t_p: two-sided p of the paired t test.
         wilcoxon_p: two-sided p of the Wilcoxon signed rank test.
@@ -129,12 +129,13 @@ def seeds_needed(comparisons: int = 1, significant: float = SIGNIFICANT) -> int:
     return 1 + math.ceil(math.log2(comparisons / significant))
 
 
-def paired_tests(a: Float, b: Float) -> Paired:
+def paired_tests(a: Float, b: Float, *, level: float = LEVEL) -> Paired:
     """Is ``a`` better than ``b``? Both tests over the same seeds, with effect sizes.
 
     Args:
         a: (seeds,) a metric of one loss; NaN = undefined.
         b: (seeds,) of another, in the same order.
+        level: of the interval of the difference.
 
     Returns:
         Of the seeds for which both are known. All NaN where these are fewer than ``seeds_needed()``. Where all
@@ -163,7 +164,7 @@ def paired_tests(a: Float, b: Float) -> Paired:
         return Paired(mean, mean, mean, math.nan, wilcoxon_p, math.nan, biserial)
     deviation = float(gaps.std(ddof=1))
     test = stats.ttest_1samp(gaps, 0.0)
-    ends = test.confidence_interval(LEVEL)
+    ends = test.confidence_interval(level)
     return Paired(mean, float(ends.low), float(ends.high), float(test.pvalue), wilcoxon_p, mean / deviation, biserial)
 
 

@@ -14,6 +14,8 @@ from marc_dist.config.suggest import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Of a data set, an encoder or a loss: it becomes the name of a folder."""
+TAKEN = ("report", "features", "jobs")
+"""Folders of a study that are no data set's."""
 Floor = Literal["random", "image_statistics", "pretrained", "whitened", "linear_probe"]
 FLOORS: tuple[Floor, ...] = get_args(Floor)
 FLOORS_DIR = "floors"
@@ -112,13 +114,14 @@ def read_study(name: str) -> tuple[StudyFile, Path]:
     """
     path = find_preset("studies", name)
     study = build(StudyFile, load_yaml(path), place=f"{path}: ")
+    for name in TAKEN:
+        if name in study.datasets:
+            raise ConfigError(f"{path}: datasets.{name}: is a folder of the study itself; choose another name")
+    if FLOORS_DIR in study.losses:
+        raise ConfigError(f"{path}: losses.{FLOORS_DIR}: is the folder of what needs no loss; choose another name")
     for part, reserved in RESERVED.items():
         for entry, values in getattr(study, part).items():
-            if entry == FLOORS_DIR and part == "losses":
-                raise ConfigError(f"{path}: losses.{entry}: is the folder of what needs no loss; choose another name")
-            _check_entry(values, reserved, f"{path}: {part}.{entry}: ")
-            if part != "evaluations":
-                _refuse_evaluation(values, f"{path}: {part}.{entry}: ")
+            _check_part(part, values, reserved, f"{path}: {part}.{entry}")
     _check_entry(study.settings, (), f"{path}: settings: ")
     _refuse_evaluation(study.settings, f"{path}: settings: ")
     for dataset, values in study.datasets.items():
@@ -128,7 +131,10 @@ def read_study(name: str) -> tuple[StudyFile, Path]:
                     f"{path}: datasets.{dataset}.encoders: unknown encoder {encoder}"
                     f"{suggestion(encoder, study.encoders)}; there are {', '.join(study.encoders)}"
                 )
-            _check_entry(_mapping(more, f"{path}: datasets.{dataset}.encoders.{encoder}"), (), f"{path}: {dataset}: ")
+            place = f"{path}: datasets.{dataset}.encoders.{encoder}"
+            _check_entry(_mapping(more, place), (), f"{place}: ")
+            _refuse_evaluation(more, f"{place}: ")
+            _refuse_data(more, f"{place}: ")
     return study, path
 
 
@@ -141,6 +147,44 @@ def _mapping(value: Any, place: str) -> Settings:
 def _refuse_evaluation(values: Settings, place: str) -> None:
     for key in leaves(values).keys() & set(OF_EVALUATIONS):
         raise ConfigError(f"{place}{key}: belongs to an evaluation; give it under evaluations")
+
+
+def _check_part(part: str, values: Settings, reserved: tuple[str, ...], place: str) -> None:
+    """One entry of a part of the file."""
+    _check_reserved(values, f"{place}.")
+    _check_entry(values, reserved, f"{place}: ")
+    if part != "evaluations":
+        _refuse_evaluation(values, f"{place}: ")
+    if part != "datasets":
+        _refuse_data(values, f"{place}: ")
+    if part == "losses" and isinstance(values.get("sweep"), dict):
+        _check_sweep(values["sweep"], f"{place}.sweep: ")
+
+
+def _refuse_data(values: Settings, place: str) -> None:
+    if "data.dir" in leaves(values):
+        raise ConfigError(f"{place}data.dir: belongs to a data set; give it under datasets")
+
+
+def _check_sweep(sweep: Settings, place: str) -> None:
+    """Every value of a sweep is one that an entry may have."""
+    for key, values in leaves(sweep).items():
+        for value in values if isinstance(values, list) else ():
+            section, _, rest = key.partition(".")
+            _check_entry({section: {rest: value}} if rest else {key: value}, (), place)
+        _refuse_evaluation({key: None}, place)
+        _refuse_data({key: None}, place)
+
+
+def _check_reserved(values: Settings, place: str) -> None:
+    """The keys of an entry that are no settings have values of their kind."""
+    for key in ("title", "recipe", "like"):
+        if key in values and not isinstance(values[key], str):
+            raise ConfigError(f"{place}{key}: expected a text, got {values[key]!r:.80}")
+    for key in ("metrics", "datasets"):
+        names = values.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{place}{key}: expected a list of names, got {names!r:.80}")
 
 
 def _check_entry(values: Settings, reserved: tuple[str, ...], place: str) -> None:

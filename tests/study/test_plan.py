@@ -45,6 +45,13 @@ def test_cells_are_the_product_and_seeds_come_in_turn(tiny_dir: Path, tmp_path: 
     assert cell.needs == "tiny/head/macl/search"
 
 
+def test_a_recipe_keeps_nothing_from_a_cell(tiny_dir: Path, tmp_path: Path) -> None:
+    study = tiny_study(tiny_dir)
+    study["encoders"]["head"]["recipe"] = "scratch"  # which looks at a tenth of the training split
+    config = planned(tmp_path, study).config(planned(tmp_path, study).cells[0])
+    assert (config.data.validation_share, config.train.keep_best, config.optim.warmup_share) == (0.0, None, 0.1)
+
+
 def test_sweeps_like_and_fixed_settings_become_rows(tiny_dir: Path, other_dir: Path, tmp_path: Path) -> None:
     study = tiny_study(tiny_dir)
     study["datasets"]["other"] = {"data.dir": str(other_dir), "data.image_size": 32}
@@ -141,6 +148,18 @@ WRONG: list[tuple[str, Any, str]] = [
     ("losses/mulsupcon", {"loss.name": "macl"}, r"macl and mulsupcon have the same settings on tiny"),
     ("losses/floors", {"loss.name": "msc"}, r"losses\.floors: is the folder"),
     ("losses/macl/sweep", {"loss.tau": 3}, r"losses\.macl\.sweep: expected key: \[values\]"),
+    ("losses/macl/sweep", {"train.seed": [1, 2]}, r"losses\.macl\.sweep: train\.seed: seeds are given once"),
+    ("losses/macl/sweep", {"loss.tau": [0.1, -1]}, r"losses\.macl\.sweep: loss\.tau: expected greater than 0, got -1"),
+    ("losses/macl/sweep", {"data.dir": ["a", "b"]}, r"losses\.macl\.sweep: data\.dir: belongs to a data set"),
+    ("losses/macl/sweep", {"model.weights": ["a b", "a-b"]}, r"another point of it has the same folder, weights=a-b"),
+    ("losses/macl/like", ["macl"], r"losses\.macl\.like: expected a text, got \['macl'\]"),
+    ("encoders/head/recipe", 5, r"encoders\.head\.recipe: expected a text, got 5"),
+    ("encoders/head/data.dir", "x", r"encoders\.head: data\.dir: belongs to a data set"),
+    ("evaluations/count/metrics", [10], r"evaluations\.count\.metrics: expected a list of names, got \[10\]"),
+    ("evaluations/count/datasets", "gid", r"evaluations\.count\.datasets: expected a list of names, got 'gid'"),
+    ("datasets/report", {"data.dir": "x"}, r"datasets\.report: is a folder of the study itself"),
+    ("datasets/tiny/encoders", {"head": {"data.dir": "x"}}, r"tiny\.encoders\.head: data\.dir: belongs to a data set"),
+    ("datasets/tiny/encoders", {"head": {"eval.queries_dir": "x"}}, r"eval\.queries_dir: belongs to an evaluation"),
     ("datasets/tiny/data.dir", "/nowhere", r"/nowhere: no such shard folder"),
     ("datasets/tiny/data.dir", None, r"datasets\.tiny: expected data\.dir"),
     ("datasets/tiny/encoders", {"haed": {}}, r"unknown encoder haed; did you mean head\?"),

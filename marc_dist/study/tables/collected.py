@@ -244,10 +244,11 @@ def families(plan: Plan, rows: Sequence[Row]) -> list[list[tuple[Row, Row]]]:
 def _pairs(plan: Plan, rows: list[Row], columns: tuple[Column, ...]) -> list[Pair]:
     if not plan.study.statistics.tests:
         return []
-    return [pair for column in columns for family in families(plan, rows) for pair in _tested(column, family)]
+    level = plan.study.statistics.level
+    return [pair for column in columns for family in families(plan, rows) for pair in _tested(column, family, level)]
 
 
-def _tested(column: Column, family: list[tuple[Row, Row]]) -> list[Pair]:
+def _tested(column: Column, family: list[tuple[Row, Row]], level: float) -> list[Pair]:
     tested: list[tuple[str, str, int, Paired]] = []
     for one, other in family:
         if column not in one.figures or column not in other.figures:
@@ -256,7 +257,7 @@ def _tested(column: Column, family: list[tuple[Row, Row]]) -> list[Pair]:
         if len(both) < seeds_needed():
             continue
         a, b = (np.array([row.by_seed[column][row.seeds.index(seed)] for seed in both]) for row in (one, other))
-        tested.append((one.name, other.name, len(both), paired_tests(a, b)))
+        tested.append((one.name, other.name, len(both), paired_tests(a, b, level=level)))
     t = holm([paired.t_p for *_, paired in tested]) if tested else []
     wilcoxon = holm([paired.wilcoxon_p for *_, paired in tested]) if tested else []
     return [Pair(column, *told, *ps) for told, *ps in zip(tested, t, wilcoxon, strict=True)]

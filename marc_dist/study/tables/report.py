@@ -59,10 +59,14 @@ def write_report(plan: Plan) -> Findings:
 
 
 def _clear(folder: Path, names: set[str]) -> None:
-    """Take away what an earlier report of ours has and this one has not."""
-    for path in folder.iterdir():
-        if path.name not in names and path.suffix in (".csv", ".md", ".tex", ".png", ".pdf"):
-            path.unlink()
+    """Take away what an earlier report of ours has and this one has not; files of others stay."""
+    try:
+        earlier = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in set(earlier) - names:
+        if name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _chosen_csv(plan: Plan) -> str:

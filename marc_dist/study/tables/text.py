@@ -78,9 +78,9 @@ def _tests(block: Block, plan: Plan) -> list[str]:
         if mine:
             rows.append([titles[name], *(_test(mine.get(column), name) for column in block.columns)])
     told = (
-        f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its 95 % interval over "
-        f"seeds; p of the paired t test and of the Wilcoxon signed rank test, both corrected by Holm for all such "
-        f"pairs of the column; * where the first is below {SIGNIFICANT}."
+        f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its "
+        f"{plan.study.statistics.level:.0%} interval over seeds; p of the paired t test and of the Wilcoxon signed "
+        f"rank test, both corrected by Holm for all such pairs of the column; * where the first is below {SIGNIFICANT}."
     )
     return [told, "", *_table(["", *heads], rows), ""]
 
