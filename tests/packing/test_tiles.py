@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from marc_dist.cli.shard import main
 from marc_dist.config import ConfigError, DataError, build
+from marc_dist.packing.reading import unpack
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
@@ -115,3 +117,43 @@ def test_a_mask_saved_as_jpeg_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe("potsdam").model_copy(update={"tile": None})
     with pytest.raises(DataError, match="_label.jpg: a mask saved as JPEG"):
         read(recipe, tmp_path / "out", tmp_path / "in")
+
+
+def test_a_mask_saved_as_jpeg_is_refused_before_it_is_cut(tmp_path: Path) -> None:
+    noise(tmp_path / "in/2_Ortho_RGB/top_potsdam_2_10_RGB.tif", (600, 512), 0)
+    place = tmp_path / "in/labels/top_potsdam_2_10_label.jpg"
+    place.parent.mkdir()
+    Image.new("RGB", (600, 512), LEGEND[0]).save(place)  # one colour: JPEG keeps it, so its tiles would pass
+    with pytest.raises(DataError, match="_label.jpg: a mask saved as JPEG"):
+        read(load_recipe("potsdam"), tmp_path / "out", tmp_path / "in")
+
+
+@pytest.mark.parametrize("recipe", ["potsdam", "vaihingen"])
+def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path: Path, recipe: str) -> None:
+    picture, mask = {
+        "potsdam": ("2_Ortho_RGB/top_potsdam_2_10_RGB.tif", "top_potsdam_2_10_label.tif"),
+        "vaihingen": ("top/top_mosaic_09cm_area1.tif", "top_mosaic_09cm_area1.tif"),
+    }[recipe]
+    noise(tmp_path / "a" / picture, (512, 512), 0)
+    quarters(tmp_path / "b" / mask, (512, 500), [LEGEND[0], LEGEND[1]], "RGB")
+    with pytest.raises(DataError, match=rf"{mask}: a mask of 512x500 pixels, but {picture} has 512x512; expected"):
+        read(load_recipe(recipe), tmp_path / "out", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_damaged_png_is_one_line(tmp_path: Path) -> None:
+    place = tmp_path / "in/2_Ortho_RGB/top_potsdam_2_10_RGB.png"
+    noise(place, (600, 512), 0)
+    data = bytearray(place.read_bytes())
+    data[data.index(b"IDAT", data.index(b"IDAT") + 4)] = 0  # the name of a chunk: Pillow raises SyntaxError
+    place.write_bytes(data)
+    with pytest.raises(DataError, match=r"_RGB.png: damaged picture \(broken PNG file"):
+        read(load_recipe("potsdam"), tmp_path / "out", tmp_path / "in")
+
+
+def test_tiles_are_cut_by_as_many_processes_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(unpack, "cut_tiles", lambda recipe, roots, folder, workers: seen.append(workers) or [folder])
+    (tmp_path / "in").mkdir()
+    words = ["--dataset", "potsdam", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "3"]
+    assert main(words) == 2  # nothing lies there
+    assert seen == [3]

@@ -146,7 +146,7 @@ def _pack(options: argparse.Namespace) -> int:
     places = [user_path(place) for place in options.source]
     if options.append:
         adding.check_early(out, recipe)
-    with opened(recipe, places, out.parent) as roots:
+    with opened(recipe, places, out.parent, workers) as roots:
         source = read_source(
             recipe,
             roots,

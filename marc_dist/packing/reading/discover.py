@@ -13,7 +13,7 @@ from pathlib import Path
 from marc_dist.config import DataError
 from marc_dist.packing.reading.archive_kinds import is_archive
 from marc_dist.packing.reading.masks import MaskRule, is_mask
-from marc_dist.packing.reading.names import composed, stem_of
+from marc_dist.packing.reading.names import composed, stem_of, tree_parts
 from marc_dist.packing.reading.recipes import Recipe
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff")
@@ -213,6 +213,22 @@ def is_picture(file: File, recipe: Recipe) -> bool:
     folders = {name.lower() for name in recipe.pictures.folders}
     suffix = recipe.pictures.suffix.lower()
     return (not folders or bool(folders & set(file.parts[:-1]))) and stem_of(file.parts[-1]).endswith(suffix)
+
+
+def pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
+    """What a picture and its mask have in common: of its place and its name, without the suffix."""
+    stem = stem_of(file.name).removesuffix(suffix.lower())
+    if recipe.pair_by == "path":
+        return "/".join((*file.parts[:-1], stem))
+    if recipe.pair_by == "tree":
+        dropped = {name.lower() for name in (*recipe.pictures.folders, *recipe.masks.folders)}
+        return "/".join((*tree_parts(file.folders, dropped), stem))
+    return f"{file.parts[-2]}/{stem}" if recipe.pair_by == "folder_and_name" and len(file.parts) > 1 else stem
+
+
+def is_mask_by_place(file: File, recipe: Recipe) -> bool:
+    """Whether a file's place and name say that it is one of the recipe's masks."""
+    return _may_be_mask(file, recipe) and _is_mask(file, recipe, None)
 
 
 def _may_be_mask(file: File, recipe: Recipe) -> bool:

@@ -133,10 +133,7 @@ def mask_values(path: Path) -> MaskValues:
     except Exception as error:
         with suppress(OSError), path.open("rb") as file:
             if file.read(2) == b"\xff\xd8":
-                raise DataError(
-                    f"{path}: a mask saved as JPEG, whose colours are blurred at every edge; expected PNG, TIFF, BMP "
-                    "or GIF: get the lossless masks"
-                ) from None
+                raise jpeg_mask(path) from None
         # as in decode_rgb: whatever comes up in Pillow's decoders
         raise DataError(f"{path}: damaged mask ({error or type(error).__name__}); fetch it again") from None
     if mode in ("RGB", "RGBA"):
@@ -150,6 +147,14 @@ def mask_values(path: Path) -> MaskValues:
     indices = np.flatnonzero(histogram).tolist()
     entries = [_entry(path, palette, value) for value in indices] if palette is not None else None
     return MaskValues(mode, indices, entries, histogram[indices].tolist(), pixels.size)
+
+
+def jpeg_mask(path: Path) -> DataError:
+    """The error of a mask that was saved as JPEG."""
+    return DataError(
+        f"{path}: a mask saved as JPEG, whose colours are blurred at every edge; expected PNG, TIFF, BMP or GIF: get "
+        "the lossless masks"
+    )
 
 
 def _entry(path: Path, palette: list[int], value: int) -> Colour:

@@ -20,10 +20,10 @@ from marc_dist.config import DataError, list_presets
 from marc_dist.packing.layouts import coco, folders, objects, tables, yolo
 from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
 from marc_dist.packing.layouts.tree import survey
-from marc_dist.packing.reading.discover import DownloadContent, File, discover
+from marc_dist.packing.reading.discover import DownloadContent, File, discover, pair_key
 from marc_dist.packing.reading.lists import pictures_named
 from marc_dist.packing.reading.masks import MaskRule, UnknownValues, all_unknown, read_mask
-from marc_dist.packing.reading.names import composed, is_folder_word, name_of, normal_name, stem_of, tree_parts
+from marc_dist.packing.reading.names import composed, is_folder_word, name_of, normal_name, stem_of
 from marc_dist.packing.reading.recipes import Recipe, load_recipe
 from marc_dist.packing.reading.samples import Labels, Source, expectations
 from marc_dist.packing.reading.splits import assign
@@ -133,22 +133,12 @@ def _tell_passed_over(source: Source, found: DownloadContent) -> None:
         source.warnings.append(f"files: tables that were not read: {names}; name one with --table to take its labels")
 
 
-def _pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
-    stem = stem_of(file.name).removesuffix(suffix.lower())
-    if recipe.pair_by == "path":
-        return "/".join((*file.parts[:-1], stem))
-    if recipe.pair_by == "tree":
-        dropped = {name.lower() for name in (*recipe.pictures.folders, *recipe.masks.folders)}
-        return "/".join((*tree_parts(file.folders, dropped), stem))
-    return f"{file.parts[-2]}/{stem}" if recipe.pair_by == "folder_and_name" and len(file.parts) > 1 else stem
-
-
 def _by_key(source: Source, files: list[File], kind: str, suffix: str = "") -> dict[str, File]:
     """Files by what they are paired by, the ending of their names left out; the first of doubled ones."""
     keyed: dict[str, File] = {}
     doubled = []
     for file in files:
-        key = _pair_key(source.recipe, file, suffix)
+        key = pair_key(source.recipe, file, suffix)
         if key in keyed:
             doubled.append(f"{keyed[key].origin} and {file.origin}")
         else:

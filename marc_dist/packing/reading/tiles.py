@@ -9,15 +9,25 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from PIL import Image
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import KINDS, MAX_PIXELS
 from marc_dist.packing.reading.archive_kinds import is_archive
-from marc_dist.packing.reading.discover import PICTURES, is_picture, kept_folders, walk
+from marc_dist.packing.reading.discover import (
+    PICTURES,
+    File,
+    is_mask_by_place,
+    is_picture,
+    kept_folders,
+    pair_key,
+    walk,
+)
+from marc_dist.packing.reading.masks import jpeg_mask
 from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.worker_pool import PoolTask, work
 
@@ -47,22 +57,24 @@ def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int)
         A folder for each root.
 
     Raises:
-        DataError: a picture that cannot be cut, or no room for the tiles.
+        DataError: a picture that cannot be cut, a mask that is not as large as its picture or saved as JPEG, or no room
+            for the tiles.
     """
-    tile, found, jobs, need = recipe.tile or 0, [], [], 0
+    tile, found, jobs, cut = recipe.tile or 0, [], [], dict[File, _Head]()
     for number, root in enumerate(roots):
         new = folder / str(number)
         new.mkdir()
         found.append(new)
         for file in walk([root], kept_folders(recipe)):
             picture = file.parts[-1].endswith(PICTURES)
-            if picture and (size := _bytes(file.path, needed=is_picture(file, recipe))):
-                need += size
+            if picture and (head := _head(file, recipe)):
+                cut[file] = head
                 jobs.append((file.path, new / file.place))
             elif not is_archive(file.parts[-1]):
                 (new / file.place).parent.mkdir(parents=True, exist_ok=True)
                 (new / file.place).symlink_to(file.path.absolute())
-    free = shutil.disk_usage(folder).free
+    _same_sizes(recipe, cut)
+    need, free = sum(head.num_bytes for head in cut.values()), shutil.disk_usage(folder).free
     if need > free:
         raise DataError(f"{folder}: tiles may need {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
     tasks: Iterator[PoolTask] = ((_cut, (str(path), str(place), tile)) for path, place in jobs)
@@ -70,23 +82,48 @@ def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int)
     return found
 
 
-def _bytes(path: Path, *, needed: bool) -> int:
-    """Bytes of a picture's pixels; 0 if it cannot be cut, as a model of heights, or refused if the recipe needs it."""
+class _Head(NamedTuple):
+    """What a picture's file says of it: pixels, and bytes of all of them."""
+
+    width: int
+    height: int
+    num_bytes: int
+
+
+def _head(file: File, recipe: Recipe) -> _Head | None:
+    """Of a picture or a mask; None if it cannot be cut, as a model of heights, or refused if the recipe needs it."""
+    path, needed = file.path, is_picture(file, recipe)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=KINDS) as image:
-                width, height, mode = image.width, image.height, image.mode
+                width, height, mode, kind = image.width, image.height, image.mode, image.format
     except Exception as error:  # whatever comes up in Pillow's decoders
         raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); fetch it again") from None
+    if kind == "JPEG" and is_mask_by_place(file, recipe):
+        raise jpeg_mask(path)
     if (mode not in MODES or width * height > MAX_PIXELS) and not needed:
-        return 0
+        return None
     if mode not in MODES or width * height > MAX_PIXELS:
         raise DataError(
             f"{path}: {width}x{height} pixels of mode {mode}; expected at most {MAX_PIXELS} pixels, 8 bits, in 1, 3 or "
             "4 bands; cut it yourself (gdal_retile.py) and leave `tile` out of the recipe"
         )
-    return width * height * MODES[mode]
+    return _Head(width, height, width * height * MODES[mode])
+
+
+def _same_sizes(recipe: Recipe, cut: Mapping[File, _Head]) -> None:
+    """Refuse a mask that is not as large as its picture: their tiles would be of different places."""
+    told = bool(recipe.masks.folders or recipe.masks.suffix)  # else the masks' content tells them, once they are tiles
+    masks = [file for file in cut if (is_mask_by_place(file, recipe) if told else not is_picture(file, recipe))]
+    of_key = {pair_key(recipe, file, recipe.masks.suffix): file for file in masks}
+    for file, head in cut.items():
+        mask = of_key.get(pair_key(recipe, file, recipe.pictures.suffix))
+        if mask is not None and is_picture(file, recipe) and cut[mask][:2] != head[:2]:
+            raise DataError(
+                f"{mask.path}: a mask of {cut[mask].width}x{cut[mask].height} pixels, but {file.origin} has "
+                f"{head.width}x{head.height}; expected the mask of the same pixels; fetch both again"
+            )
 
 
 def _cut(path: str, place: str, tile: int) -> None:
@@ -103,7 +140,7 @@ def _cut(path: str, place: str, tile: int) -> None:
                         folder = f"{target.parent}/y{top:05d}_x{left:05d}"
                         os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - a helper gets texts
                         part.save(f"{folder}/{target.stem}.png", "PNG")
-    except OSError as error:
-        if error.errno is not None:
+    except Exception as error:  # as in decode_rgb: whatever comes up in Pillow's decoders
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DataError(f"{path}: damaged picture ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged picture ({error or type(error).__name__}); fetch it again") from None

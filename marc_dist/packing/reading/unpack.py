@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import tempfile
@@ -34,13 +33,14 @@ def where_to_get(recipe: Recipe) -> str:
 
 
 @contextmanager
-def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[list[Path]]:
+def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 1) -> Iterator[list[Path]]:
     """The download as folders; what had to be unpacked or drawn is removed again at the end.
 
     Args:
         recipe: of the data set.
         places: folders, .zip or .tar files; none for a built-in set.
         beside: temporary folders are made in this one.
+        workers: processes that cut tiles.
 
     Raises:
         DataError: no such place, not an archive, or no room to unpack it.
@@ -72,7 +72,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path) -> Iterator[lis
         if recipe.tile is not None:
             folder = stack.enter_context(_temporary(beside))
             try:
-                roots = cut_tiles(recipe, roots, folder, os.cpu_count() or 1)
+                roots = cut_tiles(recipe, roots, folder, workers)
             except OSError as error:
                 raise DataError(f"{beside}: cannot cut tiles there ({error.strerror or error})") from None
         yield roots
