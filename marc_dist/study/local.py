@@ -19,8 +19,8 @@ from marc_dist.cluster.rank_process import RankProcess, num_cores, tail
 from marc_dist.config import EXIT_USER, LaunchError
 from marc_dist.run.exit_codes import EXIT_REQUEUE, exit_text
 from marc_dist.study.plan import Plan
-from marc_dist.study.state import WORKERS, note_worker, read_record, read_workers, write_record
-from marc_dist.study.worker import WORKER
+from marc_dist.study.state import WORKERS, is_done, note_worker, read_record, read_workers, write_record
+from marc_dist.study.worker import EXIT_UNSOUND, WORKER
 from marc_dist.tuning.local_executor import termination_as_interrupt
 
 POLL_S = 0.2
@@ -110,6 +110,10 @@ class LocalStudy:
         code = process.code or 0
         if code in (0, EXIT_REQUEUE):
             return
+        if code == EXIT_UNSOUND:  # it has written down what failed; another one goes on with the rest
+            seat.idle = 0
+            self._start(seat)
+            return
         under_way = read_workers(self.plan.out, [seat.name])
         if under_way:
             self._lost(under_way[0].task, code)
@@ -123,13 +127,14 @@ class LocalStudy:
 
     def _lost(self, name: str, code: int) -> None:
         """A worker has gone in the middle of a task: say so, or the next one would go the same way."""
-        folder = self.plan.folder(self.plan.tasks[name])
+        task = self.plan.tasks[name]
+        folder = self.plan.folder(task)
         record = read_record(folder)
-        if record.word == "open":
+        if record.word != "failed" and not is_done(self.plan, task, record):
             log = folder / "logs" / "study.log"
             said = [line for line in tail(log, 3) if line.startswith("marc-study: error: ")]
             reason = said[-1].removeprefix("marc-study: error: ") if said else f"its process ended: {exit_text(code)}"
-            mine = self.plan.fingerprint(self.plan.tasks[name])
+            mine = self.plan.fingerprint(task)
             failed = record._replace(word="failed", reason=f"{reason}; log: {log}", fingerprint=mine)
             write_record(folder, failed)
 

@@ -32,6 +32,10 @@ from marc_dist.tuning.search_space.space import Space, parse_space
 Kind = Literal["search", "floors", "cell"]
 DECIDED = {*OWN, "train.keep_best", "train.patience", "train.validate_every"}
 """Settings of a recipe that a cell leaves out: nothing of its training split is kept to look at."""
+SHAPING = (
+    "train.keep_best", "train.patience", "train.validate_every", "data.on_error", "data.max_bad", "train.max_nonfinite",
+)  # fmt: skip
+"""Settings that a run may change while it goes on, and that change what comes out."""
 PLACES = ("data.dir", "data.features_dir", "train.run_dir")
 """Settings that say where something lies, and do not change what comes out."""
 SEARCH_DIR = "search"
@@ -275,7 +279,7 @@ class Plan:
             "settings": {
                 key: value
                 for key, value in flatten(config).items()
-                if key not in HARMLESS and not key.startswith("eval.") and key not in PLACES
+                if key in SHAPING or (key not in HARMLESS and not key.startswith("eval.") and key not in PLACES)
             },
             "searched": config.eval.features,
             "data": self.datasets[task.dataset].fingerprint,

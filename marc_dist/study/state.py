@@ -76,7 +76,7 @@ def folder_size(folder: Path) -> int:
 
 
 def is_done(plan: Plan, task: Task, record: Record | None = None) -> bool:
-    """Whether nothing is left to do: it is done, with all evaluations that the study wants.
+    """Whether nothing is left to do: it is done, with the settings and all evaluations that the study wants.
 
     Args:
         plan: of the study.
@@ -84,7 +84,8 @@ def is_done(plan: Plan, task: Task, record: Record | None = None) -> bool:
         record: what it has left; None = read now.
     """
     record = read_record(plan.folder(task)) if record is None else record
-    return record.word == "done" and not missing_evaluations(plan, task, record)
+    same = record.fingerprint == plan.fingerprint(task)
+    return record.word == "done" and same and not missing_evaluations(plan, task, record)
 
 
 def missing_evaluations(plan: Plan, task: Task, record: Record) -> list[str]:
@@ -138,8 +139,23 @@ def refuse_changed(plan: Plan, *, again: bool) -> list[str]:
             f"{more}; change the file back, choose another --out, or remove and repeat these with --again"
         )
     for task in tasks:
-        shutil.rmtree(plan.folder(task), ignore_errors=True)
+        _remove(plan.folder(task))
     return names
+
+
+def _remove(folder: Path) -> None:
+    """Take a task's folder away: at once, so that no crash leaves checkpoints without the record they belong to.
+
+    Raises:
+        LaunchError: it cannot be moved.
+    """
+    away = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(away, ignore_errors=True)
+    try:
+        folder.rename(away)
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be removed ({error.strerror}); remove it by hand") from None
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def forget_failures(plan: Plan) -> None:

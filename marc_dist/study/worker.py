@@ -41,6 +41,8 @@ STUDY = "study.yaml"
 POLL_S = 1.0
 WORKER = "MARC_STUDY_WORKER"
 """Variable with a worker's name, under which it says what it does."""
+EXIT_UNSOUND = 70
+"""Exit code of a worker that should not go on after an error in a task (EX_SOFTWARE)."""
 
 
 class Found(NamedTuple):
@@ -122,7 +124,10 @@ class Bench:
         plan, folder = self.plan, self.plan.folder(task)
         record, mine = read_record(folder), plan.fingerprint(task)
         config = plan.config(task, chosen(plan, task))
-        if record.fingerprint != mine or "train" not in record.seconds:
+        if record.fingerprint != mine:
+            record = Record(fingerprint=mine)
+            write_record(folder, record)  # first: checkpoints of other settings are told by it
+        if "train" not in record.seconds:
             began = time.monotonic()
             if train_run(config, self.stop):
                 return False
@@ -147,6 +152,7 @@ class Bench:
 
     def _search(self, task: Task) -> bool:
         folder, began = self.plan.folder(task), time.monotonic()
+        write_record(folder, read_record(folder)._replace(fingerprint=self.plan.fingerprint(task)))
         if run_search(self.plan, task, self.stop):
             return False
         self._done(task, Record(seconds={"search": time.monotonic() - began}, size=folder_size(folder)))
@@ -200,7 +206,8 @@ def work(plan: Plan, stop: StopFlag, name: str, job_dir: Path | None = None) -> 
         job_dir: of a job that a batch system starts again while it gets on: gets a line a task.
 
     Returns:
-        0; 1 after an error that may have left this process unsound: start another; 85 when asked to stop.
+        0; ``EXIT_UNSOUND`` after an error that may have left this process unsound: start another; 85 when asked to
+        stop.
     """
     bench = Bench(plan, stop)
     while not stop:
@@ -219,7 +226,7 @@ def work(plan: Plan, stop: StopFlag, name: str, job_dir: Path | None = None) -> 
         if job_dir is not None and found.task.name in bench.over:
             append_line(job_dir / STUDY_LINES, f'{{"task": "{found.task.name}"}}'.encode())
         if not sound and not stop:
-            return 1
+            return EXIT_UNSOUND
     return EXIT_REQUEUE
 
 

@@ -141,7 +141,8 @@ def collect(plan: Plan) -> Findings:
     for task in plan.tasks.values():
         record = read_record(plan.folder(task))
         if task.name not in missing and not is_done(plan, task, record):
-            missing[task.name] = record.reason or "not done yet"
+            other = record.fingerprint not in ("", plan.fingerprint(task))
+            missing[task.name] = "made with other settings" if other else record.reason or "not done yet"
     return Findings(tuple(blocks), tuple(_rankings(plan, blocks)), missing, tuple(_notes(plan)))
 
 
