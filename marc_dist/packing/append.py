@@ -8,85 +8,34 @@ shards. The folder is published as ``pack`` does it: the old one or the new one,
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
-from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.data.dataset import Dataset
 from marc_dist.packing import sources
+from marc_dist.packing.append_rules import (
+    FILES,
+    Changes,
+    check_folder,
+    one_kind,
+    some,
+    take_classes,
+    take_out,
+    take_splits,
+)
 from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
 from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
 from marc_dist.packing.publish import publication
-from marc_dist.packing.reading.names import normal_name
 from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
-from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.tar import Entry, WrittenShard
 from marc_dist.packing.worker_pool import PoolTask, work
-
-FILES = 64  # that a process hashes at a time
-
-
-@dataclass
-class Changes:
-    """What an appending does to a folder.
-
-    Attributes:
-        new: split -> new pictures.
-        changed: places of pictures whose content is another.
-        relabelled: places of pictures with other labels, or of another scene; their content is the same.
-        removed: places of pictures taken out.
-        same: how many stay as they are, those that the source lacks included.
-        gone: keys of pictures that the source lacks and that stay all the same.
-        returning: keys of removed pictures that the source still has.
-        classes: names of classes that the folder did not have.
-        shards: ``kept``, ``rewritten``, ``dropped`` and ``new`` -> number of shards.
-    """
-
-    new: Counter[str] = field(default_factory=Counter)
-    changed: set[str] = field(default_factory=set)
-    relabelled: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    same: int = 0
-    gone: list[str] = field(default_factory=list)
-    returning: list[str] = field(default_factory=list)
-    classes: tuple[str, ...] = ()
-    shards: Counter[str] = field(default_factory=Counter)
-
-    def __bool__(self) -> bool:
-        """Whether the folder becomes another one."""
-        return bool(self.new or self.changed or self.relabelled or self.removed or self.classes)
-
-
-def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
-    """The shard folder that is to be added to.
-
-    Args:
-        out: where it lies.
-        rules: of the recipe and the words, see ``Source.asked``; those that are named here must be those of the folder.
-
-    Raises:
-        DataError: no shard folder, or one that was packed by other rules.
-    """
-    dataset = open_dataset(out)
-    packed_with = dataset.meta.get("packed_with")
-    if not isinstance(packed_with, dict) or "sources_sha256" not in dataset.meta:
-        raise DataError(f"{out}: packed by a marc-dist without --append; pack it again once, with --force")
-    for rule, value in rules.items():
-        if packed_with.get(rule) != value:
-            had, has = json.dumps(packed_with.get(rule)), json.dumps(value)
-            raise DataError(
-                f"{out}: packed with {rule} {had}, this call has {has}; add with the recipe and the words that it was "
-                "packed with, or pack all of it again with --force"
-            )
-    return dataset
 
 
 def append(
@@ -131,15 +80,15 @@ def append(
     with publication(out, True) as folder:
         dataset = check_folder(out, rules)
         there = sources.read(dataset)
-        changes = Changes(classes=_take_classes(source, dataset, add_classes))
-        _take_out(source, dataset, there, changes, remove, remove_missing)
+        changes = Changes(classes=take_classes(source, dataset, add_classes))
+        take_out(source, dataset, there, changes, remove, remove_missing, workers)
         staying = {origin: packed for origin, packed in there.items() if origin not in changes.removed}
-        _take_splits(source, dataset, staying)
+        take_splits(source, dataset, staying)
         keys = {origin: packed.row.key for origin, packed in staying.items()}
         plan = {split: list(pairs) for split, pairs in plan_entries(source, to_png=to_png, known=keys).items()}
         new = {split: [pair for pair in pairs if pair[0].origin not in staying] for split, pairs in plan.items()}
         new = {split: pairs for split, pairs in new.items() if pairs}
-        _one_kind(out, staying, new)
+        one_kind(out, staying, new)
         done = _Done(progress)
         _compare(dataset, plan, staying, changes, workers, done)
         _add_staying(source, plan, staying)
@@ -192,87 +141,6 @@ class _Done:
 
 def _key(pair: Pair) -> str:
     return pair[1].key
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _take_classes(source: Source, dataset: Dataset, add: bool) -> tuple[str, ...]:
-    """Give the source the folder's class list and its numbers; the names that the folder did not have."""
-    numbers = {normal_name(name): number for number, name in enumerate(dataset.classes)}
-    numbers |= {name: number for number, name in enumerate(dataset.classes)}
-    new = tuple(name for name in source.classes if name not in numbers and normal_name(name) not in numbers)
-    if new and not add:
-        raise DataError(
-            f"{dataset.root}: its {len(dataset.classes)} classes do not have {_some(new)}; an encoder trained on them "
-            "does not know more; to put new classes behind them: --add-classes"
-        )
-    numbers |= {name: number for number, name in enumerate(new, len(dataset.classes))}
-    to = [numbers.get(name, numbers.get(normal_name(name), 0)) for name in source.classes]
-    labels = (tuple(sorted({to[label] for label in sample.labels})) for sample in source.samples)
-    source.samples = hold_samples(map(lambda one, own: replace(one, labels=own), source.samples, labels))
-    source.classes = (*dataset.classes, *new)
-    return new
-
-
-def _take_out(
-    source: Source,
-    dataset: Dataset,
-    there: Mapping[str, PackedPicture],
-    changes: Changes,
-    keys: Collection[str],
-    missing: bool,
-) -> None:
-    """Decide what goes; of the source's samples, too."""
-    place = {packed.row.key: origin for origin, packed in there.items()}
-    unknown = [key for key in dict.fromkeys(keys) if key not in place]
-    if unknown:
-        raise DataError(f"--remove: {len(unknown)} keys are not in {dataset.root}: {_some(unknown)}")
-    listed = {place[key] for key in keys}
-    found = {sample.origin for sample in source.samples}
-    if len(found) < len(source.samples):
-        raise DataError(f"{source.recipe.title}: two pictures of one place; pass each download once")
-    lost = [origin for origin in there if origin not in found and origin not in listed]
-    changes.removed = listed | set(lost if missing else ())
-    changes.gone = [] if missing else [there[origin].row.key for origin in lost]
-    changes.returning = [there[origin].row.key for origin in there if origin in listed and origin in found]
-    source.samples = hold_samples(sample for sample in source.samples if sample.origin not in listed)
-
-
-def _take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPicture]) -> None:
-    """Every picture of the folder keeps its split; a drawn one does not depend on the other pictures."""
-    other = [
-        f"{sample.origin} ({staying[sample.origin].split} there, {sample.split} in the download)"
-        for sample in source.samples
-        if not source.drawn and sample.origin in staying and sample.split != staying[sample.origin].split
-    ]
-    if other:
-        raise DataError(
-            f"{dataset.root}: {len(other)} pictures would change their split: {_some(other)}; take them out with "
-            "--remove and add them again, or pack all of it again with --force"
-        )
-    if source.drawn:
-        rule = source.recipe.splits
-        source.samples = hold_samples(
-            replace(
-                sample,
-                split=staying[sample.origin].split
-                if sample.origin in staying
-                else draw_alone(sample.origin, rule.shares, rule.seed),
-            )
-            for sample in source.samples
-        )
-
-
-def _one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:
-    there = {packed.ext for packed in staying.values()}
-    coming = {entry.ext for pairs in new.values() for _, entry in pairs}
-    if there and coming - there:
-        raise DataError(
-            f"{out}: holds {', '.join(sorted(there))} pictures, the new ones are {', '.join(sorted(coming - there))}; "
-            "pack all of it again with --force --to-png"
-        )
 
 
 def _compare(
@@ -337,12 +205,12 @@ def _tell(source: Source, changes: Changes) -> None:
     if changes.gone:
         source.warnings.append(
             f"append: {len(changes.gone)} pictures are in the folder and no longer in the download; they were kept: "
-            f"{_some(changes.gone)}; to take them out: --remove-missing"
+            f"{some(changes.gone)}; to take them out: --remove-missing"
         )
     if changes.returning:
         source.warnings.append(
             f"append: {len(changes.returning)} pictures that were taken out are still in the download: "
-            f"{_some(changes.returning)}; the next --append would add them again"
+            f"{some(changes.returning)}; the next --append would add them again"
         )
     if changes.classes:
         source.warnings.append(f"append: new classes, after the others: {', '.join(changes.classes)}")

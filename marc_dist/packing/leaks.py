@@ -154,7 +154,7 @@ def notes(leaks: Leaks, listed: str) -> list[str]:
     differ = [pair for pair in leaks.pairs if leaks.pictures.labels(pair.one) != leaks.pictures.labels(pair.two)]
     lines = []
     if across:
-        lines.append(f"leaks: {_counted(leaks, across)}; leave them out with --drop-leaks")
+        lines.append(f"leaks: {_counted(leaks, across)}; to leave them out, pack again with --force --drop-leaks")
     if within:
         lines.append(f"look-alikes in one split: {_counted(leaks, within)}")
     if differ:
@@ -194,6 +194,7 @@ def drop_leaks(source: Source, leaks: Leaks) -> None:
     Raises:
         DataError: nothing of a split would be left.
     """
+    source.asked = {**source.asked, "drop_leaks": True}
     gone = set(leaking(leaks).tolist())
     if not gone:
         source.warnings.append("leaks: none; no picture was left out (--drop-leaks)")

@@ -142,7 +142,7 @@ def conclude(
     )
     _remarks(source, (row for written in shards.values() for shard in written for row in shard.rows))
     _duplicates(source, plan, shards, folder)
-    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png})
+    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png, "drawn": source.drawn})
     shard_records.forget(folder)
 
 

@@ -560,3 +560,34 @@ def test_any_sequence_of_additions_ends_as_a_fresh_packing(states: list[dict[str
 
 def _shard_of(data: bytes, key: str) -> bool:
     return f"{key}.json".encode() in data
+
+
+def test_a_download_without_the_splits_of_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = tmp_path / "own", tmp_path / "s" / "out"
+    download(own, some())
+    assert shard(own, out) == 0
+    (own / "labels.csv").write_text(
+        "".join(",".join(line.split(",")[:-1]) + "\n" for line in (own / "labels.csv").read_text().splitlines())
+    )
+    before = contents(out)
+    assert shard(own, out, "--append") == 2
+    assert "packed with the splits of its download, this download has none" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_the_same_pictures_at_other_places_are_refused(
+    own: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(out)
+    download(own, {f"new{name}": picture for name, picture in some().items()})
+    assert shard(own, out, "--append") == 2
+    told = capsys.readouterr().err
+    assert "has 12 of its pictures at other places: p00.png (now newp00.png)" in told and told.count("\n") == 1
+    assert contents(out) == before
+
+
+def test_pictures_are_not_compared_when_nothing_is_added(own: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marc_dist.cli.shard.after_packing.find_leaks", None)  # would fail
+    assert shard(own, out, "--append") == 0

@@ -231,7 +231,7 @@ def test_packing_lists_pairs_across_splits_and_labels_that_differ(
         "note leaks: 1 pair of train and val, 1 pair of train and test, 1 pair of val and test (1 equal, 2 nearly)"
         in told
     )
-    assert "leave them out with --drop-leaks" in told
+    assert "to leave them out, pack again with --force --drop-leaks" in told
     assert (
         "note look-alikes in one split: 1 pair of train (0 equal, 1 nearly), such as train/train2 ~ train/train3"
         in told
@@ -295,3 +295,20 @@ def test_nothing_is_compared_when_nobody_wants_it(
     monkeypatch.setattr("marc_dist.cli.shard.after_packing.find_leaks", None)  # would fail
     assert run(*words, "--no-leaks") == 0
     assert "leaks" not in capsys.readouterr().out and not (tmp_path / "out/leaks.csv").exists()
+
+
+def test_a_folder_without_its_leaks_is_not_added_to(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("--dataset", "folder", "--source", archive, "--out", out, "--workers", "1")
+    assert run(*words, "--drop-leaks") == 0
+    assert run(*words, "--append") == 2
+    error = capsys.readouterr().err
+    assert "packed with --drop-leaks" in error and "again with --force --drop-leaks" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["--drop-leaks", "--append", "--remove-missing"])
+def test_words_of_packing_are_refused_without_it(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--leaks", tmp_path, word) == 2
+    assert f"{word}: expected together with --dataset" in capsys.readouterr().err

@@ -152,7 +152,12 @@ def test_a_damaged_png_is_one_line(tmp_path: Path) -> None:
 
 def test_tiles_are_cut_by_as_many_processes_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(unpack, "cut_tiles", lambda recipe, roots, folder, workers: seen.append(workers) or [folder])
+
+    def cut_tiles(recipe: Recipe, roots: list[Path], folder: Path, workers: int) -> list[Path]:
+        seen.append(workers)
+        return [folder]
+
+    monkeypatch.setattr(unpack, "cut_tiles", cut_tiles)
     (tmp_path / "in").mkdir()
     words = ["--dataset", "potsdam", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "3"]
     assert main(words) == 2  # nothing lies there

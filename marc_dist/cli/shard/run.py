@@ -21,7 +21,7 @@ from marc_dist.cli.shard.after_packing import draw_sheet, leave_leaks_out, list_
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
 from marc_dist.data.dataset import open_dataset
-from marc_dist.packing.append import Changes
+from marc_dist.packing.append_rules import Changes
 from marc_dist.packing.inspection import inspect
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text
@@ -162,7 +162,8 @@ def _pack(options: argparse.Namespace) -> int:
             leave_leaks_out(source, workers)
         done = 0 if options.dry_run and not options.append else _write(source, out, options, workers)
     summary(source)
-    if not options.dry_run and not options.drop_leaks and not options.no_leaks and recipe.builtin is None:
+    changed = not isinstance(done, Changes) or bool(done)
+    if changed and not options.dry_run and not options.drop_leaks and not options.no_leaks and recipe.builtin is None:
         list_leaks(out, workers, always=False)
     if options.sheet is not None and not options.dry_run:
         draw_sheet(out, user_path(options.sheet) if options.sheet else None)

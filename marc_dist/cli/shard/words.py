@@ -180,6 +180,9 @@ def check_words(options: argparse.Namespace) -> None:
         raise ConfigError(f"--sheet: expected the name of a PNG file, such as classes.png, got {options.sheet}")
     if options.sheet is not None and options.dry_run:
         raise ConfigError("--sheet: --dry-run writes nothing that could be drawn; leave one of the two out")
+    for word in ("append", "remove", "remove_missing", "add_classes", "drop_leaks", "no_leaks", "resume"):
+        if getattr(options, word) and not options.dataset:
+            raise ConfigError(f"--{word.replace('_', '-')}: expected together with --dataset and --source")
     if not (options.dataset or options.inspect):
         return
     allowed_checks(options.allow)
