@@ -17,6 +17,7 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset
+from marc_dist.files import sync_file
 from marc_dist.packing import sources
 from marc_dist.packing.append_rules import (
     FILES,
@@ -29,6 +30,7 @@ from marc_dist.packing.append_rules import (
     take_splits,
 )
 from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
+from marc_dist.packing.leaks import LEAKS
 from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
 from marc_dist.packing.publish import publication
 from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
@@ -36,6 +38,11 @@ from marc_dist.packing.shard_rewriting import check_shard, file_sums, keep_shard
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.tar import Entry, WrittenShard
 from marc_dist.packing.worker_pool import PoolTask, work
+
+SIDECARS = (
+    "dataset.json", "index.parquet", "sizes.json", "README.md", "cooccurrence.csv", sources.NAME, LEAKS, "sheet.png",
+)  # fmt: skip
+"""Files that this program writes beside the shards."""
 
 
 def append(
@@ -118,8 +125,22 @@ def append(
                 progress=done.after(),
             )
             shards = {split: [*written.get(split, ()), *more.get(split, ())] for split in plan}
+            _keep_others(dataset, folder)
             conclude(source, plan, shards, folder, to_png=to_png)
     return changes
+
+
+def _keep_others(dataset: Dataset, folder: Path) -> None:
+    """Bring along what people have put beside the shards; what this program makes of a data set is made anew."""
+    for path in dataset.root.iterdir():
+        if path.name in dataset.shards or path.name in SIDECARS or path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
+            if not path.is_symlink():
+                sync_file(folder / path.name)
 
 
 class _Done:

@@ -147,6 +147,19 @@ def test_new_pictures_go_into_new_shards(own: Path, out: Path, capsys: pytest.Ca
     assert set(dataset.shards) - tars == {"train-000003.tar", "train-000004.tar", "test-000001.tar"}
 
 
+def test_files_of_others_stay(own: Path, out: Path) -> None:
+    (out / "notes.txt").write_text("mine")
+    (out / "sheet.png").write_text("of the old pictures")
+    (out / "more").mkdir()
+    (out / "more" / "a.csv").write_text("1,2")
+    (out / "link").symlink_to("notes.txt")
+    download(own, some(14))
+    assert shard(own, out, "--append", "--no-leaks") == 0
+    assert (out / "notes.txt").read_text() == (out / "link").read_text() == "mine" and (out / "link").is_symlink()
+    assert (out / "more" / "a.csv").read_text() == "1,2" and not (out / "sheet.png").exists()
+    assert len(equals_fresh(own, out)) == 14
+
+
 def test_the_example_of_the_documentation(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
