@@ -11,7 +11,7 @@ USAGE = "STUDY [options]"
 EPILOG = """\
 A study is a YAML file: data sets, encoders, losses, seeds, evaluations; and
 what is tuned, with one budget for all. Shipped ones are found by their names:
-  smoke, paper, ablation, temperature, transfer
+  smoke, paper, ablation, temperature, transfer, whole-encoder
 Copy one to edit it. Every cell is an ordinary run folder:
   OUT/DATASET/ENCODER/LOSS/seed-N
 A cell that is done is not run again. Start the same command again after
@@ -62,3 +62,6 @@ def check_words(options: argparse.Namespace) -> None:
     """
     if options.jobs is not None and not 1 <= options.jobs <= 10_000:
         raise ConfigError(f"--jobs: expected 1 to 10000, got {options.jobs}")
+    if options.again and (options.dry_run or options.report):
+        other = "--dry-run" if options.dry_run else "--report"
+        raise ConfigError(f"--again: removes and repeats cells, but {other} runs none; leave one of the two out")
