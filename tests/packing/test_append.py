@@ -26,7 +26,8 @@ from marc_dist.cli.shard import main
 from marc_dist.data.cache import open_cache
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.reader import IndexedReader
-from marc_dist.packing import append, sources
+from marc_dist.packing import sources
+from marc_dist.packing.adding import append
 from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.verify import verify
 from tests import downloads
@@ -421,7 +422,8 @@ def test_a_full_disk_is_told_before_anything_is_written(
 
 KILLED = """
 import os, signal
-from marc_dist.packing import append, manifest, pack, publish, shard_rewriting
+from marc_dist.packing import manifest, pack, publish
+from marc_dist.packing.adding import append, shard_rewriting
 module, name = {point!r}.split(".")
 owner = {{"append": append, "pack": pack, "publish": publish, "shard_rewriting": shard_rewriting}}[module]
 real = getattr(owner, name)
@@ -460,7 +462,7 @@ def test_two_at_once_are_refused(own: Path, out: Path, capsys: pytest.CaptureFix
              str(out), "--append"]  # fmt: skip
     download(own, some(14))
     code = f"""
-from marc_dist.packing import append
+from marc_dist.packing.adding import append
 real = append.conclude
 def wait(*args, **kwargs):
     print("in", flush=True)

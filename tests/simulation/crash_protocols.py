@@ -22,7 +22,7 @@ from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.export import load_encoder, pixel_scale, save_encoder
 from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.files import write_atomic
-from marc_dist.packing.append import append
+from marc_dist.packing.adding.append import append
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import load_recipe
 from marc_dist.packing.reading.samples import Source, hold_samples

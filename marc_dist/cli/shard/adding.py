@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from marc_dist.config import ConfigError, user_path
-from marc_dist.packing.append import append
-from marc_dist.packing.append_rules import Changes, check_folder
+from marc_dist.packing.adding.append import append
+from marc_dist.packing.adding.rules import Changes, check_folder
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import Progress
 from marc_dist.packing.reading.recipes import Recipe

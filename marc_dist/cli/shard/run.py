@@ -21,7 +21,7 @@ from marc_dist.cli.shard.after_packing import draw_sheet, leave_leaks_out, list_
 from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, DataError, list_presets, user_path
 from marc_dist.data.dataset import open_dataset
-from marc_dist.packing.append_rules import Changes
+from marc_dist.packing.adding.rules import Changes
 from marc_dist.packing.inspection import inspect
 from marc_dist.packing.pack import pack
 from marc_dist.packing.reading.recipes import Recipe, load_recipe, schema_text

@@ -216,7 +216,13 @@ def is_picture(file: File, recipe: Recipe) -> bool:
 
 
 def pair_key(recipe: Recipe, file: File, suffix: str = "") -> str:
-    """What a picture and its mask have in common: of its place and its name, without the suffix."""
+    """What a picture and its mask have in common: of its place and its name, without the suffix.
+
+    Args:
+        recipe: says by what they are paired.
+        file: one of the two.
+        suffix: what its name ends in beside the other's.
+    """
     stem = stem_of(file.name).removesuffix(suffix.lower())
     if recipe.pair_by == "path":
         return "/".join((*file.parts[:-1], stem))

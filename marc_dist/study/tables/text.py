@@ -79,8 +79,8 @@ def _tests(block: Block, plan: Plan) -> list[str]:
             rows.append([titles[name], *(_test(mine.get(column), name) for column in block.columns)])
     told = (
         f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its "
-        f"{plan.study.statistics.level:.0%} interval over seeds; p of the paired t test and of the Wilcoxon signed "
-        f"rank test, both corrected by Holm for all such pairs of the column; * where the first is below {SIGNIFICANT}."
+        f"{100 * plan.study.statistics.level:g} % interval over seeds; p of the paired t test and of the Wilcoxon "
+        f"signed rank test, both corrected by Holm for all such pairs of the column; * where the first is below {SIGNIFICANT}."
     )
     return [told, "", *_table(["", *heads], rows), ""]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.packing.adding.shard_rewriting import file_sums
 from marc_dist.packing.layout import Pairs
 from marc_dist.packing.reading.names import normal_name
 from marc_dist.packing.reading.samples import Source, hold_samples
 from marc_dist.packing.reading.splits import draw_alone
-from marc_dist.packing.shard_rewriting import file_sums
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.worker_pool import PoolTask, work
 
@@ -88,7 +88,16 @@ def some(names: Sequence[str]) -> str:
 
 
 def take_classes(source: Source, dataset: Dataset, add: bool) -> tuple[str, ...]:
-    """Give the source the folder's class list and its numbers; the names that the folder did not have."""
+    """Give the source the folder's class list and its numbers; the names that the folder did not have.
+
+    Args:
+        source: of the download.
+        dataset: the folder.
+        add: let new classes come after those of the folder.
+
+    Raises:
+        DataError: new classes without ``add``.
+    """
     numbers = {normal_name(name): number for number, name in enumerate(dataset.classes)}
     numbers |= {name: number for number, name in enumerate(dataset.classes)}
     new = tuple(name for name in source.classes if name not in numbers and normal_name(name) not in numbers)
@@ -115,6 +124,15 @@ def take_out(
     workers: int,
 ) -> None:
     """Decide what goes; of the source's samples, too.
+
+    Args:
+        source: of the download.
+        dataset: the folder.
+        there: place -> picture of the folder.
+        changes: gets what goes, what is lost, and what comes back.
+        keys: of pictures to take out.
+        missing: take out what the download lacks.
+        workers: processes.
 
     Raises:
         DataError: an unknown key, a place that occurs twice, or pictures that only changed their places.
@@ -163,6 +181,11 @@ def _refuse_moved(
 def take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPicture]) -> None:
     """Every picture of the folder keeps its split; a drawn one does not depend on the other pictures.
 
+    Args:
+        source: of the download.
+        dataset: the folder.
+        staying: place -> picture of the folder that stays.
+
     Raises:
         DataError: splits are drawn in one of the two only, or a picture would change its split.
     """
@@ -199,7 +222,16 @@ def take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPi
 
 
 def one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:
-    """Refuse new pictures of another file format than those of the folder."""
+    """Refuse new pictures of another file format than those of the folder.
+
+    Args:
+        out: the folder.
+        staying: place -> picture that stays there.
+        new: split -> new pictures.
+
+    Raises:
+        DataError: of another format.
+    """
     there = {packed.ext for packed in staying.values()}
     coming = {entry.ext for pairs in new.values() for _, entry in pairs}
     if there and coming - there:

@@ -19,7 +19,7 @@ from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset
 from marc_dist.files import sync_file
 from marc_dist.packing import sources
-from marc_dist.packing.append_rules import (
+from marc_dist.packing.adding.rules import (
     FILES,
     Changes,
     check_folder,
@@ -29,12 +29,12 @@ from marc_dist.packing.append_rules import (
     take_out,
     take_splits,
 )
+from marc_dist.packing.adding.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
 from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
 from marc_dist.packing.leaks import LEAKS
 from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
 from marc_dist.packing.publish import publication
 from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
-from marc_dist.packing.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.tar import Entry, WrittenShard
 from marc_dist.packing.worker_pool import PoolTask, work

@@ -1,0 +1,1 @@
+"""Adding to a shard folder: what is new there, what changed, what goes; other shards keep their bytes."""
