@@ -80,7 +80,8 @@ def _tests(block: Block, plan: Plan) -> list[str]:
     told = (
         f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its "
         f"{100 * plan.study.statistics.level:g} % interval over seeds; p of the paired t test and of the Wilcoxon "
-        f"signed rank test, both corrected by Holm for all such pairs of the column; * where the first is below {SIGNIFICANT}."
+        f"signed rank test, both corrected by Holm for all such pairs of the column; * where the first is below "
+        f"{SIGNIFICANT}."
     )
     return [told, "", *_table(["", *heads], rows), ""]
 
