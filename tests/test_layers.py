@@ -24,6 +24,7 @@ LEVELS = {
     "files": 1,
     "progress_bar": 1,
     "memory_limits": 1,
+    "torch_imports": 0,
     "comm": 2,
     "data": 2,
     "packing": 3,

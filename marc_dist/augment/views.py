@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from marc_dist.config import AugmentConfig
+from marc_dist.torch_imports import without_compiler
+
+with without_compiler():
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from marc_dist.config import Config, DataError, LaunchError, MarcError, ModelCon
 from marc_dist.encoder.model import Encoder, Head
 from marc_dist.encoder.published import check_backbone, resolve_scale, sound_options
 from marc_dist.files import read_json, set_member, write_set
+from marc_dist.torch_imports import load_timm
 
 FORMAT = 2
 """Of format 1, ``mean`` and ``std`` are there and true, but every picture was resized bilinearly."""
@@ -166,7 +167,7 @@ def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     Raises:
         DataError: a file is missing, damaged, or of another format.
     """
-    import timm
+    timm = load_timm()
 
     folder = user_path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder

@@ -21,6 +21,7 @@ from marc_dist.encoder.weights import (
     refuse_broken_weights,
     refuse_code,
 )
+from marc_dist.torch_imports import load_timm
 
 
 class Head(nn.Sequential):
@@ -275,7 +276,7 @@ def _create(
     Models of fixed input size (ViT, Swin) are asked to adapt while they keep the published shapes of their weights,
     else to be built for the size. Stochastic depth has no weights: who reads the result needs no such option.
     """
-    import timm
+    timm = load_timm()
 
     options: list[dict[str, Any]] = [{}]
     if image_size is not None and weights.cfg.get("fixed_input_size"):

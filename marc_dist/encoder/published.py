@@ -15,6 +15,7 @@ from marc_dist.augment.views import IMAGENET, PixelScale
 from marc_dist.config import Config, ConfigError, DataConfig, ModelConfig
 from marc_dist.config.suggest import suggestion
 from marc_dist.encoder.hub import NotAtHand, hub_file
+from marc_dist.torch_imports import load_timm
 
 HUB = ("hf-hub:", "hf_hub:")
 FACTORY = frozenset(
@@ -65,7 +66,7 @@ def check_backbone(name: str) -> None:
     Raises:
         ConfigError: with the nearest name.
     """
-    import timm
+    timm = load_timm()
 
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture) or "/" in name:
@@ -81,7 +82,7 @@ def published(model: ModelConfig) -> Published:
         ConfigError: no such backbone, with the nearest name; no such tag, with those that there are; a repository on
             the hub that is not at hand or not in timm's format.
     """
-    import timm
+    timm = load_timm()
 
     tag = model.pretrained if isinstance(model.pretrained, str) else None
     if model.backbone.startswith(HUB):
@@ -114,7 +115,7 @@ def published(model: ModelConfig) -> Published:
 
 def _on_hub(backbone: str) -> Published:
     """A repository in timm's format, by its ``config.json``."""
-    import timm
+    timm = load_timm()
 
     repo = backbone.partition(":")[2]
     try:

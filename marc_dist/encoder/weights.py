@@ -20,6 +20,7 @@ from marc_dist import comm
 from marc_dist.config import ConfigError, MarcError, first_line
 from marc_dist.encoder.hub import NotAtHand, hub_file, refuse_unreachable, watched
 from marc_dist.encoder.published import Published
+from marc_dist.torch_imports import load_timm
 
 T = TypeVar("T")
 PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -284,7 +285,7 @@ def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 def _head_names(backbone: nn.Module) -> set[str]:
     """Tensors that timm's own model of this architecture has besides those of the backbone: its classifier."""
-    import timm
+    timm = load_timm()
 
     cfg = getattr(backbone, "pretrained_cfg", None) or {}
     classifier = cfg.get("classifier") or ()
