@@ -108,7 +108,7 @@ class Archive:
         self.splits = sorted(set(splits)) or distinct(self.dataset.split)
         self.ids = np.concatenate([self.dataset.rows(split) for split in self.splits])  # as the vectors lie in files
         name = f"trained-{config.eval.features}-{self.dataset.fingerprint[:12]}"
-        self.folder = index_dir or encoder_dir / "embeddings" / name
+        self.folder, self._own = index_dir or encoder_dir / "embeddings" / name, index_dir is None
         if index_dir is not None:
             self._refuse_foreign(index_dir)
         self._say = say
@@ -120,7 +120,8 @@ class Archive:
         """Whether an index folder that is there was made by this encoder, of this archive, in this way."""
         if not (folder / "store.json").exists():
             return
-        now = self.embedder.made(self.dataset)
+        now, kept = self.embedder.made(self.dataset), read_store(folder)
+        grown = kept["about"].get("archive_dir") == str(self.dataset.root.resolve())
         what = {
             "encoder": "encoder",
             "dataset": "archive",
@@ -128,8 +129,10 @@ class Archive:
             "image_size": "image size",
             "pixels": "pixels",
         }
-        for part in read_store(folder)["parts"].values():
+        for part in kept["parts"].values():
             for key in SAME:
+                if key == "dataset" and grown:  # pictures were added, changed or removed in it
+                    continue
                 if part["made"].get(key) != now[key]:
                     was, mine = str(part["made"].get(key))[:12], str(now[key])[:12]
                     raise DataError(
@@ -141,7 +144,9 @@ class Archive:
         """The archive's vectors, made when they are not there. A collective."""
         if self._store is None:
             about = {"title": self.dataset.title, "archive_dir": str(self.dataset.root.resolve())}
-            self._store = self.embedder.store(self.folder, self.dataset, self.splits, about, exactly=False)
+            earlier = self.folder.parent.glob(f"trained-{self.embedder.features}-*") if self._own else ()
+            also = sorted(path for path in earlier if path != self.folder)
+            self._store = self.embedder.store(self.folder, self.dataset, self.splits, about, exactly=False, also=also)
         return self._store
 
     def _index(self, ids: Int, *, must: bool = False) -> Part:

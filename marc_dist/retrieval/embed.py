@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from marc_dist import comm
 from marc_dist.augment.views import EVAL_TRANSFORM, PixelScale
 from marc_dist.config import Config, LaunchError
+from marc_dist.data.columns import distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.loader import iter_eval
 from marc_dist.encoder.model import Encoder
 from marc_dist.retrieval.exact import Float32, exact_unit, refuse_bad_features
-from marc_dist.retrieval.features import BackboneFeatures, rank_ids
-from marc_dist.retrieval.store import Made, Store, encoder_fingerprint, missing_splits, write_split
+from marc_dist.retrieval.features import BackboneFeatures, put_finite, rank_ids, whole_batches
+from marc_dist.retrieval.known import Known, contents
+from marc_dist.retrieval.store import Made, Store, encoder_fingerprint, missing_splits
+from marc_dist.retrieval.store_writer import RowWriter, forget_splits, write_split
 
 Int = NDArray[np.int64]
 
@@ -91,15 +94,20 @@ class Embedder:
         about: Mapping[str, object],
         *,
         exactly: bool = True,
+        also: Sequence[Path] = (),
     ) -> Store:
         """The vectors of these splits, from the folder or made now. A collective.
+
+        What was embedded of an earlier state of the archive is taken over, picture by picture, where rounding does not
+        matter: a picture that is embedded in another batch may round otherwise.
 
         Args:
             folder: of the store, seen by all ranks.
             dataset: where the images are.
             splits: names.
             about: what ``store.json`` says besides.
-            exactly: whether vectors of another machine, which may round otherwise, are made again.
+            exactly: whether vectors of another machine or batch, which may round otherwise, are made again.
+            also: folders besides it where vectors of an earlier state of the archive may lie.
 
         Raises:
             DataError: unreadable image, or features that are not finite; names them.
@@ -109,10 +117,11 @@ class Embedder:
         missing = missing_splits(folder, made, splits, exactly=exactly) if comm.rank() == 0 else []
         wanted = comm.broadcast_object(missing)
         started, num = time.monotonic(), 0
+        known = Known((folder, *also) if wanted and not exactly else (), made, self.width)
         for split in wanted:
             ids = dataset.rows(split)
-            num += len(ids)
             bad: list[str] = []
+            embedded: list[int] = []
             source = self._source(dataset, split)
             write_split(
                 folder,
@@ -120,9 +129,13 @@ class Embedder:
                 (len(ids), self.width),
                 made,
                 dict(about),
-                partial(self._fill, dataset, ids, source, bad),
+                partial(self._fill, dataset, ids, source, known, bad, embedded),
                 partial(refuse_bad_features, bad, f"{self.what} encoder"),
+                None if exactly else contents(dataset, ids),
             )
+            num += sum(comm.gather_object(sum(embedded)))
+        if wanted and not exactly and comm.rank() == 0:
+            forget_splits(folder, made, distinct(dataset.split))
         kept = sum(len(dataset.rows(split)) for split in splits) - num
         seconds = time.monotonic() - started
         if num:
@@ -144,17 +157,32 @@ class Embedder:
             return None
 
     def _fill(
-        self, dataset: Dataset, ids: Int, source: Store | None, bad: list[str], put: Callable[[int, Float32], None]
+        self,
+        dataset: Dataset,
+        ids: Int,
+        source: Store | None,
+        known: Known,
+        bad: list[str],
+        embedded: list[int],
+        put: RowWriter,
     ) -> None:
-        """Embed this rank's part of ``ids``; pictures whose vectors are not finite are named in ``bad``."""
-        mine = rank_ids(ids, self.config.eval.batch)
-        place = int(np.searchsorted(ids, mine[0])) if len(mine) else 0
-        for rows, of in self._vectors(dataset, mine, source):
-            wrong = ~np.isfinite(rows).all(axis=1)
-            bad += [dataset.place(sample) for sample in of[wrong].tolist()]
-            rows[wrong] = 0.0
-            put(place, exact_unit(rows))
-            place += len(rows)
+        """Embed what is not there of this rank's part of ``ids``, and write down how many pictures that were.
+
+        Pictures whose vectors are not finite are named in ``bad``.
+        """
+        batch = self.config.eval.batch
+        mine = rank_ids(ids, batch)
+        there = put.there(len(ids))[np.searchsorted(ids, mine)]
+        left = mine[~(there if len(known) else whole_batches(there, batch))]
+        if len(known):
+            found, rows = known.find(contents(dataset, left))
+            put_finite(put, ids, left[found], rows, dataset)
+            left = left[~found]
+        for rows, of in self._vectors(dataset, left, source):
+            finite = np.isfinite(rows).all(axis=1)
+            rows[finite] = exact_unit(rows[finite])
+            bad += put_finite(put, ids, of, rows, dataset)
+            embedded.append(len(of))
 
     def _vectors(self, dataset: Dataset, mine: Int, source: Store | None) -> Iterator[tuple[Float32, Int]]:
         """Vectors and ids, in batches of the same rows wherever they come from."""

@@ -34,7 +34,9 @@ from marc_dist.data.plan import rank_part
 from marc_dist.encoder.model import Encoder
 from marc_dist.files import try_lock
 from marc_dist.retrieval.exact import Float32, refuse_bad_features
-from marc_dist.retrieval.store import Made, Store, backbone_fingerprint, missing_splits, write_split
+from marc_dist.retrieval.known import runs_of
+from marc_dist.retrieval.store import Made, Store, backbone_fingerprint, missing_splits
+from marc_dist.retrieval.store_writer import RowWriter, write_split
 
 Int = NDArray[np.int64]
 POLL_S = 0.2
@@ -57,6 +59,23 @@ def rank_ids(ids: Int, batch: int) -> Int:
     """
     starts = rank_part(np.arange(0, len(ids), batch, dtype=np.int64), comm.rank(), comm.world())
     return ids[starts[0] : starts[-1] + batch] if len(starts) else ids[:0]
+
+
+def whole_batches(there: NDArray[np.bool_], batch: int) -> NDArray[np.bool_]:
+    """(n,) which rows lie in batches of which all rows are there: the others are made in the same batches as ever."""
+    starts = np.arange(0, len(there), batch)
+    whole = np.logical_and.reduceat(there, starts) if len(there) else there
+    return np.repeat(whole, np.diff([*starts, len(there)]))
+
+
+def put_finite(put: RowWriter, ids: Int, of: Int, rows: Float32, dataset: Dataset) -> list[str]:
+    """Hand over the rows that are finite; where the others' pictures are. ``of`` ascends, as ``ids`` does."""
+    right = np.isfinite(rows).all(axis=1)
+    places = np.searchsorted(ids, of[right])
+    kept = rows[right]
+    for run in runs_of(places):
+        put(int(places[run][0]), kept[run])
+    return [dataset.place(sample) for sample in of[~right].tolist()]
 
 
 class BackboneFeatures:
@@ -194,23 +213,21 @@ class BackboneFeatures:
         rate = len(ids) / seconds
         self.say(f"features of the frozen backbone: {len(ids)} pictures {what}, {seconds:.1f} s, {rate:.0f} images/s")
 
-    def _fill(self, ids: Int, view: FixedView | None, bad: list[str], put: Callable[[int, Float32], None]) -> None:
+    def _fill(self, ids: Int, view: FixedView | None, bad: list[str], put: RowWriter) -> None:
         data, batch = self.config.data, self.config.eval.batch
         mine = rank_ids(ids, batch)
-        first = place = int(np.searchsorted(ids, mine[0])) if len(mine) else 0
-        told = time.monotonic()
+        left = mine[~whole_batches(put.there(len(ids))[np.searchsorted(ids, mine)], batch)]
+        told, num = time.monotonic(), len(mine) - len(left)
         for images, of in iter_eval(
-            self.dataset, mine, self.image_size, self.scale, batch, data.num_workers, data.verify_crc, view
+            self.dataset, left, self.image_size, self.scale, batch, data.num_workers, data.verify_crc, view
         ):
             rows = self.compute(images)
-            wrong = ~np.isfinite(rows).all(axis=1)
-            bad += [self.dataset.place(sample) for sample in of[torch.from_numpy(wrong)].tolist()]
-            put(place, rows)
-            place += len(rows)
+            bad += put_finite(put, ids, of.numpy(), rows, self.dataset)
+            num += len(rows)
             self.tick()
             if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
-                self.say(f"features of the frozen backbone: {place - first} of {len(mine)} pictures of this rank done")
+                self.say(f"features of the frozen backbone: {num} of {len(mine)} pictures of this rank done")
 
     def compute(self, images: torch.Tensor) -> Float32:
         """(B, 3, S, S) normalised pixels -> (B, F) features of the backbone."""

@@ -11,7 +11,7 @@ from marc_dist.config import ConfigError, DataError
 
 FORMAT = 1
 OWN = re.compile(
-    r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|\.lock"
+    r"\.store\.json\.\d+\.tmp|\.?[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{8}\.npy(\..+\.tmp)?|\.nfs[0-9a-f]+|(\.begun)?\.lock"
 )
 """Names that a crash leaves in a folder of ours before ``store.json`` is there."""
 
@@ -57,6 +57,8 @@ def read_store(folder: Path) -> dict[str, Any]:
             raise DataError(f"{file}: does not say what made its parts; {remedy}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.npy", part["file"]):
             raise DataError(f"{file}: names a part {part['file']!r:.60}; {remedy}")
+        if part.get("contents") not in (None, f"contents-of-{part['file']}"):
+            raise DataError(f"{file}: names contents {part['contents']!r:.60}; {remedy}")
     return meta
 
 

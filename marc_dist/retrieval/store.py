@@ -3,24 +3,18 @@
     store.json      of each part: rows, CRC-32, and what made it (encoder, data, arithmetic); written last
     SPLIT-HASH.npy  (n, d) float32 from ``exact_unit``, the split's samples in ascending order of id; the hash is of
                     what made them, so that nobody opens what another process writes at the same time
+    contents-of-SPLIT-HASH.npy  (n,) which picture each row is of (``known.py``), where an archive may grow
 
 A part counts only when ``store.json`` says that it was made in the same way: to the last bit for scores, by the same
-encoder from the same pictures for searches, whichever machine did it. All ranks write their rows into one temporary
-file, which rank 0 renames; the folder must be one that all ranks see, as the run folder is.
+encoder from the same pictures for searches, whichever machine did it. ``store_writer.py`` writes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import secrets
-import socket
-import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.nn import Module
 
-from marc_dist import comm
-from marc_dist.config import DataError, LaunchError
+from marc_dist.config import DataError
 from marc_dist.data.columns import distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.model import Encoder
-from marc_dist.files import make_folder, sync_folder, write_atomic
 from marc_dist.retrieval.exact import Float32, Int, Pieces, Rows
-from marc_dist.retrieval.index_folder import FORMAT, read_store
+from marc_dist.retrieval.index_folder import read_store
 
 CHUNK = 1 << 24
 FEW_PIECES = 64
-OLD_S = 86_400.0
-"""A temporary file that was not touched for so long belongs to a process that was killed."""
 SAME = ("encoder", "dataset", "features", "image_size", "pixels")
 """Of ``Made``, what makes vectors other vectors; the rest changes their rounding."""
 Made = dict[str, Any]
@@ -65,12 +55,6 @@ def _fingerprint(encoder: Encoder, part: Module) -> str:
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _file_name(split: str, made: Made) -> str:
-    plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", split)
-    name = split if plain else hashlib.sha256(split.encode()).hexdigest()[:16]
-    return f"{name}-{hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]}.npy"
 
 
 def file_crc(path: Path) -> int:
@@ -180,7 +164,17 @@ def splits_of(dataset: Dataset, ids: Int) -> list[str]:
 
 def _same(part: dict[str, Any], made: Made, *, exactly: bool) -> bool:
     theirs = part["made"]
-    return bool(theirs == made if exactly else all(theirs.get(key) == made.get(key) for key in SAME))
+    return bool(theirs == made) if exactly else same_vectors(theirs, made)
+
+
+def same_vectors(theirs: Made, made: Made) -> bool:
+    """Whether both made the same vectors, rounding apart."""
+    return all(theirs.get(key) == made.get(key) for key in SAME)
+
+
+def grown_from(theirs: Made, made: Made) -> bool:
+    """Whether both made their vectors in the same way, rounding apart, of whatever data set."""
+    return all(theirs.get(key) == made.get(key) for key in SAME if key != "dataset")
 
 
 def missing_splits(folder: Path, made: Made, splits: Sequence[str], *, exactly: bool = True) -> list[str]:
@@ -207,101 +201,3 @@ def _undamaged(folder: Path, part: dict[str, Any], dim: int) -> bool:
         return file_crc(path) == part["crc32"] and np.lib.format.open_memmap(path, mode="r").shape[1:] == (dim,)
     except (OSError, ValueError, EOFError):  # what cannot be read is made again
         return False
-
-
-def write_split(
-    folder: Path,
-    split: str,
-    shape: tuple[int, int],
-    made: Made,
-    about: dict[str, Any],
-    fill: Callable[[Callable[[int, Float32], None]], None],
-    check: Callable[[], None],
-) -> None:
-    """Write one split's vectors, all ranks together, and enter it into ``store.json``. A collective.
-
-    Args:
-        folder: of the store; made when it is not there.
-        split: name.
-        shape: (n, d) of the whole split.
-        made: what the vectors depend on; parts of another encoder or other data are forgotten.
-        about: what else people or commands want to know.
-        fill: computes this rank's rows and hands them over, with the place of the first in the split.
-        check: a collective that raises, on all ranks alike, when the rows should not be kept.
-
-    Raises:
-        LaunchError: no room, or the folder cannot be written; on every rank.
-        DataError: from ``fill`` or ``check``, on every rank.
-    """
-    path = folder / _file_name(split, made)
-    own = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"  # two hosts may share a pid
-    temporary = Path(str(comm.broadcast_object(str(folder / own))))
-    try:
-        _together(lambda: _reserve(temporary, shape) if comm.rank() == 0 else None, path)
-        _together(lambda: _fill(temporary, shape, fill), path)
-        check()
-        _together(lambda: _publish(temporary, path, split, shape, made, about) if comm.rank() == 0 else None, path)
-    finally:
-        if comm.rank() == 0:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def _together(work: Callable[[], None], path: Path) -> None:
-    """Do something on every rank; when it fails on one, all raise the error of the first that failed."""
-    error: Exception | None = None
-    try:
-        work()
-    except OSError as failure:
-        reason = failure.strerror or failure
-        error = LaunchError(f"{path}: cannot be written ({reason}); free space or choose another folder")
-    except Exception as failure:
-        error = failure
-    for other in comm.gather_object(error):
-        if other is not None:
-            raise other
-
-
-def _reserve(temporary: Path, shape: tuple[int, int]) -> None:
-    make_folder(temporary.parent)
-    for left in temporary.parent.glob(".*.tmp"):  # of processes that were killed
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > OLD_S:
-                left.unlink()
-    with temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        file.truncate(file.tell() + 4 * shape[0] * shape[1])
-
-
-def _fill(temporary: Path, shape: tuple[int, int], fill: Callable[[Callable[[int, Float32], None]], None]) -> None:
-    with temporary.open("r+b") as file:  # written, not mapped: a full disk is an error then, not a killed process
-        start = temporary.stat().st_size - 4 * shape[0] * shape[1]
-
-        def put(place: int, rows: Float32) -> None:
-            file.seek(start + 4 * place * shape[1])
-            file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-
-        fill(put)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(
-    temporary: Path, path: Path, split: str, shape: tuple[int, int], made: Made, about: dict[str, Any]
-) -> None:
-    try:
-        there = read_store(path.parent)["parts"]
-    except DataError:
-        there = {}
-    parts = {name: part for name, part in there.items() if _same(part, made, exactly=False)}
-    crc = file_crc(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
-    parts[split] = {"rows": shape[0], "crc32": crc, "file": path.name, "made": made}
-    told = {"format": FORMAT, "dim": shape[1], "about": about, "parts": parts}
-    write_atomic(path.parent / "store.json", (json.dumps(told, indent=2) + "\n").encode())
-    named = {part["file"] for part in parts.values()}
-    for part in there.values():  # what store.json names no more; who has it open keeps it
-        if part["file"] not in named:
-            with suppress(OSError):
-                (path.parent / part["file"]).unlink()

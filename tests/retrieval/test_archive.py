@@ -80,7 +80,7 @@ def test_an_index_folder_is_used_again(run: tuple[Path, Config], tiny: Dataset, 
     first = opened(run, said, folder, index="IVF2,Flat:nprobe=2")
     first.build()
     names = sorted(file.name.partition("-")[0] for file in folder.iterdir())
-    assert names == ["index", "index", "store.json", "test", "train"]
+    assert names == [".begun.lock", "contents", "contents", "index", "index", "store.json", "test", "train"]
     expected = first.search([path], 9)[0].hits
     assert any("40 images in" in line for line in said)
     said.clear()

@@ -14,7 +14,7 @@ import pytest
 from marc_dist import comm
 from marc_dist.config import LaunchError
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval import search
+from marc_dist.retrieval import search, store_writer
 from marc_dist.retrieval import store as st
 from marc_dist.retrieval.index import parts as ix
 from marc_dist.retrieval.index.kept import kept_part
@@ -41,7 +41,7 @@ def written(folder: Path, dataset: Dataset, seed: int = 1) -> st.Store:
         def fill(put: Callable[[int, np.ndarray], None], x: np.ndarray = x) -> None:
             put(0, x)
 
-        st.write_split(folder, split, x.shape, MADE, {}, fill, lambda: None)
+        store_writer.write_split(folder, split, x.shape, MADE, {}, fill, lambda: None)
     return opened(folder, dataset)
 
 
@@ -170,5 +170,5 @@ def test_an_index_that_cannot_be_kept_is_used(tiny: Dataset, tmp_path: Path, wor
         assert told.startswith("index: used, but not kept: ") and "No space left on device" in told
     for told in run_in_world(unkept, world, tmp_path, tiny, True):
         assert "No space left on device); free space or choose another folder" in told
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
     assert not answers(tmp_path, tiny, "IVF2,Flat", np.arange(40))[0]

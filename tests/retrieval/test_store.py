@@ -18,6 +18,7 @@ from marc_dist.config import Config, ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval import store as st
+from marc_dist.retrieval import store_writer
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Pieces, exact_unit
 from marc_dist.retrieval.index_folder import check_index_dir, read_store
@@ -54,7 +55,7 @@ def nothing() -> None:
 
 
 def write(folder: Path, split: str, x: np.ndarray, made: dict[str, str] = MADE) -> None:
-    st.write_split(folder, split, x.shape, made, {"title": "t"}, put_all(x), nothing)
+    store_writer.write_split(folder, split, x.shape, made, {"title": "t"}, put_all(x), nothing)
 
 
 def written(folder: Path, x: np.ndarray) -> bool:
@@ -118,11 +119,11 @@ def test_an_index_folder_is_new_empty_or_ours(tmp_path: Path) -> None:
 
 
 def test_files_of_killed_processes_are_removed_a_day_later(tmp_path: Path) -> None:
-    for name, age in ((".train-1.npy.host-1-ab.tmp", 2 * st.OLD_S), (".train-2.npy.host-2-ab.tmp", 0.0)):
+    for name, age in ((".train-1.npy.host-1-ab.tmp", 2 * store_writer.OLD_S), (".train-2.npy.host-2-ab.tmp", 0.0)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age, time.time() - age))
     write(tmp_path, "train", rows(3))
-    assert [path.name for path in tmp_path.glob(".*")] == [".train-2.npy.host-2-ab.tmp"]
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".train-2.npy.host-2-ab.tmp"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -132,7 +133,7 @@ def test_ranks_write_one_file(tiny: Dataset, tmp_path: Path, world: int) -> None
     assert run_in_world(written, world, tmp_path / "many", x) == [True] * world
     one, many = file_of(tmp_path / "one", "train"), file_of(tmp_path / "many", "train")
     assert one.read_bytes() == many.read_bytes() and one.name == many.name
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["store.json", many.name]
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [".begun.lock", "store.json", many.name]
     assert np.array_equal(np.load(many), x)
 
 
@@ -193,7 +194,7 @@ def fail(kind: str, at: int, folder: Path) -> str:
             raise DataError("image 7 is damaged") if kind == "data" else OSError(28, "No space left on device")
 
     try:
-        st.write_split(folder, "train", (4, 5), MADE, {}, fill, nothing)
+        store_writer.write_split(folder, "train", (4, 5), MADE, {}, fill, nothing)
     except (DataError, LaunchError) as error:
         return str(error)
     return "nothing"
@@ -203,7 +204,7 @@ def fail(kind: str, at: int, folder: Path) -> str:
 def test_a_failure_on_one_rank_is_told_by_all_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     for told in run_in_world(fail, 3, kind, 1, tmp_path):
         assert told == "image 7 is damaged" if kind == "data" else "No space left on device); free space" in told
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".begun.lock"]
 
 
 def embedder(config: Config, folder: Path, said: list[str]) -> Embedder:

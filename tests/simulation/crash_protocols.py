@@ -35,6 +35,7 @@ from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index.kept import kept_part
 from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.index_folder import check_index_dir
+from marc_dist.retrieval.store_writer import write_split
 from marc_dist.run import attempts as at
 from marc_dist.run import evaluations
 from marc_dist.run.folder import METRICS, VALIDATION, read_lines
@@ -350,7 +351,7 @@ def vectors(lab: Path) -> Protocol:
         def step(root: Path) -> None:
             check_index_dir(root / "kept")
             if st.missing_splits(root / "kept", made(seed), [split]):
-                st.write_split(root / "kept", split, x.shape, made(seed), {}, lambda put: put(0, x), lambda: None)
+                write_split(root / "kept", split, x.shape, made(seed), {}, lambda put: put(0, x), lambda: None)
 
         return step
 
@@ -383,7 +384,7 @@ def index(lab: Path) -> Protocol:
     def before(root: Path) -> None:
         for split in ("train", "test"):
             part = x[dataset.rows(split)]
-            st.write_split(root / "kept", split, part.shape, {"e": 1}, {}, lambda put: put(0, part), lambda: None)  # noqa: B023
+            write_split(root / "kept", split, part.shape, {"e": 1}, {}, lambda put: put(0, part), lambda: None)  # noqa: B023
 
     def answers(root: Path, word: str) -> tuple[bool, Hashable]:
         said: list[str] = []
