@@ -20,7 +20,13 @@ COMPILER = "torch._dynamo"
 
 
 def lazily_disabled(function: Callable[..., Any], *more: Any, **words: Any) -> Callable[..., Any]:
-    """``torch.compiler.disable(function)``, which loads no compiler: nothing is compiled before it is loaded."""
+    """``torch.compiler.disable(function)``, which loads no compiler: nothing is compiled before it is loaded.
+
+    Args:
+        function: what is to be left out of compilation.
+        more: for the compiler's own ``disable``.
+        words: likewise.
+    """
     disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(function)

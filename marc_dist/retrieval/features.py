@@ -62,14 +62,30 @@ def rank_ids(ids: Int, batch: int) -> Int:
 
 
 def whole_batches(there: NDArray[np.bool_], batch: int) -> NDArray[np.bool_]:
-    """(n,) which rows lie in batches of which all rows are there: the others are made in the same batches as ever."""
+    """(n,) which rows lie in batches of which all rows are there: the others are made in the same batches as ever.
+
+    Args:
+        there: (n,) which rows are there.
+        batch: rows a batch; the last one may be shorter.
+    """
     starts = np.arange(0, len(there), batch)
     whole = np.logical_and.reduceat(there, starts) if len(there) else there
     return np.repeat(whole, np.diff([*starts, len(there)]))
 
 
 def put_finite(put: RowWriter, ids: Int, of: Int, rows: Float32, dataset: Dataset) -> list[str]:
-    """Hand over the rows that are finite; where the others' pictures are. ``of`` ascends, as ``ids`` does."""
+    """Hand over the rows that are finite.
+
+    Args:
+        put: takes them.
+        ids: (n,) of the whole split, ascending.
+        of: (B,) the ids of the rows, ascending.
+        rows: (B, d) vectors.
+        dataset: where the pictures are.
+
+    Returns:
+        The places of the pictures whose rows are not finite.
+    """
     right = np.isfinite(rows).all(axis=1)
     places = np.searchsorted(ids, of[right])
     kept = rows[right]
