@@ -41,6 +41,7 @@ def shard(options: argparse.Namespace) -> int:
         ConfigError: a word that the recipe cannot follow.
         DataError: a fault in the download or the shard folder.
     """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own keeps 40 MB that it does not use
     if options.list:
         return _list_recipes()
     if options.info:
