@@ -61,7 +61,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 
             _unpack(place, folder)
             roots.append(folder)
         if recipe.builtin is not None and not places:
-            from marc_dist.packing.reading.drawn_sample import write_sample
+            from marc_dist.packing.drawn.sample import write_sample
 
             folder = stack.enter_context(_temporary(beside))
             try:
