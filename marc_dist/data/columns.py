@@ -241,7 +241,7 @@ def code_arrays(name: str, parts: Iterable[Any]) -> dict[str, NDArray[Any]]:
         codes = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
         found.append(smallest(codes, len(known))[numbers_of(part.indices, "int32")])
     texts = [text.encode() for text in known]
-    data = {
+    data: dict[str, NDArray[Any]] = {
         f"{name}.ends": np.cumsum(list(map(len, texts)), dtype=np.uint32),
         f"{name}.data": np.frombuffer(b"".join(texts), dtype=np.uint8),
     }

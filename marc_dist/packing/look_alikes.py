@@ -274,7 +274,7 @@ def _near_in(
                 yield from _confirmed(looks, rows[one[keep]], rows[two[keep]], bits[keep].astype(np.int64), turn)
 
 
-def _pairs(num: NDArray[np.int64], stop: NDArray[np.int64], order: NDArray[np.int64]) -> Iterator[Any]:
+def _pairs(num: NDArray[np.int64], stop: NDArray[np.int64], order: NDArray[np.int32]) -> Iterator[Any]:
     """Each row with the ``num`` entries of ``order`` before ``stop``, at most about ``BLOCK`` pairs at a time."""
     total = np.cumsum(num)
     start = 0

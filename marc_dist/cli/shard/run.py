@@ -110,7 +110,7 @@ def _inspect(options: argparse.Namespace) -> int:
     place = user_path(options.inspect)
     recipe = load_recipe("folder")
     name = place.name.partition(".")[0] or "inspected"
-    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside)) as roots:
+    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside), show=progress) as roots:
         text = inspect(roots, recipe, name, workers=options.workers or os.cpu_count() or 1, foreign=options.to_png)
     for root in roots:
         text = text.replace(str(root), str(place))
@@ -147,7 +147,9 @@ def _pack(options: argparse.Namespace) -> int:
     places = [user_path(place) for place in options.source]
     if options.append:
         adding.check_early(out, recipe)
-    with opened(recipe, places, out.parent, workers) as roots:
+        if options.remove and not places and recipe.builtin is None:
+            return adding.only_remove(recipe, out, options, workers)
+    with opened(recipe, places, out.parent, workers, progress) as roots:
         source = read_source(
             recipe,
             roots,
@@ -158,6 +160,7 @@ def _pack(options: argparse.Namespace) -> int:
             allow=allow,
             workers=workers,
             foreign=options.to_png,
+            show=progress,
         )
         if options.drop_leaks:
             leave_leaks_out(source, workers)
