@@ -262,29 +262,38 @@ def _near_in(
 ) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """The pairs that one band of the hashes gives, the first picture of each in one turn."""
     order, ends = table
+    lists = own[order]  # those of one list lie side by side
     codes = looks.codes[rows, turn]
     asked = codes.view(np.uint16).reshape(-1, BANDS)[:, band]
     for mask in _masks(MOST_BITS // BANDS):
         wanted = (asked ^ mask).astype(np.int64)
-        stop = ends[wanted + 1]
-        for one, two in _pairs(stop - ends[wanted], stop, order):
-            bits = np.bitwise_count(codes[one] ^ own[two])
-            keep = np.flatnonzero((bits <= MOST_BITS) & (one != two))
-            if len(keep):
+        first = ends[wanted]
+        for one, place, bits in _close(codes, lists, first, ends[wanted + 1] - first):
+            two = order[place]
+            keep = one != two
+            if keep.any():
                 yield from _confirmed(looks, rows[one[keep]], rows[two[keep]], bits[keep].astype(np.int64), turn)
 
 
-def _pairs(num: NDArray[np.int64], stop: NDArray[np.int64], order: NDArray[np.int32]) -> Iterator[Any]:
-    """Each row with the ``num`` entries of ``order`` before ``stop``, at most about ``BLOCK`` pairs at a time."""
+def _close(
+    codes: NDArray[np.uint64], lists: NDArray[np.uint64], first: NDArray[np.int64], num: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Each code against the ``num`` from ``first`` on in ``lists``, at most about ``BLOCK`` pairs at a time.
+
+    Returns:
+        Number of the code, place in ``lists``, and the bits that differ, of the pairs with few of those.
+    """
     total = np.cumsum(num)
     start = 0
     while start < len(num):
         before = total[start - 1] if start else 0
         end = max(start + 1, int(np.searchsorted(total, before + BLOCK, side="right")))
-        some = num[start:end]
-        one = np.repeat(np.arange(start, end), some)
-        within = np.arange(len(one)) - np.repeat(np.cumsum(some) - some, some)
-        yield one, order[stop[one] - 1 - within]
+        some, ends = num[start:end], total[start:end] - before
+        place = np.arange(ends[-1]) + np.repeat(first[start:end] - (ends - some), some)
+        bits = np.bitwise_count(np.repeat(codes[start:end], some) ^ lists[place])
+        near = np.flatnonzero(bits <= MOST_BITS)
+        if len(near):
+            yield start + np.searchsorted(ends, near, side="right"), place[near], bits[near]
         start = end
 
 

@@ -271,7 +271,6 @@ REFUSALS = {
     "another recipe": Refusal(("--dataset", "{tmp}/mine.yaml"), 'packed with name "folder", this call has "mine"'),
     "another rule": Refusal(("--dataset", "{tmp}/folder.yaml"), 'packed with scene "none", this call has "folder"'),
     "another word": Refusal(("--to-png",), "packed with to_png false, this call has true"),
-    "other labels": Refusal(("--labels", "table"), 'packed with labels "auto", this call has "table"'),
     "a new class": Refusal((), "its 3 classes do not have dock", some(14), (*CLASSES, "dock")),
     "unknown keys": Refusal(("--remove", "{tmp}/list"), "--remove: 2 keys are not in"),
     "no list": Refusal(("--remove", "{tmp}/none"), "none: cannot be read (No such file or directory)"),
@@ -694,3 +693,21 @@ def test_pictures_looked_at_by_other_decoders_are_looked_at_again(
     assert "equal pictures in two splits: p01 (train) = twin (test)" in capsys.readouterr().out
     assert sources.glances_hold(open_dataset(out))
     equals_fresh(own, out)
+
+
+def test_labels_that_were_found_may_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    for number in range(4):
+        downloads.save(downloads.picture(number, (12, 10)), own / ("sand", "water")[number % 2] / f"{number}.png")
+    assert shard(own, out) == 0
+    downloads.save(downloads.picture(9, (12, 10)), own / "water" / "deep" / "9.png")
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 2
+    assert "to take the lowest: --labels folders" in capsys.readouterr().err
+    (own / "water" / "deep").rename(own / "deep")
+    assert shard(own, out, "--append", "--labels", "folders", "--add-classes") == 0
+    assert open_dataset(out).classes == ("sand", "water", "deep")
+    (own / "labels.csv").write_text("image,labels\n" + "".join(f"{n}.png,sand\n" for n in (0, 1, 2, 3, 9)))
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 2
+    assert 'packed with labels_found "folders", this call has "table"' in capsys.readouterr().err

@@ -75,13 +75,21 @@ def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
             "again with --force --drop-leaks"
         )
     for rule, value in rules.items():
-        if packed_with.get(rule) != value:
+        if packed_with.get(rule) != value and not _same_labels(rule, rules, packed_with):
             had, has = json.dumps(packed_with.get(rule)), json.dumps(value)
             raise DataError(
                 f"{out}: packed with {rule} {had}, this call has {has}; add with the recipe and the words that it was "
                 "packed with, or pack all of it again with --force"
             )
     return dataset
+
+
+def _same_labels(rule: str, rules: Mapping[str, object], packed_with: Mapping[str, object]) -> bool:
+    """Whether labels come from the same place, though once that was asked for and once found."""
+    had = packed_with.get("labels_found")  # a folder of an earlier version does not say it
+    if rule == "labels_found":
+        return had is None
+    return rule == "labels" and had is not None and had == rules.get("labels_found")
 
 
 def without_download(out: Path, recipe: Recipe) -> tuple[Source, bool]:

@@ -70,6 +70,7 @@ def read_source(
     asked = {**recipe.rules(), "labels": labels, "index_order": index_order}
     if recipe.recognise:
         recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
+        asked["labels_found"] = recipe.labels[0]
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
     source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow), asked=asked)
