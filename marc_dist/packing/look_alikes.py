@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ PART = 256  # pictures of a job
 FEW = 1000  # up to so many are looked at by this process alone: helpers take a second to start
 BANDS = 4  # of 16 bits; two hashes that differ in at most MOST_BITS agree up to MOST_BITS // 4 bits in one of them
 BLOCK = 1 << 16  # pairs that are compared at a time: few enough for a processor's cache
-ROWS = 1 << 12  # pictures whose small copies are turned into floats at a time
+ASKED = 1 << 14  # pictures whose partners are looked for at a time
+ROWS = 1 << 10  # pictures whose small copies are turned into floats at a time
 
 
 class Place(NamedTuple):
@@ -247,9 +249,17 @@ def _near(looks: Looks, rows: NDArray[np.int64], threads: int) -> Iterator[tuple
         order = np.argsort(bands[:, band], kind="stable").astype(np.int32)
         tables.append((order, np.concatenate([[0], np.cumsum(np.bincount(bands[:, band], minlength=1 << 16))])))
     jobs = [(band, turn) for band in range(BANDS) for turn in range(TURNS)]
+    stop = Event()
+
+    def found(job: tuple[int, int]) -> list[tuple[NDArray[np.int64], ...]]:
+        return list(_near_in(looks, rows, own, tables[job[0]], *job, stop))
+
     with ThreadPoolExecutor(max(threads, 1)) as pool:  # NumPy lets other threads run while it compares
-        for found in pool.map(lambda job: list(_near_in(looks, rows, own, tables[job[0]], *job)), jobs):
-            yield from found
+        try:
+            for pairs in pool.map(found, jobs):
+                yield from pairs
+        finally:  # Ctrl-C does not wait for the rest
+            stop.set()
 
 
 def _near_in(
@@ -259,20 +269,25 @@ def _near_in(
     table: tuple[NDArray[np.int32], NDArray[np.int64]],
     band: int,
     turn: int,
+    stop: Event,
 ) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """The pairs that one band of the hashes gives, the first picture of each in one turn."""
     order, ends = table
     lists = own[order]  # those of one list lie side by side
-    codes = looks.codes[rows, turn]
-    asked = codes.view(np.uint16).reshape(-1, BANDS)[:, band]
-    for mask in _masks(MOST_BITS // BANDS):
-        wanted = (asked ^ mask).astype(np.int64)
-        first = ends[wanted]
-        for one, place, bits in _close(codes, lists, first, ends[wanted + 1] - first):
-            two = order[place]
-            keep = one != two
-            if keep.any():
-                yield from _confirmed(looks, rows[one[keep]], rows[two[keep]], bits[keep].astype(np.int64), turn)
+    for start in range(0, len(rows), ASKED):
+        some = rows[start : start + ASKED]
+        codes = looks.codes[some, turn]
+        asked = codes.view(np.uint16).reshape(-1, BANDS)[:, band]
+        for mask in _masks(MOST_BITS // BANDS):
+            if stop.is_set():
+                return
+            wanted = (asked ^ mask).astype(np.int64)
+            first = ends[wanted]
+            for one, place, bits in _close(codes, lists, first, ends[wanted + 1] - first):
+                here, there = some[one], rows[order[place]]
+                keep = here != there
+                if keep.any():
+                    yield from _confirmed(looks, here[keep], there[keep], bits[keep].astype(np.int64), turn)
 
 
 def _close(
