@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as F
 from marc_dist.augment.batched import apply_batch
 from marc_dist.augment.views import IMAGENET, View, apply, draw
 from marc_dist.config import AugmentConfig
-from marc_dist.packing.reading.drawn_sample import draw_tile
+from marc_dist.packing.drawn.sample import draw_tile
 
 SIDE, SIZE = 256, 224
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,8 @@ LINE_S = 10.0
 
 Tell = Callable[[int, int], None]
 """Is told how many are done, and bytes of them."""
+Show = Callable[[str, int, str], AbstractContextManager[Tell]]
+"""``progress``, or ``quiet``."""
 
 
 def bar(console: Console, *, transient: bool = False) -> Progress:
@@ -32,6 +34,18 @@ def shown_time(seconds: float) -> str:
     """``0:01:05``."""
     whole = max(0, round(seconds))
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+@contextmanager
+def quiet(what: str, total: int, unit: str = "") -> Iterator[Tell]:
+    """As ``progress``, and shows nothing.
+
+    Args:
+        what: is done.
+        total: how many there are.
+        unit: of what.
+    """
+    yield lambda done, size: None
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.config import DataError
+from marc_dist.data.columns import Texts
 from marc_dist.data.dataset import Dataset
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.look_alikes import EQUAL, Partners, Place, look_at_all, partners
@@ -33,13 +34,13 @@ class Pictures(NamedTuple):
 
     Attributes:
         names: key, or place in the download.
-        split: of each.
+        split: of each, in order.
         labels: of one, by its number: names of classes, in order.
         places: where the bytes are.
     """
 
-    names: Sequence[str]
-    split: Sequence[str]
+    names: Sequence[str] | Texts
+    split: Sequence[str] | Texts
     labels: Callable[[int], list[str]]
     places: Sequence[Place]
 
@@ -77,20 +78,48 @@ def pictures_of_source(source: Source) -> Pictures:
         [sample.origin for sample in samples],
         [sample.split for sample in samples],
         lambda row: [source.classes[label] for label in samples[row].labels],
-        [Place(sample.file) for sample in samples],
+        _Places(len(samples), lambda some: [Place(sample.file) for sample in samples[some]]),
     )
 
 
 def pictures_of_dataset(dataset: Dataset) -> Pictures:
     """The pictures of a shard folder."""
     paths = [dataset.root / shard for shard in dataset.shards]
-    columns = (dataset.shard.tolist(), dataset.offset.tolist(), dataset.size.tolist())
+
+    def places(some: slice) -> list[Place]:
+        columns = (column[some].tolist() for column in (dataset.shard, dataset.offset, dataset.size))
+        return [Place(paths[shard], offset, size) for shard, offset, size in zip(*columns, strict=True)]
+
     return Pictures(
-        dataset.keys.tolist(),
-        dataset.split.tolist(),
+        dataset.keys if isinstance(dataset.keys, Texts) else dataset.keys.tolist(),
+        dataset.split if isinstance(dataset.split, Texts) else dataset.split.tolist(),
         lambda row: [name for name, on in zip(dataset.classes, dataset.label_rows(row), strict=True) if on],
-        [Place(paths[shard], offset, size) for shard, offset, size in zip(*columns, strict=True)],
+        _Places(len(dataset), places),
     )
+
+
+class _Places(Sequence[Place]):
+    """Places that are made when they are asked for: a million of them would take 200 MB.
+
+    Args:
+        num: of all.
+        of: those of a run of numbers.
+    """
+
+    def __init__(self, num: int, of: Callable[[slice], list[Place]]) -> None:
+        self._num, self._of = num, of
+
+    def __len__(self) -> int:
+        return self._num
+
+    @overload
+    def __getitem__(self, item: int) -> Place: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[Place]: ...
+    def __getitem__(self, item: int | slice) -> Place | list[Place]:
+        if isinstance(item, slice):
+            return self._of(item)
+        return self._of(slice(range(self._num)[item], range(self._num)[item] + 1))[0]
 
 
 def find_leaks(pictures: Pictures, workers: int, progress: Callable[[int, int], None]) -> Leaks:
@@ -107,7 +136,7 @@ def find_leaks(pictures: Pictures, workers: int, progress: Callable[[int, int], 
     splits = sorted(set(pictures.split), key=split_order)
     number = {name: at for at, name in enumerate(splits)}
     of = np.array([number[name] for name in pictures.split], dtype=np.int64)
-    found = partners(look_at_all(pictures.places, workers, progress), of, len(splits))
+    found = partners(look_at_all(pictures.places, workers, progress), of, len(splits), workers)
     rows, there = np.nonzero(found.sample >= 0)
     pairs = set()
     for row, split in zip(rows.tolist(), there.tolist(), strict=True):

@@ -1,6 +1,6 @@
 """Pictures that look alike: equal files, and copies that were saved anew, resized, brightened, turned or mirrored.
 
-A perceptual hash (``imagehash.phash``, 64 bits, of brightness alone) proposes pairs, and small copies of both pictures
+A perceptual hash (``perceptual_hash``, 64 bits, of brightness alone) proposes pairs, and small copies of both pictures
 decide: their correlation must be ``ALIKE``. The hash alone takes two forests for one picture; with the second look no
 two different pictures of ML-AID and GID-MTL5 are a pair (``benchmarks/look_alikes.py`` has recall and false pairs).
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from PIL import Image
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import KINDS, decode_rgb
+from marc_dist.packing.perceptual_hash import HASHED, TURNS, codes_of, turned
 from marc_dist.packing.worker_pool import PoolTask, work
 
 MOST_BITS = 10
@@ -30,12 +33,13 @@ ALIKE = 0.9
 PLAIN = 1.5
 """Standard deviation, in grey levels, below which a picture shows nothing: such ones are alike only when equal."""
 EQUAL = -1
-TURNS = 8  # as it lies, mirrored, turned by quarters
-HASHED, SMALL = 32, 16  # sides of the copies, pixels
+SMALL = 16  # side of the copies that decide, pixels
 PART = 256  # pictures of a job
 FEW = 1000  # up to so many are looked at by this process alone: helpers take a second to start
 BANDS = 4  # of 16 bits; two hashes that differ in at most MOST_BITS agree up to MOST_BITS // 4 bits in one of them
-BLOCK = 1 << 20  # pairs that are compared at a time
+BLOCK = 1 << 16  # pairs that are compared at a time: few enough for a processor's cache
+ASKED = 1 << 14  # pictures whose partners are looked for at a time
+ROWS = 1 << 10  # pictures whose small copies are turned into floats at a time
 
 
 class Place(NamedTuple):
@@ -72,13 +76,6 @@ class Partners(NamedTuple):
     bits: NDArray[np.int64]
 
 
-def turned(pictures: NDArray[Any], turn: int) -> NDArray[Any]:
-    """(..., H, W) pictures, mirrored and turned: bit 0 left-right, bit 1 top-bottom, bit 2 over the diagonal."""
-    pictures = pictures[..., ::-1] if turn & 1 else pictures
-    pictures = pictures[..., ::-1, :] if turn & 2 else pictures
-    return pictures.swapaxes(-1, -2) if turn & 4 else pictures
-
-
 def look_at(places: Sequence[Place]) -> Looks:
     """Read and hash pictures. One that cannot be decoded is like none: packing names it.
 
@@ -90,14 +87,14 @@ def look_at(places: Sequence[Place]) -> Looks:
 
 def looks_of(pictures: Iterable[tuple[bytes, Image.Image]]) -> Looks:
     """The looks of pictures: a file's content, and its small grey copy, each."""
-    content, codes, small = [], [], []
+    content, hashed, small = [], [], []
     for data, grey in pictures:
         content.append(hashlib.blake2b(data, digest_size=16).digest())
-        codes.append([_code(turned(np.asarray(grey), turn)) for turn in range(TURNS)])
+        hashed.append(np.asarray(grey))
         small.append(np.asarray(grey.resize((SMALL, SMALL), Image.Resampling.BOX)).reshape(-1))
     return Looks(
         np.array(content, dtype="V16"),
-        np.array(codes, dtype=np.uint64).reshape(-1, TURNS),
+        codes_of(np.array(hashed, dtype=np.uint8).reshape(-1, HASHED, HASHED)),
         np.array(small, dtype=np.uint8).reshape(-1, SMALL * SMALL),
     )
 
@@ -124,13 +121,6 @@ def grey_copy(data: bytes, place: str) -> Image.Image:
         return Image.new("L", side)
 
 
-def _code(picture: NDArray[np.uint8]) -> int:
-    import imagehash
-
-    bits = imagehash.phash(Image.fromarray(np.ascontiguousarray(picture))).hash
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
 def look_at_all(places: Sequence[Place], workers: int, progress: Callable[[int, int], None]) -> Looks:
     """``look_at`` on every core.
 
@@ -142,24 +132,37 @@ def look_at_all(places: Sequence[Place], workers: int, progress: Callable[[int, 
     Raises:
         DataError: a file that cannot be read.
     """
-    found: dict[int, Looks] = {}
+    num = len(places)
+    found = Looks(
+        np.empty(num, dtype="V16"),
+        np.empty((num, TURNS), dtype=np.uint64),
+        np.empty((num, SMALL * SMALL), dtype=np.uint8),
+    )
     done = size = 0
 
     def finished(job: PoolTask, looks: Looks) -> list[PoolTask]:
         nonlocal done, size
         part = job[1][0]
-        found[number_of[part[0]]] = looks
+        start = started.pop(part[0])
+        for column, own in zip(found, looks, strict=True):
+            column[start : start + len(part)] = own
         done, size = done + len(part), size + sum(max(place.size, 0) for place in part)
         progress(done, size)
         return []
 
-    parts = [places[start : start + PART] for start in range(0, len(places), PART)]
-    number_of = {part[0]: number for number, part in enumerate(parts)}
-    work([(look_at, (part,)) for part in parts], finished, workers if len(places) > FEW else 1)
-    return Looks(*(np.concatenate(column) for column in zip(*(found[i] for i in range(len(parts))), strict=True)))
+    started: dict[Place, int] = {}
+
+    def jobs() -> Iterator[PoolTask]:
+        for start in range(0, num, PART):
+            part = places[start : start + PART]
+            started[part[0]] = start
+            yield look_at, (part,)
+
+    work(jobs(), finished, workers if num > FEW else 1)
+    return found
 
 
-def partners(looks: Looks, split: NDArray[np.int64], num_splits: int) -> Partners:
+def partners(looks: Looks, split: NDArray[np.int64], num_splits: int, threads: int = 1) -> Partners:
     """For each picture the most similar one of each split: an equal file, else the nearest hash, the first of several.
 
     Memory grows with n; time with n^2, though of the pairs only one in a hundred is looked at.
@@ -168,13 +171,14 @@ def partners(looks: Looks, split: NDArray[np.int64], num_splits: int) -> Partner
         looks: of n pictures.
         split: (n,) number of each picture's split.
         num_splits: S.
+        threads: that compare hashes; the result is the same.
     """
     num = len(split)
     best = np.full((num, num_splits), _NONE, dtype=np.int64)
     _equal(looks.content, split, best)
     _, leader, group = np.unique(_with_split(looks.content, split), return_index=True, return_inverse=True)
     near = np.full((num, num_splits), _NONE, dtype=np.int64)
-    for one, two, bits in _near(looks, leader[_shows_something(looks.small[leader])]):
+    for one, two, bits in _near(looks, leader[_shows_something(looks.small, leader)], threads):
         for here, there in ((one, two), (two, one)):
             np.minimum.at(near, (here, split[there]), _ranked(bits, there))
     best = np.minimum(best, near[leader[group]])  # equal files of a split share what one of them was found to be like
@@ -218,8 +222,12 @@ def _runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield from zip(numbers[starts].tolist(), numbers[ends].tolist(), strict=True)
 
 
-def _shows_something(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    return np.asarray(small.std(axis=1, dtype=np.float32) >= PLAIN)
+def _shows_something(small: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    shows = np.empty(len(rows), dtype=np.bool_)
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        shows[start : start + ROWS] = small[part].std(axis=1, dtype=np.float32) >= PLAIN
+    return shows
 
 
 @cache
@@ -229,43 +237,78 @@ def _masks(radius: int) -> NDArray[np.uint16]:
     return np.array([sum(1 << bit for bit in bits) for bits in chosen], dtype=np.uint16)
 
 
-def _near(looks: Looks, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+def _near(looks: Looks, rows: NDArray[np.int64], threads: int) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """Pairs of these rows that look alike, and the bits of their hashes that differ; a pair may come several times.
 
     Two hashes that differ in few bits agree in one of four bands up to very few: each band is a table of 65,536 lists.
     """
     own = looks.codes[rows, 0]
     bands = own.view(np.uint16).reshape(-1, BANDS)
+    tables = []
     for band in range(BANDS):
-        order = np.argsort(bands[:, band], kind="stable")
-        ends = np.cumsum(np.bincount(bands[:, band], minlength=1 << 16))
-        for turn in range(TURNS):
-            codes = looks.codes[rows, turn]
-            asked = codes.view(np.uint16).reshape(-1, BANDS)[:, band]
-            for mask in _masks(MOST_BITS // BANDS):
-                wanted = (asked ^ mask).astype(np.int64)
-                stop = ends[wanted]
-                num = stop - np.where(wanted > 0, ends[wanted - 1], 0)
-                for one, two in _pairs(num, stop, order):
-                    bits = np.bitwise_count(codes[one] ^ own[two])
-                    keep = (bits <= MOST_BITS) & (one != two)
-                    if keep.any():
-                        yield from _confirmed(
-                            looks, rows[one[keep]], rows[two[keep]], bits[keep].astype(np.int64), turn
-                        )
+        order = np.argsort(bands[:, band], kind="stable").astype(np.int32)
+        tables.append((order, np.concatenate([[0], np.cumsum(np.bincount(bands[:, band], minlength=1 << 16))])))
+    jobs = [(band, turn) for band in range(BANDS) for turn in range(TURNS)]
+    stop = Event()
+
+    def found(job: tuple[int, int]) -> list[tuple[NDArray[np.int64], ...]]:
+        return list(_near_in(looks, rows, own, tables[job[0]], *job, stop))
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:  # NumPy lets other threads run while it compares
+        try:
+            for pairs in pool.map(found, jobs):
+                yield from pairs
+        finally:  # Ctrl-C does not wait for the rest
+            stop.set()
 
 
-def _pairs(num: NDArray[np.int64], stop: NDArray[np.int64], order: NDArray[np.int64]) -> Iterator[Any]:
-    """Each row with the ``num`` entries of ``order`` before ``stop``, at most about ``BLOCK`` pairs at a time."""
+def _near_in(
+    looks: Looks,
+    rows: NDArray[np.int64],
+    own: NDArray[np.uint64],
+    table: tuple[NDArray[np.int32], NDArray[np.int64]],
+    band: int,
+    turn: int,
+    stop: Event,
+) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """The pairs that one band of the hashes gives, the first picture of each in one turn."""
+    order, ends = table
+    lists = own[order]  # those of one list lie side by side
+    for start in range(0, len(rows), ASKED):
+        some = rows[start : start + ASKED]
+        codes = looks.codes[some, turn]
+        asked = codes.view(np.uint16).reshape(-1, BANDS)[:, band]
+        for mask in _masks(MOST_BITS // BANDS):
+            if stop.is_set():
+                return
+            wanted = (asked ^ mask).astype(np.int64)
+            first = ends[wanted]
+            for one, place, bits in _close(codes, lists, first, ends[wanted + 1] - first):
+                here, there = some[one], rows[order[place]]
+                keep = here != there
+                if keep.any():
+                    yield from _confirmed(looks, here[keep], there[keep], bits[keep].astype(np.int64), turn)
+
+
+def _close(
+    codes: NDArray[np.uint64], lists: NDArray[np.uint64], first: NDArray[np.int64], num: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Each code against the ``num`` from ``first`` on in ``lists``, at most about ``BLOCK`` pairs at a time.
+
+    Returns:
+        Number of the code, place in ``lists``, and the bits that differ, of the pairs with few of those.
+    """
     total = np.cumsum(num)
     start = 0
     while start < len(num):
         before = total[start - 1] if start else 0
         end = max(start + 1, int(np.searchsorted(total, before + BLOCK, side="right")))
-        some = num[start:end]
-        one = np.repeat(np.arange(start, end), some)
-        within = np.arange(len(one)) - np.repeat(np.cumsum(some) - some, some)
-        yield one, order[stop[one] - 1 - within]
+        some, ends = num[start:end], total[start:end] - before
+        place = np.arange(ends[-1]) + np.repeat(first[start:end] - (ends - some), some)
+        bits = np.bitwise_count(np.repeat(codes[start:end], some) ^ lists[place])
+        near = np.flatnonzero(bits <= MOST_BITS)
+        if len(near):
+            yield start + np.searchsorted(ends, near, side="right"), place[near], bits[near]
         start = end
 
 
@@ -273,12 +316,12 @@ def _confirmed(
     looks: Looks, one: NDArray[np.int64], two: NDArray[np.int64], bits: NDArray[np.int64], turn: int
 ) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """The pairs of which the small copies correlate, the first one's turned."""
-    for start in range(0, len(one), BLOCK // 64):
-        here, there = one[start : start + BLOCK // 64], two[start : start + BLOCK // 64]
+    for start in range(0, len(one), ROWS):
+        here, there = one[start : start + ROWS], two[start : start + ROWS]
         first = turned(looks.small[here].reshape(-1, SMALL, SMALL), turn).reshape(len(here), -1)
         keep = np.einsum("ij,ij->i", _normed(first), _normed(looks.small[there])) >= ALIKE
         if keep.any():
-            yield here[keep], there[keep], bits[start : start + BLOCK // 64][keep]
+            yield here[keep], there[keep], bits[start : start + ROWS][keep]
 
 
 def _normed(small: NDArray[np.uint8]) -> NDArray[np.float32]:

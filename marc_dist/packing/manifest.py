@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +18,8 @@ from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
 from marc_dist.packing import sources
-from marc_dist.packing.compact import BLOCK
 from marc_dist.packing.reading.samples import LabelledPicture, Source
-from marc_dist.packing.tar import Entry, WrittenShard, by_key
+from marc_dist.packing.tar import Entry, WrittenShard, by_key, file_sum
 
 ShardPlan = Mapping[str, Sequence[tuple[LabelledPicture, Entry]]]
 
@@ -74,7 +72,7 @@ def describe(
             for shard in shards[split]
         ],
         "fingerprint": fingerprint,
-        "index_sha256": hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest(),
+        "index_sha256": file_sum(folder / "index.parquet"),
         "sources_sha256": sources_sha256,
         "packed_with": dict(packed_with),
         "warnings": source.warnings,
@@ -134,22 +132,18 @@ def _rows(plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], classes
 
 def _write_index(rows: Iterator[Fact], path: Path, classes: list[str]) -> str:
     """Write the index; the fingerprint of the content: free of paths, shard sizes and library versions."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in SCHEMA.items()])
     places = [list(SCHEMA).index(name) for name in ("key", "split", "labels", "scene", "crc32", "size")]
-    parts = []
+    with pq.ParquetWriter(path, sources.schema_of(SCHEMA), compression="zstd") as writer:
 
-    def facts() -> Iterator[Any]:
-        while some := list(islice(rows, BLOCK)):
-            parts.append(pa.record_batch(list(zip(*some, strict=True)), schema=schema))
-            for row in some:
-                yield [row[place] for place in places]
+        def facts() -> Iterator[Any]:
+            while some := list(islice(rows, sources.ROWS)):
+                writer.write_batch(sources.batch(some, SCHEMA))
+                for row in some:
+                    yield [row[place] for place in places]
 
-    fingerprint = content_fingerprint(classes, facts())
-    table = pa.Table.from_batches(parts, schema=schema).combine_chunks()
-    pq.write_table(table, path, compression="zstd")
+        fingerprint = content_fingerprint(classes, facts())
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return fingerprint

@@ -23,7 +23,7 @@ from marc_dist.packing.layout import Pairs, cut, plan_entries
 from marc_dist.packing.manifest import ShardPlan, describe
 from marc_dist.packing.publish import publication
 from marc_dist.packing.reading.samples import Source, odd_sizes
-from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, pixels, write_part
+from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, join_parts, pixels, write_part
 from marc_dist.packing.worker_pool import PoolTask, work
 
 Progress = Callable[[int, int], None]
@@ -105,7 +105,7 @@ def pack_more(
         Split -> its new shards in order.
     """
     tasks = [
-        _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands)
+        _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands, noted=False)
         for split, pairs in plan.items()
         for number, places in enumerate(cut(pairs, samples_per_shard, shard_mb), first[split])
     ]
@@ -157,6 +157,7 @@ class _ShardTask:
     demands: Demands
     shard: WrittenShard | None = None
     parts: dict[int, ShardPart] = field(default_factory=dict)
+    noted: bool = True  # for a later --resume
 
     @property
     def starts(self) -> range:
@@ -180,6 +181,8 @@ class _ShardTask:
 
     def finish(self) -> PoolTask:
         files, parts = [self.part_path(start) for start in self.starts], [self.parts[start] for start in self.starts]
+        if not self.noted:
+            return join_parts, (self.path, files, parts)
         return shard_records.finish, (self.path, files, parts, shard_records.plan_digest(self.entries, self.demands))
 
 

@@ -51,7 +51,7 @@ def publication(out: Path, force: bool, sweep: Callable[[Path], None] | None = N
         except BlockingIOError:
             raise DataError(f"{out}: another marc-shard is writing it; wait for it") from None
         try:
-            (sweep or _clear)(partial_dir)
+            (sweep or clear)(partial_dir)
             _mend(out, old)
             _in_the_way(out, force)
             yield partial_dir
@@ -115,7 +115,8 @@ def _exchange(one: Path, two: Path) -> bool:
     return call is not None and call(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Remove everything in a folder."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -8,7 +8,6 @@ half-written counts.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -17,27 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL
-from PIL import features
-
 from marc_dist import __version__
 from marc_dist.files import sync_folder
-from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, file_sum, join_parts
+from marc_dist.packing.tar import Demands, Entry, Location, ShardPart, WrittenShard, codecs, file_sum, join_parts
 
 FOLDER = ".finished"  # inside the folder that is being written
 FORMAT = 5
 KINDS = {"plan": str, "name": str, "rows": list, "size": int, "sha256": str}  # of a record
 
 
-@functools.cache
-def _codecs() -> tuple[str | None, ...]:
-    return (PIL.__version__, *(features.version(name) for name in ("jpg", "zlib", "libtiff")))
-
-
 def plan_digest(entries: Sequence[Entry], demands: Demands) -> str:
     """Hash of everything that a shard's bytes and facts depend on besides the source files' content."""
     plan = [[entry.key, entry.source_ext, entry.ext, entry.meta] for entry in entries]
-    return hashlib.sha256(json.dumps([FORMAT, __version__, _codecs(), demands, plan]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, __version__, codecs(), demands, plan]).encode()).hexdigest()
 
 
 def record(folder: Path, shard: WrittenShard, plan: str) -> None:

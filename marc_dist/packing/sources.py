@@ -5,12 +5,16 @@ It lies beside the index, and not in it: a training opens the index, and has no 
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +22,44 @@ from marc_dist.config import DataError, first_line
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset
 from marc_dist.packing.reading.samples import LabelledPicture
-from marc_dist.packing.tar import Entry, Location, WrittenShard, by_key
+from marc_dist.packing.tar import Entry, Location, WrittenShard, by_key, codecs
 
-NAME = "sources.parquet"
+NAME, REMOVED = "sources.parquet", "removed.csv"
+ROWS = 1 << 14  # that are written at a time: as objects, they take a kB each
 COLUMNS = {"key": "string", "path": "string", "sha256": "binary", "glance": "string", "remark": "string"}
+
+
+def batch(rows: Sequence[Sequence[Any]], kinds: Mapping[str, str]) -> Any:
+    """A pyarrow record batch of rows without empty cells. ``pa.record_batch`` would import Pandas: 40 MB.
+
+    Args:
+        rows: at least one.
+        kinds: of the columns: ``string``, ``binary`` or a NumPy dtype.
+    """
+    import pyarrow as pa
+
+    columns = []
+    for kind, cells in zip(kinds.values(), zip(*rows, strict=True), strict=True):
+        if kind in ("string", "binary"):
+            texts = [cell.encode() for cell in cells] if kind == "string" else cells
+            ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+            buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+        else:
+            buffers = [None, pa.py_buffer(np.array(cells, dtype=kind))]
+        columns.append(pa.Array.from_buffers(pa.type_for_alias(kind), len(rows), buffers))
+    return pa.RecordBatch.from_arrays(columns, schema=schema_of(kinds))
+
+
+def schema_of(kinds: Mapping[str, str]) -> Any:
+    """The pyarrow schema of ``batch``."""
+    import pyarrow as pa
+
+    return pa.schema([(column, pa.type_for_alias(kind)) for column, kind in kinds.items()])
+
+
+def _decoders() -> bytes:
+    """What a glance depends on besides the picture."""
+    return json.dumps(codecs()).encode()
 
 
 class PackedPicture(NamedTuple):
@@ -50,18 +88,17 @@ def write(
     Returns:
         The SHA-256 of the file.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in COLUMNS.items()])
     facts = (
         (row.key, sample.origin, bytes.fromhex(row.source), row.glance, row.remark)
         for split, pairs in plan.items()
         for (sample, _), (_, row) in zip(pairs, by_key(shards[split]), strict=True)
     )
+    schema = schema_of(COLUMNS).with_metadata({"decoders": _decoders()})
     with pq.ParquetWriter(folder / NAME, schema, compression="zstd") as writer:
-        while some := list(islice(facts, CHUNK)):
-            writer.write_batch(pa.record_batch(list(zip(*some, strict=True)), schema=schema))
+        while some := list(islice(facts, ROWS)):
+            writer.write_batch(batch(some, COLUMNS).replace_schema_metadata(schema.metadata))
     with (folder / NAME).open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -76,6 +113,45 @@ def fault(dataset: Dataset) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "not the file that dataset.json was written with"
+
+
+def glances_hold(dataset: Dataset) -> bool:
+    """Whether the glances of an opened folder were taken with the decoders of today: others may give other pixels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return (pq.read_schema(dataset.root / NAME).metadata or {}).get(b"decoders") == _decoders()
+    except (pa.ArrowException, OSError):  # ``read`` says what is wrong with it
+        return False
+
+
+def removed_splits(dataset: Dataset) -> dict[str, str]:
+    """Place -> split of the pictures that were taken out of an opened folder whose splits were drawn.
+
+    Raises:
+        DataError: the list of them cannot be read.
+    """
+    file = dataset.root / REMOVED
+    try:
+        rows = list(csv.reader(StringIO(file.read_text("utf-8"), newline=""))) if file.is_file() else []
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read ({error}); delete it, and pictures that come back are new") from None
+    odd = next((row for row in rows[1:] if len(row) != 2 or not re.fullmatch(r"[a-z][a-z0-9_]*", row[1])), None)
+    if odd is not None or (rows and rows[0] != ["path", "split"]):
+        raise DataError(f"{file}: expected lines `path,split`; delete it, and pictures that come back are new")
+    return {place: split for place, split in rows[1:]}
+
+
+def removed_csv(splits: Mapping[str, str]) -> str:
+    """The file that ``removed_splits`` reads.
+
+    Args:
+        splits: place -> split.
+    """
+    text = StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(splits.items())])
+    return text.getvalue()
 
 
 def read(dataset: Dataset) -> dict[str, PackedPicture]:

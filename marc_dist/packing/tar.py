@@ -17,6 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+import PIL
+from PIL import features
+
 from marc_dist.config import DataError
 from marc_dist.data.decode import ROWS, Examined, decode_rgb, examine
 from marc_dist.packing.upright import losses, upright
@@ -218,6 +221,25 @@ def file_sum(file: Path) -> str:
         DataError: cannot be read.
     """
     return hashlib.sha256(read(file)).hexdigest()
+
+
+@functools.cache
+def codecs() -> tuple[str | None, ...]:
+    """The versions of what decodes and encodes pictures: others may give other bytes and pixels."""
+    return (PIL.__version__, *(features.version(name) for name in ("jpg", "zlib", "libtiff")))
+
+
+def glance_at(data: bytes, place: str) -> str:
+    """The glance of a stored picture; see ``Location``.
+
+    Args:
+        data: its bytes.
+        place: what to call it in a message.
+
+    Raises:
+        DataError: damaged.
+    """
+    return _glance(examine(data, place, reduced=True))
 
 
 def _glance(found: Examined) -> str:

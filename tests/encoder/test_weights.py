@@ -24,7 +24,7 @@ from marc_dist.encoder.hub import NotAtHand, hub_file
 from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.encoder.published import published, resolve_scale
 from marc_dist.encoder.weights import rank_0_first
-from marc_dist.packing.reading.drawn_sample import draw_tile
+from marc_dist.packing.drawn.sample import draw_tile
 from tests.worlds import run_in_world
 
 SMALL = {"backbone": "test_resnet", "head_hidden": 8, "head_dim": 4, "pretrained": False}

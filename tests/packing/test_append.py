@@ -26,7 +26,7 @@ from marc_dist.cli.shard import main
 from marc_dist.data.cache import open_cache
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.reader import IndexedReader
-from marc_dist.packing import sources
+from marc_dist.packing import sources, tar
 from marc_dist.packing.adding import append
 from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.verify import verify
@@ -271,7 +271,6 @@ REFUSALS = {
     "another recipe": Refusal(("--dataset", "{tmp}/mine.yaml"), 'packed with name "folder", this call has "mine"'),
     "another rule": Refusal(("--dataset", "{tmp}/folder.yaml"), 'packed with scene "none", this call has "folder"'),
     "another word": Refusal(("--to-png",), "packed with to_png false, this call has true"),
-    "other labels": Refusal(("--labels", "table"), 'packed with labels "auto", this call has "table"'),
     "a new class": Refusal((), "its 3 classes do not have dock", some(14), (*CLASSES, "dock")),
     "unknown keys": Refusal(("--remove", "{tmp}/list"), "--remove: 2 keys are not in"),
     "no list": Refusal(("--remove", "{tmp}/none"), "none: cannot be read (No such file or directory)"),
@@ -606,3 +605,109 @@ def test_the_same_pictures_at_other_places_are_refused(
 def test_pictures_are_not_compared_when_nothing_is_added(own: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("marc_dist.cli.shard.after_packing.find_leaks", None)  # would fail
     assert shard(own, out, "--append") == 0
+
+
+def test_pictures_are_taken_out_when_the_download_is_gone(
+    own: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, had = contents(out), facts(out)
+    moved = own.rename(tmp_path / "elsewhere")
+    (tmp_path / "gone").write_text("p01\np04\n")
+    words = ("--dataset", "folder", "--out", str(out), "--append", "--remove", str(tmp_path / "gone"))
+    assert main([*words, "--remove-missing"]) == 2
+    assert "expected together with --source" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0 and contents(out) == before
+    capsys.readouterr()
+    assert main([*words]) == 0
+    told = capsys.readouterr().out
+    assert "2 removed, 10 as they were" in told and "no longer in the download" not in told
+    assert facts(out) == {key: fact for key, fact in had.items() if key not in ("p01", "p04")}
+    assert not [fault for report in verify(out) for fault in report.faults] and kept(before, out)
+    assert main([*words]) == 2
+    assert "keys are not in" in capsys.readouterr().err
+    moved.rename(own)
+    pictures = some()
+    del pictures["p01"], pictures["p04"]
+    download(own, pictures)
+    assert shard(own, out, "--append") == 0
+    assert "no byte of it was changed" in capsys.readouterr().out
+
+
+def test_a_picture_that_was_taken_out_comes_back_to_its_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    for number in range(12):
+        downloads.save(downloads.picture(number, (12, 10)), own / ("sand", "water")[number % 2] / f"p{number:02d}.png")
+    assert shard(own, out) == 0
+    had = {key: fact[2] for key, fact in facts(out).items()}
+    moving = [key for key in had if draw_alone(f"{('sand', 'water')[int(key[1:]) % 2]}/{key}.png", {"train": 0.8,
+              "test": 0.2}, 0) != had[key]]  # fmt: skip
+    assert moving, "a draw that would go the other way"
+    (tmp_path / "gone").write_text("\n".join(moving))
+    assert shard(own, out, "--append", "--remove", str(tmp_path / "gone")) == 0
+    assert (out / sources.REMOVED).is_file() and not set(moving) & set(facts(out))
+    assert shard(own, out, "--append") == 0
+    assert {key: fact[2] for key, fact in facts(out).items()} == had
+    assert not (out / sources.REMOVED).exists()
+    assert shard(own, out, "--append", "--remove", str(tmp_path / "gone")) == 0
+    (out / sources.REMOVED).write_text("path,split\nsand/p00.png\n")
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 2
+    assert "expected lines `path,split`" in capsys.readouterr().err
+
+
+def test_what_an_interrupted_packing_has_finished_is_not_removed(
+    own: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial = out.with_name(".out.partial")
+    (own / "p11.png").write_bytes(b"no picture")
+    assert shard(own, out, "--force", "--resume") == 2
+    finished = sorted(path.name for path in partial.glob("*.tar"))
+    assert finished
+    capsys.readouterr()
+    downloads.save(downloads.picture(11, (12, 10)), own / "p11.png")
+    for _ in range(2):
+        assert shard(own, out, "--append") == 2
+        assert f"{len(finished)} finished shards of an interrupted packing" in capsys.readouterr().err
+        assert sorted(path.name for path in partial.glob("*.tar")) == finished
+    assert shard(own, out, "--force", "--resume") == 0
+    assert f"{len(finished)} finished shards of the interrupted packing kept" in capsys.readouterr().out
+    assert shard(own, out, "--append") == 0 and only(out)
+
+
+def test_pictures_looked_at_by_other_decoders_are_looked_at_again(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s" / "out"
+    with monkeypatch.context() as other:
+        other.setattr(tar, "_glance", lambda found: "0" * 15 + "1")
+        other.setattr(sources, "_decoders", lambda: b"others")
+        assert shard(own, out) == 0
+    assert not sources.glances_hold(open_dataset(out))
+    pictures = {**some(), "twin": Picture(1, split="test")}
+    assert pictures["p01"].split == "train"
+    download(own, pictures)
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 0
+    assert "equal pictures in two splits: p01 (train) = twin (test)" in capsys.readouterr().out
+    assert sources.glances_hold(open_dataset(out))
+    equals_fresh(own, out)
+
+
+def test_labels_that_were_found_may_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    for number in range(4):
+        downloads.save(downloads.picture(number, (12, 10)), own / ("sand", "water")[number % 2] / f"{number}.png")
+    assert shard(own, out) == 0
+    downloads.save(downloads.picture(9, (12, 10)), own / "water" / "deep" / "9.png")
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 2
+    assert "to take the lowest: --labels folders" in capsys.readouterr().err
+    (own / "water" / "deep").rename(own / "deep")
+    assert shard(own, out, "--append", "--labels", "folders", "--add-classes") == 0
+    assert open_dataset(out).classes == ("sand", "water", "deep")
+    (own / "labels.csv").write_text("image,labels\n" + "".join(f"{n}.png,sand\n" for n in (0, 1, 2, 3, 9)))
+    capsys.readouterr()
+    assert shard(own, out, "--append") == 2
+    assert 'packed with labels_found "folders", this call has "table"' in capsys.readouterr().err

@@ -9,7 +9,9 @@ import numpy as np
 
 from marc_dist.data.dataset import open_dataset
 from marc_dist.data.reader import IndexedReader
-from marc_dist.packing.reading.drawn_sample import CLASSES, PALETTE, SCENES, SIZE, contact_sheet, draw_tile
+from marc_dist.packing.drawn.sample import contact_sheet, draw_tile
+from marc_dist.packing.drawn.scenes import SCENES
+from marc_dist.packing.drawn.tile import CLASSES, PALETTE, SIZE
 from marc_dist.packing.reading.masks import read_mask
 from marc_dist.packing.reading.recipes import load_recipe
 

@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
+import scipy.fft
 from PIL import Image, ImageEnhance, ImageOps
 
 from marc_dist.cli.shard import main
@@ -29,6 +31,7 @@ from marc_dist.packing.look_alikes import (
     partners,
     turned,
 )
+from marc_dist.packing.perceptual_hash import codes_of
 from marc_dist.packing.verify import verify
 
 SIDE = 96
@@ -130,6 +133,31 @@ class TestLooks:
         Image.fromarray(turned(np.asarray(Image.open(tmp_path / "a.png")), turn)).save(tmp_path / "b.png")
         looks = look_at([Place(tmp_path / "a.png"), Place(tmp_path / "b.png")])
         assert looks.codes[0, turn] == looks.codes[1, 0]
+
+    def test_hashes_are_those_of_the_library(self) -> None:
+        """But for bits that are rounding errors there."""
+        draw = np.random.default_rng(5)
+        sides = [32, 32, 32, 3, 4, 6, 8, 12]
+        grey = [draw.integers(0, 256, (side, side), dtype=np.uint8) for side in sides for _ in range(4)]
+        grey = [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BICUBIC)) for one in grey]
+        grey += [np.asarray(scene(seed, 32).convert("L")) for seed in range(20)]
+        cosine = scipy.fft.dct
+        compared = 0
+        for one, codes in zip(grey, codes_of(np.array(grey)), strict=True):
+            for turn in range(TURNS):
+                copy = np.ascontiguousarray(turned(one, turn))
+                low = cosine(cosine(copy.astype(float), axis=0), axis=1)[:8, :8]
+                sure = np.abs(low - np.median(low)) > 1e-6
+                ours = np.unpackbits(codes[turn : turn + 1].byteswap().view(np.uint8)).reshape(8, 8).astype(bool)
+                assert (ours == imagehash.phash(Image.fromarray(copy)).hash)[sure].all()
+                compared += int(sure.sum())
+        assert compared > 0.95 * 64 * TURNS * len(grey)
+
+    def test_on_any_number_of_threads(self, many: tuple[Path, list[Place]]) -> None:
+        looks = look_at(many[1] + many[1][:5])
+        split = np.arange(65) % 3
+        for one, two in zip(partners(looks, split, 3), partners(looks, split, 3, threads=3), strict=True):
+            assert (one == two).all()
 
     def test_on_two_processes_as_on_one(self, many: tuple[Path, list[Place]], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(look_alikes, "FEW", 10)

@@ -63,6 +63,14 @@ def test_potsdam(tmp_path: Path, labels: str) -> None:
     assert not list((tmp_path / "out").glob(".unpacked*"))
 
 
+def test_folders_that_are_passed_one_by_one_keep_their_names(tmp_path: Path) -> None:
+    noise(tmp_path / "2_Ortho_RGB/top_potsdam_2_10_RGB.tif", (600, 512), 1)
+    quarters(tmp_path / "5_Labels_all/top_potsdam_2_10_label.tif", (600, 512), [LEGEND[0], LEGEND[5]], "RGB")
+    roots = (tmp_path / "2_Ortho_RGB", tmp_path / "5_Labels_all")
+    found, _ = read(load_recipe("potsdam"), tmp_path / "out", *roots)
+    assert sorted(found) == [f"2_Ortho_RGB/y00000_x{x:05d}/top_potsdam_2_10_RGB.png" for x in (0, 88)]
+
+
 def test_potsdam_has_the_published_number_of_tiles() -> None:
     recipe = load_recipe("potsdam")
     tiles = len(starts(6000, 512)) ** 2
@@ -80,6 +88,24 @@ def test_vaihingen_labels_are_told_by_their_colours(tmp_path: Path) -> None:
     found, source = read(load_recipe("vaihingen"), tmp_path / "out", images, masks)
     assert len(found) == 6 and all(set(names) == {"tree", "car"} for names in found.values())
     assert sorted(s.split for s in source.samples) == ["test"] * 2 + ["train"] * 4
+
+
+def test_vaihingen_masks_of_the_participants_may_lie_beside_the_complete_ones(tmp_path: Path) -> None:
+    images, masks = tmp_path / "a", tmp_path / "b"
+    for seed, number in enumerate((1, 2)):
+        noise(images / f"top/top_mosaic_09cm_area{number}.tif", (600, 512), seed)
+        quarters(masks / f"top_mosaic_09cm_area{number}.tif", (600, 512), [LEGEND[3], LEGEND[4]], "RGB")
+    own = images / "gts_for_participants/top_mosaic_09cm_area1.tif"
+    quarters(own, (600, 512), [LEGEND[3], LEGEND[4]], "RGB")
+    found, source = read(load_recipe("vaihingen"), tmp_path / "out", images, masks)
+    assert len(found) == 4 and any("2 lie there twice and are equal" in line for line in source.warnings)
+    quarters(own, (600, 512), [LEGEND[3], LEGEND[0]], "RGB")
+    with pytest.raises(DataError, match="masks of one name"):
+        read(load_recipe("vaihingen"), tmp_path / "out", images, masks)
+    (masks / "top_mosaic_09cm_area2.tif").unlink()
+    (masks / "top_mosaic_09cm_area1.tif").unlink()
+    found, _ = read(load_recipe("vaihingen"), tmp_path / "out", images)
+    assert len(found) == 2
 
 
 def test_gid15(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from marc_dist.cli.shard.after_packing import note
+from marc_dist.cli.shard.words import allowed_checks
 from marc_dist.config import ConfigError, user_path
 from marc_dist.packing.adding.append import append
-from marc_dist.packing.adding.rules import Changes, check_folder
+from marc_dist.packing.adding.rules import Changes, check_folder, without_download
 from marc_dist.packing.layout import split_order
 from marc_dist.packing.pack import Progress
 from marc_dist.packing.reading.recipes import Recipe
@@ -52,6 +54,30 @@ def add(source: Source, out: Path, options: argparse.Namespace, workers: int, pr
         dry_run=options.dry_run,
         progress=progress,
     )
+
+
+def only_remove(recipe: Recipe, out: Path, options: argparse.Namespace, workers: int) -> int:
+    """Take pictures out of a folder, without its download; the exit code.
+
+    Args:
+        recipe: that the folder was packed with.
+        out: the folder.
+        options: the words.
+        workers: processes.
+
+    Raises:
+        ConfigError: see ``add``.
+        DataError: see ``append``.
+    """
+    if options.remove_missing:
+        raise ConfigError("--remove-missing: expected together with --source: what a download lacks, it alone can tell")
+    source, options.to_png = without_download(out, recipe)
+    source.allow = frozenset(allowed_checks(options.allow))
+    changes = add(source, out, options, workers, lambda done, size: None)
+    for warning in source.warnings:
+        note(warning)
+    print(told(changes, out, options.dry_run))
+    return 0
 
 
 def _listed(place: str | None) -> list[str]:

@@ -41,6 +41,7 @@ def shard(options: argparse.Namespace) -> int:
         ConfigError: a word that the recipe cannot follow.
         DataError: a fault in the download or the shard folder.
     """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # pyarrow's own keeps 40 MB that it does not use
     if options.list:
         return _list_recipes()
     if options.info:
@@ -109,7 +110,7 @@ def _inspect(options: argparse.Namespace) -> int:
     place = user_path(options.inspect)
     recipe = load_recipe("folder")
     name = place.name.partition(".")[0] or "inspected"
-    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside)) as roots:
+    with tempfile.TemporaryDirectory() as beside, opened(recipe, [place], Path(beside), show=progress) as roots:
         text = inspect(roots, recipe, name, workers=options.workers or os.cpu_count() or 1, foreign=options.to_png)
     for root in roots:
         text = text.replace(str(root), str(place))
@@ -146,7 +147,9 @@ def _pack(options: argparse.Namespace) -> int:
     places = [user_path(place) for place in options.source]
     if options.append:
         adding.check_early(out, recipe)
-    with opened(recipe, places, out.parent, workers) as roots:
+        if options.remove and not places and recipe.builtin is None:
+            return adding.only_remove(recipe, out, options, workers)
+    with opened(recipe, places, out.parent, workers, progress) as roots:
         source = read_source(
             recipe,
             roots,
@@ -157,6 +160,7 @@ def _pack(options: argparse.Namespace) -> int:
             allow=allow,
             workers=workers,
             foreign=options.to_png,
+            show=progress,
         )
         if options.drop_leaks:
             leave_leaks_out(source, workers)

@@ -103,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
         "of which nothing changed are kept to the byte. Pictures keep their split; those that the download lacks stay",
     )
     adding.add_argument(
-        "--remove", metavar="FILE", help="with --append: take out the pictures with these keys, one a line (-: stdin)"
+        "--remove",
+        metavar="FILE",
+        help="with --append: take out the pictures with these keys, one a line (-: stdin); needs no --source",
     )
     adding.add_argument(
         "--remove-missing", action="store_true", help="with --append: take out pictures that the download lacks"

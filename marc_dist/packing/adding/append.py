@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset
 from marc_dist.files import sync_file
-from marc_dist.packing import sources
+from marc_dist.packing import shard_records, sources
 from marc_dist.packing.adding.rules import (
     FILES,
     Changes,
@@ -29,18 +29,19 @@ from marc_dist.packing.adding.rules import (
     take_out,
     take_splits,
 )
-from marc_dist.packing.adding.shard_rewriting import check_shard, file_sums, keep_shard, rewrite_shard
+from marc_dist.packing.adding.shard_rewriting import check_shard, file_sums, glances, keep_shard, rewrite_shard
 from marc_dist.packing.layout import Pair, Pairs, cut, plan_entries, sample_json, split_order
 from marc_dist.packing.leaks import LEAKS
 from marc_dist.packing.pack import Progress, conclude, demands_of, pack_more
-from marc_dist.packing.publish import publication
+from marc_dist.packing.publish import clear, publication
 from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.tar import Entry, WrittenShard
 from marc_dist.packing.worker_pool import PoolTask, work
 
 SIDECARS = (
-    "dataset.json", "index.parquet", "sizes.json", "README.md", "cooccurrence.csv", sources.NAME, LEAKS, "sheet.png",
+    "dataset.json", "index.parquet", "sizes.json", "README.md", "cooccurrence.csv", sources.NAME, sources.REMOVED,
+    LEAKS, "sheet.png",
 )  # fmt: skip
 """Files that this program writes beside the shards."""
 
@@ -84,13 +85,13 @@ def append(
     rules = {**source.asked, "to_png": to_png}
     if out.exists() or not out.with_name(f".{out.name}.old").exists():  # else a crash between two renames: mended below
         check_folder(out, rules)
-    with publication(out, True) as folder:
+    with publication(out, True, _keep_interrupted()) as folder:
         dataset = check_folder(out, rules)
-        there = sources.read(dataset)
+        there = _with_glances(dataset, sources.read(dataset), workers)
         changes = Changes(classes=take_classes(source, dataset, add_classes))
         take_out(source, dataset, there, changes, remove, remove_missing, workers)
         staying = {origin: packed for origin, packed in there.items() if origin not in changes.removed}
-        take_splits(source, dataset, staying)
+        take_splits(source, dataset, there, staying)
         keys = {origin: packed.row.key for origin, packed in staying.items()}
         plan = {split: list(pairs) for split, pairs in plan_entries(source, to_png=to_png, known=keys).items()}
         new = {split: [pair for pair in pairs if pair[0].origin not in staying] for split, pairs in plan.items()}
@@ -128,6 +129,50 @@ def append(
             _keep_others(dataset, folder)
             conclude(source, plan, shards, folder, to_png=to_png)
     return changes
+
+
+def _keep_interrupted() -> Callable[[Path], None]:
+    """What clears the private folder, unless an interrupted packing has left finished shards there.
+
+    Raises:
+        DataError: it has.
+    """
+    state = "new"
+
+    def sweep(folder: Path) -> None:
+        nonlocal state
+        left = len(shard_records.left_over(folder)) if state == "new" else 0
+        if left:
+            state = "kept"
+            shards = "1 finished shard" if left == 1 else f"{left} finished shards"
+            raise DataError(
+                f"{folder}: {shards} of an interrupted packing; go on with it first (--resume --force instead of "
+                "--append), or delete this folder"
+            )
+        if state != "kept":
+            state = "cleared"
+            clear(folder)
+
+    return sweep
+
+
+def _with_glances(dataset: Dataset, there: dict[str, PackedPicture], workers: int) -> dict[str, PackedPicture]:
+    """The folder's pictures, looked at anew where other versions of the decoders did: equal ones must be found."""
+    if sources.glances_hold(dataset):
+        return there
+    of_shard: dict[str, list[str]] = defaultdict(list)
+    for origin, packed in there.items():
+        of_shard[packed.shard].append(origin)
+    fresh: dict[str, PackedPicture] = {}
+
+    def finished(job: PoolTask, found: list[str]) -> list[PoolTask]:
+        for origin, glance in zip(of_shard[job[1][0].name], found, strict=True):
+            fresh[origin] = there[origin]._replace(row=there[origin].row._replace(glance=glance))
+        return []
+
+    jobs = ((glances, (dataset.root / name, [there[one].row for one in places])) for name, places in of_shard.items())
+    work(jobs, finished, workers)
+    return {origin: fresh[origin] for origin in there}
 
 
 def _keep_others(dataset: Dataset, folder: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.packing import sources
 from marc_dist.packing.adding.shard_rewriting import file_sums
 from marc_dist.packing.layout import Pairs
 from marc_dist.packing.reading.names import normal_name
+from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.reading.samples import Source, hold_samples
 from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.sources import PackedPicture
@@ -73,13 +75,38 @@ def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
             "again with --force --drop-leaks"
         )
     for rule, value in rules.items():
-        if packed_with.get(rule) != value:
+        if packed_with.get(rule) != value and not _same_labels(rule, rules, packed_with):
             had, has = json.dumps(packed_with.get(rule)), json.dumps(value)
             raise DataError(
                 f"{out}: packed with {rule} {had}, this call has {has}; add with the recipe and the words that it was "
                 "packed with, or pack all of it again with --force"
             )
     return dataset
+
+
+def _same_labels(rule: str, rules: Mapping[str, object], packed_with: Mapping[str, object]) -> bool:
+    """Whether labels come from the same place, though once that was asked for and once found."""
+    had = packed_with.get("labels_found")  # a folder of an earlier version does not say it
+    if rule == "labels_found":
+        return had is None
+    return rule == "labels" and had is not None and had == rules.get("labels_found")
+
+
+def without_download(out: Path, recipe: Recipe) -> tuple[Source, bool]:
+    """A source that brings nothing, to take pictures out of a folder whose download is gone; and its ``to_png``.
+
+    Args:
+        out: the folder.
+        recipe: that it was packed with.
+
+    Raises:
+        DataError: see ``check_folder``.
+    """
+    dataset = check_folder(out, recipe.rules())
+    asked = dict(dataset.meta["packed_with"])
+    to_png, drawn = bool(asked.pop("to_png", False)), bool(asked.pop("drawn", False))
+    own = recipe.model_copy(update={"name": dataset.name, "title": dataset.title})
+    return Source(own, dataset.classes, asked=asked, drawn=drawn), to_png
 
 
 def some(names: Sequence[str]) -> str:
@@ -131,7 +158,7 @@ def take_out(
         there: place -> picture of the folder.
         changes: gets what goes, what is lost, and what comes back.
         keys: of pictures to take out.
-        missing: take out what the download lacks.
+        missing: take out what the download lacks; nothing where there is no download.
         workers: processes.
 
     Raises:
@@ -147,8 +174,8 @@ def take_out(
         raise DataError(f"{source.recipe.title}: two pictures of one place; pass each download once")
     lost = [origin for origin in there if origin not in found and origin not in listed]
     _refuse_moved(source, dataset, there, lost, workers)
-    changes.removed = listed | set(lost if missing else ())
-    changes.gone = [] if missing else [there[origin].row.key for origin in lost]
+    changes.removed = listed | set(lost if missing and found else ())
+    changes.gone = [] if missing or not found else [there[origin].row.key for origin in lost]
     changes.returning = [there[origin].row.key for origin in there if origin in listed and origin in found]
     source.samples = hold_samples(sample for sample in source.samples if sample.origin not in listed)
 
@@ -178,12 +205,18 @@ def _refuse_moved(
         )
 
 
-def take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPicture]) -> None:
+def take_splits(
+    source: Source, dataset: Dataset, there: Mapping[str, PackedPicture], staying: Mapping[str, PackedPicture]
+) -> None:
     """Every picture of the folder keeps its split; a drawn one does not depend on the other pictures.
+
+    Where splits are drawn, a list beside the shards keeps those of pictures that were taken out: one that comes back
+    must not be tested on after it was trained on.
 
     Args:
         source: of the download.
         dataset: the folder.
+        there: place -> picture of the folder.
         staying: place -> picture of the folder that stays.
 
     Raises:
@@ -210,15 +243,15 @@ def take_splits(source: Source, dataset: Dataset, staying: Mapping[str, PackedPi
         )
     if source.drawn:
         rule = source.recipe.splits
+        past = {**sources.removed_splits(dataset), **{origin: packed.split for origin, packed in there.items()}}
         source.samples = hold_samples(
-            replace(
-                sample,
-                split=staying[sample.origin].split
-                if sample.origin in staying
-                else draw_alone(sample.origin, rule.shares, rule.seed),
-            )
+            replace(sample, split=past.get(sample.origin) or draw_alone(sample.origin, rule.shares, rule.seed))
             for sample in source.samples
         )
+        here = {*staying, *(sample.origin for sample in source.samples)}
+        gone = {origin: split for origin, split in past.items() if origin not in here}
+        if gone:
+            source.beside[sources.REMOVED] = sources.removed_csv(gone)
 
 
 def one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:

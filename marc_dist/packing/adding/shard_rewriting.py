@@ -19,6 +19,7 @@ from marc_dist.packing.tar import (
     Member,
     WrittenShard,
     file_sum,
+    glance_at,
     join_parts,
     member,
     write_members,
@@ -50,6 +51,27 @@ def check_shard(path: Path, sha256: str) -> None:
             f"{path}: damaged, its SHA-256 differs from dataset.json; nothing was added; put a sound copy there, or "
             "pack all of it again with --force"
         )
+
+
+def glances(path: Path, rows: Sequence[Location]) -> list[str]:
+    """The glances of a shard's samples, taken anew; see ``Location``.
+
+    Args:
+        path: of the shard.
+        rows: where its samples lie.
+
+    Raises:
+        DataError: a picture that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = []
+            for row in rows:
+                file.seek(row.offset)
+                found.append(glance_at(file.read(row.size), f"{path}: {row.key}"))
+            return found
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def keep_shard(old: Path, new: Path, sha256: str) -> None:

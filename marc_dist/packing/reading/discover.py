@@ -114,6 +114,8 @@ def _is_junk(path: Path) -> bool:
 def walk(roots: Sequence[Path], keep: set[str]) -> Iterator[File]:
     """Every file of a download in the order of its places; system litter is passed over.
 
+    A root that is itself a folder with a meaning, as when each folder is passed alone, keeps its name in the places.
+
     Args:
         roots: folders, searched to any depth.
         keep: names of folders that mean something, lower case.
@@ -122,8 +124,10 @@ def walk(roots: Sequence[Path], keep: set[str]) -> Iterator[File]:
         DataError: a name that is not UTF-8, which shards could not tell; a folder that cannot be read.
     """
     for given in roots:
-        root = content_root(given, keep)
-        for place in _below(str(root)):
+        root, name = content_root(given, keep), ""
+        if root.name.lower() in keep:
+            root, name = root.parent, f"{root.name}/"
+        for place in _below(str(root / name), name):
             if not place.isascii() and place != place.encode(errors="replace").decode():
                 raise DataError(f"{root}: {ascii(place)}: a name that is not UTF-8; rename it, as with convmv")
             yield File(root, place)

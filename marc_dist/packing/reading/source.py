@@ -5,11 +5,13 @@ Steps: open (folder or archive) -> tell pictures, masks and tables apart -> pair
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +31,7 @@ from marc_dist.packing.reading.samples import Labels, Source, expectations
 from marc_dist.packing.reading.splits import assign
 from marc_dist.packing.reading.tables import in_class_order, read_table
 from marc_dist.packing.worker_pool import start_worker
+from marc_dist.progress_bar import Show, quiet
 
 MASKS_A_PROCESS = 200  # below, starting processes costs more than it saves
 
@@ -44,6 +47,7 @@ def read_source(
     allow: Iterable[str] = (),
     workers: int = 1,
     foreign: bool = False,
+    show: Show = quiet,
 ) -> Source:
     """Read a download.
 
@@ -57,6 +61,7 @@ def read_source(
         allow: names of checks that may fail.
         workers: processes that read masks.
         foreign: take BMP, GIF and WebP pictures, too; they will be stored as PNG.
+        show: tells how far the reading of masks is.
 
     Raises:
         DataError: the download is not this data set, or something in it is wrong; names the files.
@@ -65,6 +70,7 @@ def read_source(
     asked = {**recipe.rules(), "labels": labels, "index_order": index_order}
     if recipe.recognise:
         recipe, told = _recognised(recipe, roots, labels, table, classes or (), allow, foreign=foreign)
+        asked["labels_found"] = recipe.labels[0]
         labels = "auto" if len(recipe.labels) == 1 else labels
     given = [composed(name) for name in classes or recipe.class_names]
     source = Source(recipe, tuple(given), warnings=told, allow=frozenset(allow), asked=asked)
@@ -78,7 +84,7 @@ def read_source(
         found.tables[:] = [File(table.parent, table.name), *others]
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
-    known, split_of = _labels(source, kinds, found, pictures, rule, workers, strict=labels == "auto")
+    known, split_of = _labels(source, kinds, found, pictures, rule, workers, show, strict=labels == "auto")
     if not given:
         no_class = [name for name in source.classes if is_folder_word(name)]
         source.check("class_names", no_class, "classes called like folders of a download, not like what they show")
@@ -136,15 +142,23 @@ def _tell_passed_over(source: Source, found: DownloadContent) -> None:
 def _by_key(source: Source, files: list[File], kind: str, suffix: str = "") -> dict[str, File]:
     """Files by what they are paired by, the ending of their names left out; the first of doubled ones."""
     keyed: dict[str, File] = {}
-    doubled = []
+    doubled, equal = [], []
     for file in files:
         key = pair_key(source.recipe, file, suffix)
-        if key in keyed:
+        if key in keyed and kind == "masks" and _equal(keyed[key], file):
+            equal.append(f"{keyed[key].origin} = {file.origin}")
+        elif key in keyed:
             doubled.append(f"{keyed[key].origin} and {file.origin}")
         else:
             keyed[key] = file
+    if equal:
+        source.warnings.append(f"masks: {len(equal)} lie there twice and are equal, such as {equal[0]}")
     source.check("doubled", doubled, f"{kind} of one name ({len(doubled)}; the first of each is taken)")
     return keyed
+
+
+def _equal(one: File, two: File) -> bool:
+    return filecmp.cmp(one.path, two.path, shallow=False)
 
 
 def _pictures(source: Source, found: DownloadContent, roots: Sequence[Path]) -> dict[str, File]:
@@ -203,6 +217,7 @@ def _labels(
     pictures: dict[str, File],
     rule: MaskRule | None,
     workers: int,
+    show: Show,
     *,
     strict: bool,
 ) -> tuple[Labels, dict[str, str]]:
@@ -216,7 +231,7 @@ def _labels(
             return labels
         if kind == "masks":
             assert rule is not None
-            return _from_masks(_by_key(source, found.masks, "masks", source.recipe.masks.suffix), rule, workers)
+            return _from_masks(_by_key(source, found.masks, "masks", source.recipe.masks.suffix), rule, workers, show)
         return _from_annotations(source, kind, found.annotations, pictures)
 
     labels = read(kinds[0])
@@ -306,17 +321,22 @@ def _mask_labels(path: Path, rule: MaskRule) -> tuple[int, ...] | DataError:
         return error
 
 
-def _from_masks(masks: dict[str, File], rule: MaskRule, workers: int) -> Labels:
+def _from_masks(masks: dict[str, File], rule: MaskRule, workers: int, show: Show) -> Labels:
     paths = [file.path for file in masks.values()]
     read: Callable[[Path], tuple[int, ...] | DataError] = partial(_mask_labels, rule=rule)
-    if workers > 1 and len(paths) > MASKS_A_PROCESS:
+    results = []
+    with ExitStack() as stack:
+        tell = stack.enter_context(show("reading masks", len(paths), "masks"))
+        every: Iterable[tuple[int, ...] | DataError] = map(read, paths)
+        if workers > 1 and len(paths) > MASKS_A_PROCESS:
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker)
+            every = stack.enter_context(pool).map(read, paths, chunksize=64)
         try:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
-                results = list(pool.map(read, paths, chunksize=64))
+            for result in every:
+                results.append(result)
+                tell(len(results), 0)
         except BrokenProcessPool:
             raise DataError("a process that read masks was killed; out of memory? try --workers 1") from None
-    else:
-        results = [read(path) for path in paths]
     unknown = [result for result in results if isinstance(result, UnknownValues)]
     if unknown:
         raise all_unknown(unknown)

@@ -30,6 +30,7 @@ from marc_dist.packing.reading.discover import (
 from marc_dist.packing.reading.masks import jpeg_mask
 from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.worker_pool import PoolTask, work
+from marc_dist.progress_bar import Show, quiet
 
 MODES = {"1": 1, "L": 1, "P": 1, "RGB": 3, "RGBA": 4}  # bytes a pixel
 
@@ -44,7 +45,7 @@ def starts(length: int, tile: int) -> list[int]:
     return [*range(0, max(length - tile, 0), tile), max(length - tile, 0)]
 
 
-def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int) -> list[Path]:
+def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int, show: Show = quiet) -> list[Path]:
     """The same download with its pictures and masks cut; other files are linked to.
 
     Args:
@@ -52,6 +53,7 @@ def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int)
         roots: folders, searched to any depth.
         folder: an empty one, for the tiles.
         workers: processes.
+        show: tells how far it is.
 
     Returns:
         A folder for each root.
@@ -78,7 +80,16 @@ def cut_tiles(recipe: Recipe, roots: Sequence[Path], folder: Path, workers: int)
     if need > free:
         raise DataError(f"{folder}: tiles may need {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
     tasks: Iterator[PoolTask] = ((_cut, (str(path), str(place), tile)) for path, place in jobs)
-    work(tasks, lambda job, result: [], workers)
+    done = 0
+    with show("cutting tiles", len(jobs), "pictures and masks") as tell:
+
+        def finished(job: PoolTask, result: None) -> list[PoolTask]:
+            nonlocal done
+            done += 1
+            tell(done, 0)
+            return []
+
+        work(tasks, finished, workers)
     return found
 
 

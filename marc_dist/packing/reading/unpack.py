@@ -15,6 +15,7 @@ from marc_dist.packing.reading.archive_kinds import PART, check_zip, what_is
 from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.reading.tiles import cut_tiles
 from marc_dist.packing.tar import BLOCK, members
+from marc_dist.progress_bar import Show, quiet
 
 BOMB_BYTES = 1 << 30  # what unpacks to more than this, and to ...
 BOMB_RATIO = 200  # ... more than so many times its own size, is no archive of pictures
@@ -33,7 +34,9 @@ def where_to_get(recipe: Recipe) -> str:
 
 
 @contextmanager
-def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 1) -> Iterator[list[Path]]:
+def opened(
+    recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 1, show: Show = quiet
+) -> Iterator[list[Path]]:
     """The download as folders; what had to be unpacked or drawn is removed again at the end.
 
     Args:
@@ -41,6 +44,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 
         places: folders, .zip or .tar files; none for a built-in set.
         beside: temporary folders are made in this one.
         workers: processes that cut tiles.
+        show: tells how far the unpacking and the cutting is.
 
     Raises:
         DataError: no such place, not an archive, or no room to unpack it.
@@ -58,10 +62,10 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 
                 continue
             folder = stack.enter_context(_temporary(beside))
             stack.enter_context(_called(folder, place))
-            _unpack(place, folder)
+            _unpack(place, folder, show)
             roots.append(folder)
         if recipe.builtin is not None and not places:
-            from marc_dist.packing.reading.drawn_sample import write_sample
+            from marc_dist.packing.drawn.sample import write_sample
 
             folder = stack.enter_context(_temporary(beside))
             try:
@@ -72,7 +76,7 @@ def opened(recipe: Recipe, places: Sequence[Path], beside: Path, workers: int = 
         if recipe.tile is not None:
             folder = stack.enter_context(_temporary(beside))
             try:
-                roots = cut_tiles(recipe, roots, folder, workers)
+                roots = cut_tiles(recipe, roots, folder, workers, show)
             except OSError as error:
                 raise DataError(f"{beside}: cannot cut tiles there ({error.strerror or error})") from None
         yield roots
@@ -102,7 +106,7 @@ def _temporary(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, show: Show) -> None:
     """Unpack a zip or tar; members that would leave the folder are refused by the libraries or kept inside."""
     try:
         if not archive.is_file():
@@ -110,11 +114,15 @@ def _unpack(archive: Path, folder: Path) -> None:
         if PART.fullmatch(archive.name):
             raise DataError(what_is(archive))
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, folder)
+            _unpack_zip(archive, folder, show)
         elif _is_tar(archive):
-            _check(archive, _plain_members(archive), folder)
-            for tar, member in members(archive, "r:*"):
-                tar.extract(member, folder, filter="data")
+            num = _check(archive, _plain_members(archive), folder)
+            with show(f"unpacking {archive.name}", num, "files") as tell:
+                size = 0
+                for done, (tar, member) in enumerate(members(archive, "r:*"), 1):
+                    tar.extract(member, folder, filter="data")
+                    size += member.size
+                    tell(done, size)
         else:
             generic = f"{archive}: expected a folder, a .zip or a .tar file; unpack it yourself (RAR, 7z) first"
             raise DataError(what_is(archive) or generic)
@@ -126,15 +134,19 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise DataError(f"{archive}: damaged archive ({error or type(error).__name__}); fetch it again") from None
 
 
-def _unpack_zip(archive: Path, folder: Path) -> None:
+def _unpack_zip(archive: Path, folder: Path, show: Show) -> None:
     with zipfile.ZipFile(archive) as opened_zip:
         infos = opened_zip.infolist()
         for info in infos:  # some programs of Windows write them against the standard; unzip turns them, too
             info.filename = info.filename.replace("\\", "/")
         check_zip(archive, infos)
         _check(archive, ((info.filename, info.file_size) for info in infos), folder)
-        for info in infos:
-            opened_zip.extract(info, folder)
+        with show(f"unpacking {archive.name}", len(infos), "files") as tell:
+            size = 0
+            for done, info in enumerate(infos, 1):
+                opened_zip.extract(info, folder)
+                size += info.file_size
+                tell(done, size)
 
 
 def _is_tar(archive: Path) -> bool:
@@ -157,10 +169,12 @@ def _plain_members(archive: Path) -> Iterator[tuple[str, int]]:
         yield member.name, member.size
 
 
-def _check(archive: Path, files: Iterable[tuple[str, int]], folder: Path) -> None:
-    """Refuse what would fill the disk, before the first byte is written."""
+def _check(archive: Path, files: Iterable[tuple[str, int]], folder: Path) -> int:
+    """Refuse what would fill the disk, before the first byte is written; the number of files."""
     free, total, most = shutil.disk_usage(folder).free, 0, max(BOMB_BYTES, BOMB_RATIO * archive.stat().st_size)
+    num = 0
     for name, size in files:
+        num += 1
         total += BLOCK + size
         if name.count("/") > MAX_DEPTH:
             raise DataError(f"{archive}: {name[:50]}... lies more than {MAX_DEPTH} folders deep")
@@ -171,3 +185,4 @@ def _check(archive: Path, files: Iterable[tuple[str, int]], folder: Path) -> Non
             )
     if total > free:
         raise DataError(f"{archive}: needs {total / 1e6:.1f} MB unpacked, the disk has {free / 1e6:.1f} MB free")
+    return num
