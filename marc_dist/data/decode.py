@@ -6,7 +6,7 @@ import functools
 import io
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
@@ -120,11 +120,15 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 class Query(NamedTuple):
-    """Anybody's picture as RGB, the width and height that it had, and what was done to it, empty when nothing."""
+    """Anybody's picture as RGB, the width and height that it had, and what was done to it, empty when nothing.
+
+    ``values``: of an encoder of bands, (H, W, C) of the file; then ``image`` is only what people look at.
+    """
 
     image: Image.Image
     size: tuple[int, int]
     remark: str
+    values: Any = None
 
 
 def decode_any(data: bytes, place: str, side: int) -> Query:

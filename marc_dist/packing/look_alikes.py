@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from io import BytesIO
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from marc_dist.config import DataError
+from marc_dist.data.bands.preview import grey_of_bands
 from marc_dist.data.decode import KINDS, decode_rgb
 from marc_dist.packing.worker_pool import PoolTask, work
 
@@ -31,6 +33,7 @@ PLAIN = 1.5
 """Standard deviation, in grey levels, below which a picture shows nothing: such ones are alike only when equal."""
 EQUAL = -1
 TURNS = 8  # as it lies, mirrored, turned by quarters
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # of what it cannot read, rasterio gives the bands
 HASHED, SMALL = 32, 16  # sides of the copies, pixels
 PART = 256  # pictures of a job
 FEW = 1000  # up to so many are looked at by this process alone: helpers take a second to start
@@ -121,7 +124,8 @@ def grey_copy(data: bytes, place: str) -> Image.Image:
                 return image.convert("L").resize(side, Image.Resampling.LANCZOS)
         return decode_rgb(data, place).convert("L").resize(side, Image.Resampling.LANCZOS)
     except Exception:  # Pillow raises whatever comes up; see above
-        return Image.new("L", side)
+        grey = grey_of_bands(data, place)
+        return Image.new("L", side) if grey is None else grey.resize(side, Image.Resampling.LANCZOS)
 
 
 def _code(picture: NDArray[np.uint8]) -> int:
