@@ -14,7 +14,6 @@ import numpy as np
 import rasterio
 import yaml
 from numpy.typing import NDArray
-from rasterio.transform import from_origin
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 RESOLUTION_M = dict(zip(BANDS, (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 20, 20), strict=True))
@@ -68,7 +67,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path, "w", driver="GTiff", count=num, height=height, width=width, dtype=planes.dtype, nodata=nodata,
-        crs="EPSG:32633", transform=from_origin(east, north, pixel_m, pixel_m), compress="deflate",
+        crs="EPSG:32633", transform=rasterio.Affine(pixel_m, 0, east, 0, -pixel_m, north), compress="deflate",
     ) as file:  # fmt: skip
         file.write(planes)
         if names:
