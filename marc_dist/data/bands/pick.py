@@ -66,6 +66,28 @@ class BandPick:
         return self.indexes != tuple(range(1, self.count + 1))
 
     @classmethod
+    def named(cls, dataset: Dataset, wanted: Sequence[str] | None) -> BandPick | None:
+        """Bands by name, missing values as the mean of their band; None: plain RGB pictures.
+
+        Args:
+            dataset: an opened shard folder.
+            wanted: names; None = all.
+
+        Raises:
+            DataError: a band that the data set does not have.
+        """
+        names, dtype, nodata = bands_of(dataset)
+        if not names:
+            if wanted is not None:
+                raise DataError(f"{dataset.root}: red, green and blue of 8 bits, expected {', '.join(wanted)}")
+            return None
+        indexes = places_of(tuple(wanted or names), names, str(dataset.root))
+        means = (dataset.meta["bands"].get("statistics") or {}).get("mean") or [None] * len(names)
+        fill = [float(means[at - 1] or 0.0) for at in indexes]
+        whole = tuple(map(float, map(round, fill))) if dtype != "float32" else tuple(fill)
+        return cls(tuple(wanted or names), indexes, len(names), dtype, nodata, whole)
+
+    @classmethod
     def all_of(cls, dataset: Dataset) -> BandPick:
         """All bands as they lie there, missing values as they are.
 

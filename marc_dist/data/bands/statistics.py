@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from marc_dist.data.bands.tiff import Planes, missing
 
 CODES = 1 << 16
+HELD = 1 << 23  # values, 2 bytes each
 PERCENTILES = (2.0, 98.0)
 UNIT = 1074  # every finite double is a whole multiple of 2^-1074
 
@@ -66,6 +67,8 @@ class BandCounts:
 
     def __init__(self, num: int, dtype: str) -> None:
         self.dtype = dtype
+        self._held: list[list[NDArray[np.uint16]]] = [[] for _ in range(num)]  # codes that are not counted yet
+        self._num_held = 0
         self.counts = np.zeros((num, CODES), dtype=np.int64)
         self.gone = np.zeros(num, dtype=np.int64)
         self.sums, self.squares = [0] * num, [0] * num
@@ -73,6 +76,7 @@ class BandCounts:
 
     def __getstate__(self) -> dict[str, Any]:
         """Few codes occur in a part: only those travel between processes."""
+        self._count()
         state = dict(self.__dict__)
         places = np.flatnonzero(state.pop("counts"))
         return {**state, "places": places.astype(np.uint32), "there": self.counts.reshape(-1)[places]}
@@ -96,16 +100,28 @@ class BandCounts:
             values = plane[~out]
             if not values.size:
                 continue
-            self.counts[band] += np.bincount(codes_of(values), minlength=CODES)
+            self._held[band].append(codes_of(values))
+            self._num_held += values.size
             if self.dtype == "float32":
                 wide = values.astype(np.float64)
                 self.sums[band] += _whole(float(wide.sum()))
                 self.squares[band] += _whole(float(np.square(wide).sum()))
                 self.least[band] = min(self.least[band], float(values.min()))
                 self.most[band] = max(self.most[band], float(values.max()))
+        if self._num_held > HELD:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what is held: one count of many values costs less than many of few, for there are many codes."""
+        for band, held in enumerate(self._held):
+            if held:
+                self.counts[band] += np.bincount(np.concatenate(held), minlength=CODES)
+        self._held, self._num_held = [[] for _ in self._held], 0
 
     def merge(self, other: BandCounts) -> None:
         """Add what another part has counted."""
+        self._count()
+        other._count()
         self.counts += other.counts
         self.gone += other.gone
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
@@ -115,6 +131,7 @@ class BandCounts:
 
     def facts(self) -> dict[str, list[Any]]:
         """A number a band for ``dataset.json``; of a band without values all but the counts are null."""
+        self._count()
         rows = [self._of_band(band) for band in range(len(self.gone))]
         return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
 
