@@ -69,7 +69,7 @@ class Transform:
 
 
 class ImageEncoder(nn.Module):
-    """A trained encoder: (B, 3, S, S) pixels of ``transform`` -> (B, d) unit vectors. Made by ``load_encoder``.
+    """A trained encoder: (B, C, S, S) pixels of ``transform`` -> (B, d) unit vectors. Made by ``load_encoder``.
 
     Gradients flow, so it may be trained on; it comes in evaluation mode.
 
@@ -95,7 +95,7 @@ class ImageEncoder(nn.Module):
         self.dim = encoder.searched_width(features)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, d), each of length 1."""
+        """(B, C, S, S) -> (B, d), each of length 1."""
         found = self.encoder.searched(self.encoder.features(pixels), self.features)
         return nn.functional.normalize(found, dim=1)
 

@@ -139,10 +139,12 @@ def apply_band_batch(
     rows = range(len(pixels)) if rows is None else rows
     numbers = _Numbers(scale, pixels.device)
     num = len(numbers.bands.names)
-    if pixels.ndim != 4 or pixels.shape[1] != num:
-        raise ValueError(f"expected pixels (N, {num}, H, W), got {tuple(pixels.shape)}")
     shape = (len(views), num, image_size, image_size)
     made = torch.empty(shape, dtype=torch.float32, device=pixels.device) if out is None else out
+    if not views:
+        return made
+    if pixels.ndim != 4 or pixels.shape[1] != num:
+        raise ValueError(f"expected pixels (N, {num}, H, W), got {tuple(pixels.shape)}")
     extents: list[list[int]] = sizes.tolist()
 
     def work(at: int) -> None:

@@ -115,9 +115,10 @@ def pixel_scale(info: dict[str, Any]) -> PixelScale:
 
 def _check_info(file: Path, info: Any) -> None:
     """Whether ``encoder.json`` says what is needed, and nothing that would make timm load something else."""
-    if not isinstance(info, dict) or info.get("format") not in range(1, FORMAT + 2):
+    known = range(FORMAT + 1, FORMAT + 2) if isinstance(info, dict) and "bands" in info else range(1, FORMAT + 1)
+    if not isinstance(info, dict) or info.get("format") not in known:
         got = info.get("format") if isinstance(info, dict) else type(info).__name__
-        raise DataError(f"{file}: expected format 1 to {FORMAT + 1}, got {got!r:.60}")
+        raise DataError(f"{file}: expected format {' to '.join(map(str, known))}, got {got!r:.60}")
     for key, kind in KINDS.items():
         if type(info.get(key)) is not kind:
             raise DataError(f"{file}: {key}: expected {kind.__name__}, got {info.get(key)!r:.60}; export the run again")

@@ -91,6 +91,8 @@ def test_views_do_not_depend_on_the_batch_or_on_threads() -> None:
         assert torch.equal(apply_band_batch(pixels.permute(0, 3, 1, 2), sizes, views, 12, scale, rows=rows), whole)
     finally:
         torch.set_num_threads(threads)
+    nothing = torch.zeros((0, 3, 1, 1), dtype=torch.uint8)  # a rank that has no samples in a step
+    assert apply_band_batch(nothing, sizes[:0], [], 12, scale).shape == (0, NUM, 12, 12)
     for at, row in enumerate(rows):
         assert torch.equal(band_view(values[row], views[at], 12, scale), whole[at])
 

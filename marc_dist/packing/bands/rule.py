@@ -44,6 +44,12 @@ def read_content(file: Path) -> bytes:
 def refuse_count(facts: TiffFacts, wanted: int, names: Sequence[str], place: str) -> None:
     """Refuse a file of another number of bands.
 
+    Args:
+        facts: of the file.
+        wanted: the number it must have.
+        names: of all bands of a picture, for the message.
+        place: what to call the file.
+
     Raises:
         DataError: names both.
     """
@@ -56,6 +62,12 @@ def refuse_count(facts: TiffFacts, wanted: int, names: Sequence[str], place: str
 
 def refuse_other(facts: TiffFacts, rule: BandRule, wanted: int, place: str) -> None:
     """Refuse a file that is not as the first one was.
+
+    Args:
+        facts: of the file.
+        rule: what it must be.
+        wanted: number of its bands.
+        place: what to call it.
 
     Raises:
         DataError: other bands, numbers, or another nodata value; names both.
