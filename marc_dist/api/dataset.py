@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from marc_dist.api.arrays import check_path
 from marc_dist.data import dataset as shard_folder
+from marc_dist.data.bands.pick import BandPick
 from marc_dist.data.reader import IndexedReader
 
 
 class Sample(NamedTuple):
-    """One picture: PIL RGB, or what the transform made of it; its (L,) bool labels; its key."""
+    """One picture: PIL RGB (of named bands a (H, W, C) array), or what the transform made of it; its (L,) bool labels;
+    its key.
+    """
 
     image: Any
     labels: Tensor
@@ -35,6 +38,7 @@ class ShardDataset(TorchDataset[Sample]):
         ids: (n,) rows of the index to show, ascending.
         transform: what is done to each PIL picture; None leaves it.
         verify_crc: compare each picture's CRC-32 with the index.
+        bands: names of the bands to give, in order; None = all, or red, green and blue where none are named.
 
     Attributes:
         index: the opened folder: classes, splits, sizes and places of all its pictures.
@@ -51,12 +55,13 @@ class ShardDataset(TorchDataset[Sample]):
         transform: Callable[[Any], Any] | None,
         *,
         verify_crc: bool,
+        bands: Sequence[str] | None = None,
     ) -> None:
         self.index, self.ids, self.transform, self.verify_crc = index, ids, transform, verify_crc
         self.classes = index.classes
         self.labels = index.label_rows(ids)
         self.keys: list[str] = index.keys[ids].tolist()
-        self._reader = IndexedReader(index, verify_crc=verify_crc)
+        self._reader = IndexedReader(index, verify_crc=verify_crc, pick=BandPick.named(index, bands))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,7 +75,8 @@ class ShardDataset(TorchDataset[Sample]):
         """
         if not -len(self) <= item < len(self):
             raise IndexError(f"expected a place below {len(self)}, got {item}")
-        image: Any = self._reader.image(int(self.ids[item]))
+        row, plain = int(self.ids[item]), self._reader.pick is None
+        image: Any = self._reader.image(row) if plain else self._reader.picture(row)
         image = image if self.transform is None else self.transform(image)
         at = item % len(self)
         return Sample(image, torch.from_numpy(self.labels[at].copy()), self.keys[at])
@@ -82,6 +88,7 @@ def open_dataset(
     *,
     transform: Callable[[Any], Any] | None = None,
     verify_crc: bool = True,
+    bands: Sequence[str] | None = None,
 ) -> ShardDataset:
     """Open a folder that ``marc-shard`` wrote as a torch ``Dataset``.
 
@@ -91,14 +98,16 @@ def open_dataset(
         transform: PIL picture -> what a sample shall hold, such as ``load_encoder(...).transform``; None = the PIL
             picture, which a ``DataLoader`` cannot collate by itself.
         verify_crc: check every picture's CRC-32.
+        bands: of pictures with named bands, which ones, in this order; None = all. A sample's picture is then an array,
+            (H, W, C) of the files' type, missing values replaced by the mean of their band.
 
     Raises:
         ValueError: a path or a transform that is none.
-        DataError: no such folder, not a shard folder, no such split.
+        DataError: no such folder, not a shard folder, no such split, no such band.
     """
     check_path(path)
     if transform is not None and not callable(transform):
         raise ValueError(f"transform: expected a function of a PIL picture, got {transform!r:.60}")
     index = shard_folder.open_dataset(path)
     ids = np.arange(len(index), dtype=np.int64) if split is None else index.rows(split)
-    return ShardDataset(index, ids, transform, verify_crc=verify_crc)
+    return ShardDataset(index, ids, transform, verify_crc=verify_crc, bands=bands)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from marc_dist.api.arrays import check_path
 from marc_dist.api.dataset import ShardDataset
 from marc_dist.augment.views import PixelScale, eval_transform
 from marc_dist.config import Config, DataError, EvalConfig, load_config, user_path
+from marc_dist.data.bands.query import read_band_query
 from marc_dist.data.decode import read_any
 from marc_dist.data.loader import iter_eval
 from marc_dist.encoder import export
@@ -34,6 +36,8 @@ FEATURES = get_args(EvalConfig.model_fields["features"].annotation)
 class Transform:
     """A PIL picture -> (3, S, S) float32 as the encoder sees it: the whole picture as a square, normalised.
 
+    Of an encoder of bands: a (H, W, C) array of the files' values, bands in the encoder's order -> (C, S, S).
+
     Attributes:
         image_size: S.
         scale: mean, standard deviation, and how pictures are resized.
@@ -42,14 +46,30 @@ class Transform:
     image_size: int
     scale: PixelScale
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Pictures of other modes than RGB are converted."""
+    def __call__(self, picture: Image.Image | NDArray[Any]) -> Tensor:
+        """Pictures of other modes than RGB are converted.
+
+        Raises:
+            ValueError: of an encoder of bands, something else than an array of them; of another one, an array.
+        """
+        bands = self.scale.bands
+        if bands is not None:
+            if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != len(bands.names):
+                got = getattr(picture, "shape", type(picture).__name__)
+                raise ValueError(
+                    f"picture: expected an array (H, W, C) of the bands {', '.join(bands.names)}, got {got}"
+                )
+            if picture.dtype.name != bands.dtype:
+                raise ValueError(f"picture: expected {bands.dtype}, got {picture.dtype.name}")
+            return eval_transform(picture, self.image_size, self.scale)
+        if isinstance(picture, np.ndarray):
+            raise ValueError("picture: expected a PIL picture; this encoder takes red, green and blue")
         rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
         return eval_transform(rgb, self.image_size, self.scale)
 
 
 class ImageEncoder(nn.Module):
-    """A trained encoder: (B, 3, S, S) pixels of ``transform`` -> (B, d) unit vectors. Made by ``load_encoder``.
+    """A trained encoder: (B, C, S, S) pixels of ``transform`` -> (B, d) unit vectors. Made by ``load_encoder``.
 
     Gradients flow, so it may be trained on; it comes in evaluation mode.
 
@@ -75,7 +95,7 @@ class ImageEncoder(nn.Module):
         self.dim = encoder.searched_width(features)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, d), each of length 1."""
+        """(B, C, S, S) -> (B, d), each of length 1."""
         found = self.encoder.searched(self.encoder.features(pixels), self.features)
         return nn.functional.normalize(found, dim=1)
 
@@ -117,7 +137,10 @@ class _Pictures(TorchDataset[Tensor]):
     def __getitem__(self, item: int) -> Tensor:
         picture = self.pictures[item]
         if not isinstance(picture, Image.Image):
-            picture = read_any(user_path(picture), self.transform.image_size).image
+            bands, path = self.transform.scale.bands, user_path(picture)
+            if bands is not None:
+                return self.transform(read_band_query(path, bands).values)
+            picture = read_any(path, self.transform.image_size).image
         return self.transform(picture)
 
 

@@ -162,7 +162,7 @@ def _normalise(x: Tensor, scale: PixelScale, outs: Sequence[Tensor]) -> None:
         torch.mul(view, deviation, out=out.view(view.shape))
 
 
-def _kernel(sigma: float) -> list[float]:
+def blur_kernel(sigma: float) -> list[float]:
     """The middle and one wing of the Gaussian of ``views.blurred``."""
     if sigma <= 0:
         return [1.0]
@@ -171,8 +171,8 @@ def _kernel(sigma: float) -> list[float]:
     return [weight / total for weight in wing]
 
 
-def _blur(x: Tensor, kernels: Sequence[Sequence[float]]) -> Tensor:
-    """Gaussian blur of (n, 3, S, S), rows then columns, with a ``_kernel`` for each."""
+def blur(x: Tensor, kernels: Sequence[Sequence[float]]) -> Tensor:
+    """Gaussian blur of (n, 3, S, S), rows then columns, with a ``blur_kernel`` for each."""
     reach, side = max(map(len, kernels)) - 1, x.shape[-1]
     table = torch.tensor([[*kernel, *[0.0] * (reach + 1 - len(kernel))] for kernel in kernels]).to(x.device)
     middle, *wing = table.T[:, :, None, None, None]
@@ -206,7 +206,7 @@ def _place(picture: Tensor, view: View, interpolation: str, out: Tensor) -> None
 
 
 @contextmanager
-def _serial() -> Iterator[int]:
+def one_thread() -> Iterator[int]:
     """Operations of this thread, and of threads started inside, run on one thread; yields how many it was."""
     threads = torch.get_num_threads()
     if threads > 1:
@@ -238,13 +238,13 @@ def _on_cpu(pictures: Sequence[Tensor], views: Sequence[View], scale: PixelScale
                 _place(pictures[i], view, scale.interpolation, levels)
             _recolour(x, _colour_of(some, x.device), scratch[:, : len(chunk)], exact=False)
             if some[0].blur > 0:
-                x.copy_(_blur(x.view(-1, 3, side, side), [_kernel(view.blur * side) for view in some]).flatten(2))
+                x.copy_(blur(x.view(-1, 3, side, side), [blur_kernel(view.blur * side) for view in some]).flatten(2))
             _normalise(x, scale, [out[i] for i in chunk])
             for view, i in zip(some, chunk, strict=True):
                 first, last, start, stop = view.cutout_box(side)
                 out[i, :, first:last, start:stop] = 0
 
-    with _serial() as threads:
+    with one_thread() as threads:
         others = min(threads, len(todo)) - 1
         if others < 1:
             work()
@@ -273,7 +273,7 @@ def _on_device(
     scratch = out.new_empty(4, len(views), 1, side * side)
     _recolour(out.view(len(views), 3, -1), _colour_of(views, device), scratch, exact=True)
     if any(view.blur > 0 for view in views):
-        out.copy_(_blur(out, [_kernel(view.blur * side) for view in views]))
+        out.copy_(blur(out, [blur_kernel(view.blur * side) for view in views]))
     _normalise(out.view(1, len(views), 3, -1), scale, [out])
     if any(view.cutout_height > 0 for view in views):
         at = torch.arange(side, device=device)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from marc_dist.augment.bands import BandScale
 from marc_dist.config import AugmentConfig
 from marc_dist.torch_imports import without_compiler
 
@@ -29,18 +31,31 @@ class PixelScale:
     """How pictures become what an encoder expects: resized in this way, then (pixel in 0..1 - mean) / std.
 
     Attributes:
-        mean: of red, green and blue, for pixels in 0..1.
+        mean: of red, green and blue, for pixels in 0..1; of bands, of their scaled values.
         std: likewise, positive.
         interpolation: of resizing, always antialiased.
+        bands: which ones, and how they are scaled; None = red, green and blue of 8 bits.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Literal["bilinear", "bicubic"]
+    bands: BandScale | None = None
 
-    def plain(self) -> list[float | str]:
+    @property
+    def num_bands(self) -> int:
+        """Of named bands; 0 = red, green and blue of 8 bits."""
+        return 0 if self.bands is None else len(self.bands.names)
+
+    def plain(self) -> list[Any]:
         """All of it as JSON keeps it, to compare and to write down."""
-        return [*self.mean, *self.std, self.interpolation]
+        own = [] if self.bands is None else [self.bands.facts()]
+        return [*self.mean, *self.std, self.interpolation, *own]
+
+    def facts(self) -> dict[str, Any]:
+        """All of it by name, for ``encoder.json`` and checkpoints; ``bands`` only where there are some."""
+        found = {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
+        return found if self.bands is None else {**found, "bands": self.bands.facts()}
 
 
 IMAGENET = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
@@ -61,6 +76,8 @@ class View:
         blur: standard deviation as a share of the output side; 0 = none.
         cutout_top, cutout_left, cutout_height, cutout_width: a box filled with the mean colour, shares of the output
             side; no height = none.
+        band_brightness, band_contrast: of bands, a further factor for each; none = 1.
+        dropped: bands that are left out, from 0.
     """
 
     top: float
@@ -80,6 +97,9 @@ class View:
     cutout_left: float = 0.0
     cutout_height: float = 0.0
     cutout_width: float = 0.0
+    band_brightness: tuple[float, ...] = ()
+    band_contrast: tuple[float, ...] = ()
+    dropped: tuple[int, ...] = ()
 
     def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop in a picture of this size, pixels."""
@@ -100,18 +120,18 @@ class View:
         return top, top + height, left, left + width
 
 
-def _uniforms(seed: int, epoch: int, sample: int, view: int, num: int) -> list[float]:
+def _uniforms(seed: int, epoch: int, sample: int, view: int, num: int, what: str = "") -> list[float]:
     """``num`` numbers in [0, 1): SHA-256 in counter mode, the same with any library version."""
     numbers: list[float] = []
     block = 0
     while len(numbers) < num:
-        digest = hashlib.sha256(f"{seed}/{epoch}/{sample}/{view}/{block}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}/{epoch}/{sample}/{view}/{what}{block}".encode()).digest()
         numbers += [int.from_bytes(digest[i : i + 8], "little") / 2**64 for i in range(0, 32, 8)]
         block += 1
     return [min(number, 1 - 2**-53) for number in numbers[:num]]
 
 
-def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int) -> View:
+def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int, num_bands: int = 0) -> View:
     """The numbers of one view.
 
     Each setting draws from random numbers of its own, so a change of one setting leaves those of the others alone.
@@ -122,6 +142,7 @@ def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int
         epoch: from 0.
         sample: id of the picture.
         view: which view of the picture in this epoch, from 0.
+        num_bands: of named bands, which draw further numbers of their own.
     """
     u = _uniforms(seed, epoch, sample, view, 20)
     area = config.crop_min + (config.crop_max - config.crop_min) * u[0]
@@ -133,6 +154,11 @@ def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int
     def factor(spread: float, number: float) -> float:
         return 1 + spread * (2 * number - 1) if jitter else 1.0
 
+    own = _uniforms(seed, epoch, sample, view, 3 * num_bands, "bands/") if num_bands else []
+    last = own[2 * num_bands :]
+    dropped = [band for band, number in enumerate(last) if number < config.band_dropout]
+    if len(dropped) == num_bands and dropped:  # one stays
+        dropped.remove(last.index(max(last)))
     return View(
         top=(1 - height) * u[2],
         left=(1 - width) * u[3],
@@ -151,10 +177,13 @@ def draw(config: AugmentConfig, *, seed: int, epoch: int, sample: int, view: int
         cutout_left=(1 - cut_w) * u[19] if cut_w else 0.0,
         cutout_height=cut_h,
         cutout_width=cut_w,
+        band_brightness=tuple(factor(config.band_brightness, number) for number in own[:num_bands]),
+        band_contrast=tuple(factor(config.band_contrast, number) for number in own[num_bands : 2 * num_bands]),
+        dropped=tuple(dropped),
     )
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image | NDArray[Any]) -> Tensor:
     """(3, H, W) uint8 of an RGB picture; pixels lie together in memory, which resizing prefers."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -258,17 +287,21 @@ EVAL_TRANSFORM = 2
 """Version of what ``eval_transform`` does; vectors that were kept are made again when it changes."""
 
 
-def eval_transform(image: Image.Image, image_size: int, scale: PixelScale) -> Tensor:
+def eval_transform(image: Image.Image | NDArray[Any], image_size: int, scale: PixelScale) -> Tensor:
     """The picture as the encoder sees it outside training: resized to S x S, (3, S, S) float32, normalised.
 
     The whole tile (timm's ``crop_pct=1.0, crop_mode="squash"``), although most backbones were scored on a centre crop:
     a photograph has its object in the middle, a tile has labels along its border, too, and a crop would lose them.
 
     Args:
-        image: RGB, of any size.
+        image: RGB, of any size; of bands, the (H, W, C) values of a file.
         image_size: S, side of the result, pixels.
         scale: how the encoder wants pictures resized and normalised.
     """
+    if scale.bands is not None:
+        from marc_dist.augment.band_views import band_picture  # here: it stands on this module
+
+        return band_picture(np.asarray(image), image_size, scale)
     pixels = to_tensor(image)
     if pixels.shape[1:] != (image_size, image_size):
         pixels = F.resize(pixels, [image_size, image_size], InterpolationMode(scale.interpolation), antialias=True)
@@ -291,7 +324,7 @@ class Augment:
         self.seed = seed
         self.scale = scale
 
-    def __call__(self, image: Image.Image, epoch: int, sample: int, view: int) -> Tensor:
+    def __call__(self, image: Image.Image | NDArray[Any], epoch: int, sample: int, view: int) -> Tensor:
         """One view of a decoded picture, (3, S, S) float32, normalised.
 
         Args:
@@ -302,7 +335,7 @@ class Augment:
         """
         return self.views(image, epoch, sample, [view])[0]
 
-    def views(self, image: Image.Image, epoch: int, sample: int, views: list[int]) -> list[Tensor]:
+    def views(self, image: Image.Image | NDArray[Any], epoch: int, sample: int, views: list[int]) -> list[Tensor]:
         """Several views of one decoded picture, each (3, S, S) float32, normalised.
 
         Args:
@@ -311,6 +344,13 @@ class Augment:
             sample: id of the picture.
             views: which views of the picture in this epoch, each from 0.
         """
+        num = self.scale.num_bands
+        drawn = [
+            draw(self.config, seed=self.seed, epoch=epoch, sample=sample, view=view, num_bands=num) for view in views
+        ]
+        if num:
+            from marc_dist.augment.band_views import band_view  # here: it stands on this module
+
+            return [band_view(np.asarray(image), numbers, self.image_size, self.scale) for numbers in drawn]
         pixels = to_tensor(image)
-        drawn = [draw(self.config, seed=self.seed, epoch=epoch, sample=sample, view=view) for view in views]
         return [apply(pixels, numbers, self.image_size, self.scale) for numbers in drawn]

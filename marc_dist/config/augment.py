@@ -10,6 +10,8 @@ from marc_dist.config.section import Section
 
 DROPOUT = "feature_dropout"
 """The one setting here that changes kept features, not pictures."""
+COLOURS = ("saturation", "hue", "gray")
+"""The settings that are about red, green and blue: of named bands they change nothing."""
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -28,6 +30,15 @@ class AugmentConfig(Section):
     saturation: float = Field(0.3, ge=0.0, le=1.0, description="largest relative change of saturation")
     hue: float = Field(0.05, ge=0.0, le=0.5, description="largest turn of hue, share of the colour circle")
     gray: Probability = Field(0.1, description="probability of turning a view grey")
+    band_brightness: float = Field(
+        0.1, ge=0.0, le=1.0, description="named bands: largest relative change of brightness of each band by itself"
+    )
+    band_contrast: float = Field(
+        0.1, ge=0.0, le=1.0, description="named bands: largest relative change of contrast of each band by itself"
+    )
+    band_dropout: Probability = Field(
+        0.0, description="named bands: probability of leaving each band out of a view; one always stays"
+    )
     blur: Probability = Field(0.0, description="probability of a Gaussian blur")
     feature_dropout: float = Field(
         0.1,

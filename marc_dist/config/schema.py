@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from marc_dist.config.augment import DROPOUT, AugmentConfig
+from marc_dist.config.augment import COLOURS, DROPOUT, AugmentConfig
+from marc_dist.config.bands import BandName, check_bands
 from marc_dist.config.loss import LossConfig
 from marc_dist.config.section import Section
 
-Triple = tuple[float, float, float]
 Interpolation = Literal["bilinear", "bicubic"]
 Positive = Annotated[float, Field(gt=0.0)]
 ValidationMetric = Literal["mAP", "label_mAP", "rare_mAP", "medium_mAP", "common_mAP", "nDCG@10", "P@10"]
@@ -39,11 +39,23 @@ class DataConfig(Section):
     )
     validation_seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the draw of these samples, by their keys")
     image_size: int = Field(224, ge=16, le=4096, description="side of the square given to the encoder, pixels")
-    mean: Triple | None = Field(
-        None, description="mean of red, green and blue that pixels in 0..1 are normalised by; null = the backbone's"
+    bands: tuple[BandName, ...] | None = Field(
+        None, description="which bands of the pictures, in this order: [B04, B03, B02, B08]; null = all that are named"
     )
-    std: tuple[Positive, Positive, Positive] | None = Field(
-        None, description="their standard deviation; null = the backbone's"
+    scaling: Literal["percentiles", "range", "reflectance"] = Field(
+        "percentiles",
+        description="named bands: what becomes 0 and 1: percentiles 2 and 98 of the band; data.range; or 0 and 10,000",
+    )
+    range: tuple[float, float] | None = Field(
+        None, description="data.scaling=range: the two values; null = the smallest and the largest of whole numbers"
+    )
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description="mean of red, green and blue that pixels in 0..1 are normalised by; null = the backbone's; of "
+        "named bands, of each band's scaled values; null = the training split's",
+    )
+    std: tuple[Positive, ...] | None = Field(
+        None, description="their standard deviation; null = the backbone's, of named bands the training split's"
     )
     interpolation: Interpolation | None = Field(
         None, description="how pictures are resized, antialiased; null = as the backbone was trained"
@@ -84,6 +96,11 @@ class DataConfig(Section):
         0.05, gt=0.0, le=1.0, description="share of samples below which a label's carriers are visited more often"
     )
     repeat_max: float = Field(4.0, ge=1.0, le=1000.0, description="largest repeat factor, visits of a sample an epoch")
+
+    @model_validator(mode="after")
+    def _bands_fit(self) -> DataConfig:
+        check_bands(self.bands, self.scaling, self.range)
+        return self
 
 
 class ModelConfig(Section):
@@ -297,6 +314,7 @@ class Config(Section):
             (self.data.reader == "indexed", "data", ["urls", "lanes", "shuffle"]),
             (self.data.reader == "streamed", "data", ["cache", "cache_dir"]),
             (not self.data.validation_share, "data", ["validation_seed"]),
+            (self.data.bands is not None, "augment", list(COLOURS)),
             (not self.data.validation_share, "train", ["validate_every"]),
             (self.model.freeze != "backbone", "data", ["feature_views"]),
             (self.model.freeze != "backbone", "augment", [DROPOUT]),

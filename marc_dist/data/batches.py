@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from marc_dist.augment.band_views import apply_band_batch
 from marc_dist.augment.batched import apply_batch
 from marc_dist.augment.views import PixelScale, View, draw
 from marc_dist.config import Config, DataError
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.plan import Ids
 
-Picture = NDArray[np.uint8]
+Picture = NDArray[Any]
+"""(H, W, 3) uint8; of named bands (H, W, C) of 8 or 16 bits or floats."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Batch:
     """A rank's part of one global step.
 
     Attributes:
-        images: (V * B, 3, S, S) float32, normalised; all of view 0, then all of view 1, ...; of a frozen backbone
-            (V * B, F), its features.
+        images: (V * B, C, S, S) float32, normalised, C = 3 or the number of bands; all of view 0, then all of view 1,
+            ...; of a frozen backbone (V * B, F), its features.
         labels: (B, L) bool.
         ids: (B,) int64 sample ids.
         step: number of the global step in its epoch.
@@ -70,7 +72,8 @@ class Pictures:
     """A batch before its augmentation.
 
     Attributes:
-        pixels: (N, H, W, 3) uint8, smaller pictures at the top left; None when the training device holds them all.
+        pixels: (N, H, W, C) as ``Picture``, smaller pictures at the top left; None when the training device
+            holds them all.
         sizes: (N, 2) int32, height and width; None with ``pixels``.
         rows: of the B good samples, where in ``pixels`` each lies.
         views: (V * B) what to do, in the order of ``Batch.images``.
@@ -106,23 +109,24 @@ class Stopwatch:
 
 
 def stack(pictures: Sequence[Picture], *, shared: bool = True) -> tuple[Tensor, Tensor]:
-    """Pictures of any sizes as one (N, H, W, 3) tensor, and their (N, 2) sizes.
+    """Pictures of any sizes as one (N, H, W, C) tensor, and their (N, 2) sizes.
 
     Args:
-        pictures: (H, W, 3) each.
+        pictures: (H, W, C) each, of one type.
         shared: a loader process puts them where the main process will see them.
     """
     sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32).reshape(-1, 2)
     height, width = sizes.amax(0).tolist() if len(pictures) else (1, 1)
-    shape = (len(pictures), height, width, 3)
-    pixels = _shared(shape, torch.uint8) if shared else torch.empty(shape, dtype=torch.uint8)
+    shape = (len(pictures), height, width, pictures[0].shape[2] if len(pictures) else 3)
+    kind = torch.from_numpy(np.empty(0, pictures[0].dtype)).dtype if len(pictures) else torch.uint8
+    pixels = _shared(shape, kind) if shared else torch.empty(shape, dtype=kind)
     rows = pixels.numpy()
     for row, picture in zip(rows, pictures, strict=True):
         row[: picture.shape[0], : picture.shape[1]] = picture
     return pixels, sizes
 
 
-def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[int]) -> list[View]:
+def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[int], num_bands: int = 0) -> list[View]:
     """The numbers of all views of some samples, in the order of ``Batch.images``.
 
     A function of (seed, epoch, sample, view). A sample's second visit in an epoch draws as views V to 2 V - 1.
@@ -132,10 +136,11 @@ def draw_views(config: Config, epoch: int, ids: Sequence[int], visits: Sequence[
         epoch: from 0.
         ids: of B samples.
         visits: of B, how often the epoch has used the sample before.
+        num_bands: of named bands; 0 = plain RGB.
     """
     num, seed = config.data.num_views, config.train.seed
     return [
-        draw(config.augment, seed=seed, epoch=epoch, sample=sample, view=visit * num + view)
+        draw(config.augment, seed=seed, epoch=epoch, sample=sample, view=visit * num + view, num_bands=num_bands)
         for view in range(num)
         for sample, visit in zip(ids, visits, strict=True)
     ]
@@ -195,6 +200,7 @@ def with_views(
     placed: Placed,
     bad: tuple[tuple[int, str], ...],
     watch: Stopwatch,
+    num_bands: int = 0,
 ) -> Pictures:
     """Good samples with the numbers of their views.
 
@@ -207,9 +213,10 @@ def with_views(
         placed: their pictures.
         bad: see ``Batch``.
         watch: what it took so far.
+        num_bands: see ``draw_views``.
     """
     with watch.on("augment"):
-        views = draw_views(config, where.epoch, ids.tolist(), visits.tolist())
+        views = draw_views(config, where.epoch, ids.tolist(), visits.tolist(), num_bands)
     return Pictures(
         pixels=placed.pixels,
         sizes=placed.sizes,
@@ -249,7 +256,7 @@ def augmented(
         batch: its pixels, if it has any, are used.
         image_size: S.
         scale: what the encoder expects.
-        pixels: (N, H, W, 3) uint8 to use otherwise.
+        pixels: (N, H, W, C) to use otherwise.
         sizes: (N, 2) of ``pixels``, on the CPU.
     """
     pixels = batch.pixels if pixels is None else pixels
@@ -257,10 +264,11 @@ def augmented(
     assert pixels is not None and sizes is not None, "pixels come with the batch or beside it"
     watch = Stopwatch()
     with watch.on("augment") if pixels.device.type == "cpu" else nullcontext():  # a GPU has only been told to
-        shape = (len(batch.views), 3, image_size, image_size)
+        shape = (len(batch.views), scale.num_bands or 3, image_size, image_size)
         out = _shared(shape, torch.float32) if pixels.device.type == "cpu" else None
         num_views = len(batch.views) // max(len(batch.rows), 1)
-        images = apply_batch(
+        apply = apply_band_batch if scale.bands is not None else apply_batch
+        images = apply(
             pixels.permute(0, 3, 1, 2), sizes, batch.views, image_size, scale, rows=batch.rows * num_views, out=out
         )
     return Batch(

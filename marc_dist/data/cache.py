@@ -21,6 +21,7 @@ import weakref
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.config import DataError, LaunchError, user_path
+from marc_dist.data.bands.pick import BandPick
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decoders
 from marc_dist.data.decoded.files import FORMAT, OpenedCache, crc_of, open_files, read_picture, row_bytes
@@ -68,8 +70,13 @@ class DecodedCache:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, H, W, 3) of all pictures, each as large as the largest."""
+        """(N, H, W, C) of all pictures, each as large as the largest."""
         return self._opened().shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of their values: uint8 of plain RGB, else that of the bands."""
+        return self._opened().dtype
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -86,8 +93,8 @@ class DecodedCache:
         if told is not None:
             raise DataError(told)
 
-    def picture(self, sample: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8, the caller's own.
+    def picture(self, sample: int) -> NDArray[Any]:
+        """(H, W, C), see ``batches.Picture``; the caller's own.
 
         Raises:
             DataError: the sample could not be decoded when the cache was made.
@@ -97,13 +104,13 @@ class DecodedCache:
         (row,) = self.rows(np.array([sample]))
         return self._read(row)
 
-    def block(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """(stop - start, H, W, 3) pictures by their place, see ``rows``; smaller ones at the top left.
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """(stop - start, H, W, C) pictures by their place, see ``rows``; smaller ones at the top left.
 
         Raises:
             LaunchError: see ``picture``.
         """
-        out = np.zeros((stop - start, *self.shape[1:]), dtype=np.uint8)
+        out = np.zeros((stop - start, *self.shape[1:]), dtype=self.dtype)
         for place in range(start, stop):
             picture = self._read(place)
             out[place - start, : picture.shape[0], : picture.shape[1]] = picture
@@ -114,7 +121,7 @@ class DecodedCache:
         found: list[int] = np.searchsorted(self.ids, ids).tolist()
         return found
 
-    def _read(self, row: int) -> NDArray[np.uint8]:
+    def _read(self, row: int) -> NDArray[Any]:
         """A picture, once its checksum was found right."""
         cache = self._opened()
         try:
@@ -154,20 +161,27 @@ def cache_root(given: str | None) -> Path:
     return root
 
 
-def why_not(dataset: Dataset, ids: Ids, root: Path) -> str | None:
+def why_not(dataset: Dataset, ids: Ids, root: Path, pick: BandPick | None = None) -> str | None:
     """Why the decoded pictures of a split do not fit into the free memory or disk, or None.
 
     Args:
         dataset: knows the pictures' sizes.
         ids: samples of the split, at least one; each takes as much room as the greatest height and width among them.
         root: folder of caches; need not exist.
+        pick: the bands that are kept; None = red, green and blue of 8 bits.
     """
-    need = len(ids) * int(dataset.height[ids].max()) * int(dataset.width[ids].max()) * 3
+    channels, kind = _values(pick)
+    need = len(ids) * int(dataset.height[ids].max()) * int(dataset.width[ids].max()) * channels * kind.itemsize
     rooms = {"memory": free_memory(), "disk": shutil.disk_usage(_existing(root)).free}
     for name, free in rooms.items():
         if free is not None and need > SHARE * free:
             return f"they take {need / 1e9:.1f} GB, and {SHARE:.0%} of the free {name} is {SHARE * free / 1e9:.1f} GB"
     return None
+
+
+def _values(pick: BandPick | None) -> tuple[int, np.dtype[Any]]:
+    """Numbers of a pixel, and their type."""
+    return (3, np.dtype(np.uint8)) if pick is None else (len(pick.names), np.dtype(pick.dtype))
 
 
 def _existing(path: Path) -> Path:
@@ -189,7 +203,7 @@ def open_cache(
         dataset: an opened shard folder.
         split: whose pictures.
         root: folder of caches.
-        reader: of the data set.
+        reader: of the data set; says which bands.
         skip: note pictures that cannot be decoded and go on.
         tick: called now and then while it is made or waited for.
 
@@ -202,12 +216,12 @@ def open_cache(
         time.sleep(POLL_S)
 
     ids = dataset.rows(split)
-    made_by = hashlib.sha256(repr(decoders()).encode()).hexdigest()
+    made_by = hashlib.sha256(repr(_made_by(reader.pick)).encode()).hexdigest()
     folder = root / f"{dataset.fingerprint[:24]}-{split}-{made_by[:8]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock"), wait):
-            if not _is_whole(folder, dataset, ids, skip):
+            if not _is_whole(folder, dataset, ids, skip, reader.pick):
                 _build(dataset, ids, folder, reader, skip, tick)
     except OSError as error:
         raise DataError(
@@ -216,7 +230,14 @@ def open_cache(
     return DecodedCache(folder, ids, dataset)
 
 
-def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
+def _made_by(pick: BandPick | None) -> tuple[Any, ...]:
+    """What the pixels depend on besides the files: the decoders; of bands, also which ones and what fills gaps."""
+    if pick is None:
+        return decoders()
+    return "rasterio", version("rasterio"), pick.indexes, pick.nodata, pick.fill
+
+
+def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool, pick: BandPick | None) -> bool:
     """Whether a finished cache of these pictures lies there; the pixels are checked when they are read."""
     try:
         cache = open_files(folder)
@@ -225,7 +246,10 @@ def _is_whole(folder: Path, dataset: Dataset, ids: Ids, skip: bool) -> bool:
     os.close(cache.file)
     meta = json.loads((folder / "cache.json").read_bytes())["cache"]
     most = (int(dataset.height[ids].max()), int(dataset.width[ids].max()))
-    if cache.shape != (len(ids), *most, 3) or meta["fingerprint"] != dataset.fingerprint:
+    channels, kind = _values(pick)
+    if (cache.shape, cache.dtype) != ((len(ids), *most, channels), kind):
+        return False
+    if meta["fingerprint"] != dataset.fingerprint:
         return False
     size = (folder / "pixels.npy").stat().st_size
     return size == cache.start + len(ids) * row_bytes(cache) and (skip or not cache.errors)
@@ -237,10 +261,12 @@ def _build(
     for old in (folder, *folder.parent.glob(f"{folder.name}.new-*")):  # of a process that was killed, or other bytes
         shutil.rmtree(old, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
-    shape = (len(ids), int(dataset.height[ids].max()), int(dataset.width[ids].max()), 3)
+    channels, kind = _values(reader.pick)
+    shape = (len(ids), int(dataset.height[ids].max()), int(dataset.width[ids].max()), channels)
+    size = shape[1] * shape[2] * shape[3] * kind.itemsize
     file = (temporary / "pixels.npy").open("wb")
     try:
-        np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_2_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
         file.flush()
         start = file.tell()
         sizes, sums = np.zeros((len(ids), 2), dtype="<i4"), np.zeros(len(ids), dtype="<u4")
@@ -262,10 +288,10 @@ def _build(
                 errors[str(ids[row])] = str(error)
                 return
             sizes[row] = picture.shape[:2]
-            wide = np.zeros((picture.shape[0], *shape[2:]), dtype=np.uint8)
+            wide = np.zeros((picture.shape[0], *shape[2:]), dtype=kind)
             wide[:, : picture.shape[1]] = picture
             sums[row] = zlib.crc32(wide.data)
-            _write(file.fileno(), wide.data.cast("B"), start + row * shape[1] * shape[2] * shape[3])
+            _write(file.fileno(), wide.data.cast("B"), start + row * size)
 
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow decodes outside Python's lock
         try:
@@ -274,7 +300,7 @@ def _build(
         finally:
             pool.shutdown(cancel_futures=True)
             pictures.close()
-        os.truncate(file.fileno(), start + len(ids) * shape[1] * shape[2] * shape[3])  # smaller pictures leave room
+        os.truncate(file.fileno(), start + len(ids) * size)  # smaller pictures leave room
         os.fsync(file.fileno())
         table = sizes.tobytes() + sums.tobytes()
         write_atomic(temporary / "table.bin", table)
@@ -282,8 +308,9 @@ def _build(
         meta = {
             "format": FORMAT,
             "fingerprint": dataset.fingerprint,
-            "decoders": decoders(),
+            "decoders": _made_by(reader.pick),
             "shape": shape[:3],
+            **({} if reader.pick is None else {"channels": channels, "dtype": kind.name}),
             "start": start,
             "table_crc32": zlib.crc32(table),
             "places_sha256": hashlib.sha256(places).hexdigest(),

@@ -6,7 +6,7 @@ import functools
 import io
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
@@ -20,6 +20,7 @@ MAX_BYTES = 1 << 30  # of a file that ``read_any`` takes
 MAX_ANY_PIXELS = 178_000_000  # Pillow takes no more
 MEASURED_PIXELS = 4_000_000
 ORIENTATION = 274  # of EXIF
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ROWS = 8
 """Of a reduced PNG."""
 STRETCH = (2.0, 98.0)
@@ -90,7 +91,8 @@ def examine(data: bytes, place: str, max_pixels: int = MAX_PIXELS, *, reduced: b
                     got = f"16 bits a channel ({image.mode})" if _is_deep(image) else f"mode {image.mode}"
                     raise DataError(
                         f"{place}: expected 8-bit RGB or grey, got {got}; "
-                        "convert it first, for example with Pillow's image.convert or GDAL's gdal_translate -ot Byte"
+                        "convert it first, for example with Pillow's image.convert or GDAL's gdal_translate -ot Byte; "
+                        "or keep a TIFF as it is: name its bands in the recipe (`bands:`)"
                     )
                 if reduced:
                     image.draft(None, (1, 1))  # None keeps the mode; only JPEG heeds it
@@ -102,7 +104,8 @@ def examine(data: bytes, place: str, max_pixels: int = MAX_PIXELS, *, reduced: b
     except DataError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes)") from None
+        hint = "; a TIFF of several bands? name them in the recipe (`bands:`)" if data[:4] in TIFF else ""
+        raise DataError(f"{place}: not a picture that can be read ({len(data)} bytes){hint}") from None
     except Exception as error:  # Pillow's decoders raise whatever comes up: struct.error, KeyError, ...
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__}); fetch it again") from None
 
@@ -120,11 +123,15 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 class Query(NamedTuple):
-    """Anybody's picture as RGB, the width and height that it had, and what was done to it, empty when nothing."""
+    """Anybody's picture as RGB, the width and height that it had, and what was done to it, empty when nothing.
+
+    ``values``: of an encoder of bands, (H, W, C) of the file; then ``image`` is only what people look at.
+    """
 
     image: Image.Image
     size: tuple[int, int]
     remark: str
+    values: Any = None
 
 
 def decode_any(data: bytes, place: str, side: int) -> Query:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ class BatchAugmenter:
             self._cache = cache
             return
         num, *shape = cache.shape
-        size, free = num * math.prod(shape), torch.cuda.mem_get_info(self.device)[0]
+        size, free = num * math.prod(shape) * cache.dtype.itemsize, torch.cuda.mem_get_info(self.device)[0]
         if size > SHARE * free:
             self.wants = "pixels"
             self.note += (
@@ -79,7 +80,8 @@ class BatchAugmenter:
                 f"{SHARE:.0%} of the GPU's free memory is {SHARE * free / 1e9:.1f} GB"
             )
             return
-        pixels = torch.empty((num, *shape), dtype=torch.uint8, device=self.device)
+        kind = torch.from_numpy(np.empty(0, cache.dtype)).dtype
+        pixels = torch.empty((num, *shape), dtype=kind, device=self.device)
         for start in range(0, num, PART):
             pixels[start : start + PART] = torch.from_numpy(cache.block(start, min(start + PART, num))).to(self.device)
             tick()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marc_dist.augment.views import Augment, PixelScale, eval_transform
 from marc_dist.config import AugmentConfig, Config
+from marc_dist.data.bands.pick import band_notes, pick_for
 from marc_dist.data.batches import (
     Batch,
     Picture,
@@ -30,12 +31,11 @@ from marc_dist.data.batches import (
 )
 from marc_dist.data.cache import DecodedCache, cache_root, open_cache, why_not
 from marc_dist.data.dataset import Dataset
-from marc_dist.data.decode import decode_rgb
 from marc_dist.data.device_augment import BatchAugmenter
 from marc_dist.data.epoch_order import EpochOrder
 from marc_dist.data.loader_pool import Pool, Tasks
 from marc_dist.data.plan import Ids, global_batch_ids, num_steps, rank_part
-from marc_dist.data.reader import IndexedReader
+from marc_dist.data.reader import IndexedReader, decoded
 
 
 class _TrainTasks(Tasks):
@@ -67,7 +67,10 @@ class _TrainTasks(Tasks):
     ) -> None:
         self.scale = scale
         self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
-        self.reader = IndexedReader(dataset, verify_crc=config.data.verify_crc, retries=config.data.retries)
+        self.pick = pick_for(dataset, scale.bands)
+        self.reader = IndexedReader(
+            dataset, verify_crc=config.data.verify_crc, retries=config.data.retries, pick=self.pick
+        )
         self.cache: DecodedCache | None = None
         self.note = "data.cache=none: every picture is decoded each time"
         if config.data.cache == "auto":
@@ -76,7 +79,7 @@ class _TrainTasks(Tasks):
     def _open_cache(self, tick: Callable[[], None]) -> None:
         data = self.config.data
         root = cache_root(data.cache_dir)
-        reason = why_not(self.dataset, self.dataset.rows(data.train_split), root)
+        reason = why_not(self.dataset, self.dataset.rows(data.train_split), root, self.pick)
         if reason is not None:
             self.note = f"decoded pictures are not kept, {reason}; every picture is decoded each time"
             return
@@ -97,7 +100,8 @@ class _TrainTasks(Tasks):
             with watch.on("decode"):
                 placed = Placed(*stack(pictures, shared=self.gives == "pixels"), list(range(len(good))))
         where = Where(epoch, step, num)
-        batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch)
+        num = self.scale.num_bands
+        batch = with_views(self.config, self.dataset, where, ids, visits, placed, bad, watch, num)
         return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
 
     def _read_with(self, ids: Ids, watch: Stopwatch) -> Callable[[int], Picture]:
@@ -116,7 +120,7 @@ class _TrainTasks(Tasks):
         with watch.on("read"):
             data = self.reader.read(sample)
         with watch.on("decode"):
-            return np.asarray(decode_rgb(data, self.dataset.place(sample)))
+            return decoded(data, self.dataset.place(sample), self.pick)
 
 
 def _nothing_of(cache: DecodedCache) -> Callable[[int], Picture]:
@@ -179,7 +183,7 @@ class TrainLoader:
         tasks = _TrainTasks(dataset, config, rank, world, scale, tick)
         self._finisher = BatchAugmenter(config, device or torch.device("cpu"), tasks.cache, tick, scale)
         tasks.gives = self._finisher.wants
-        self.notes = [tasks.note, self._finisher.note]
+        self.notes = [*band_notes(config, scale), tasks.note, self._finisher.note]
         self.steps_per_epoch = num_steps(self._order.length(), config.train.global_batch)
         self._pool: Pool[Batch | Pictures] = Pool(tasks, config.data.num_workers)
         self._batches: Iterator[Batch] = iter(())
@@ -214,7 +218,7 @@ class _EvalTasks(Tasks):
     ) -> None:
         self.scale = scale
         self.ids, self.image_size, self.batch, self.view = ids, image_size, batch, view
-        self.reader = IndexedReader(dataset, verify_crc=verify_crc)
+        self.reader = IndexedReader(dataset, verify_crc=verify_crc, pick=pick_for(dataset, scale.bands))
 
     def build(self, *task: int) -> tuple[Tensor, Tensor]:
         ids = self.ids[task[0] * self.batch : (task[0] + 1) * self.batch]
@@ -228,7 +232,7 @@ class _EvalTasks(Tasks):
         return torch.stack(images), torch.from_numpy(ids.copy())
 
     def _image(self, sample: int) -> Tensor:
-        picture = self.reader.image(sample)
+        picture = self.reader.picture(sample) if self.scale.bands is not None else self.reader.image(sample)
         if self.view is None:
             return eval_transform(picture, self.image_size, self.scale)
         augment = Augment(self.view.augment, self.image_size, 0, self.scale)
@@ -265,7 +269,7 @@ def iter_eval(
         view: which augmented view; None = the pictures as they are.
 
     Yields:
-        (B, 3, S, S) float32 normalised, and their (B,) ids.
+        (B, C, S, S) float32 normalised, C = 3 or the number of bands, and their (B,) ids.
     """
     tasks = _EvalTasks(dataset, ids, image_size, scale, batch, verify_crc, view)
     pool: Pool[tuple[Tensor, Tensor]] = Pool(tasks, num_workers)

@@ -20,13 +20,30 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from marc_dist.config import DataError
+from marc_dist.data.bands.pick import BandPick, bands_of
+from marc_dist.data.bands.preview import preview
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import decode_rgb
 
 FIRST_WAIT_S = 0.1
+
+
+def decoded(data: bytes, place: str, pick: BandPick | None) -> NDArray[Any]:
+    """A picture's values: (H, W, 3) uint8, or the bands of ``pick``, (H, W, C).
+
+    Args:
+        data: a file's content.
+        place: what to call it in a message.
+        pick: which bands; None = red, green and blue of 8 bits.
+
+    Raises:
+        DataError: bytes that are not such a picture.
+    """
+    return np.asarray(decode_rgb(data, place)) if pick is None else pick(data, place)
 
 
 class IndexedReader:
@@ -36,10 +53,14 @@ class IndexedReader:
         dataset: an opened shard folder.
         verify_crc: check every image's CRC-32.
         retries: further tries of a read that failed, with waits of 0.1, 0.2, 0.4, ... seconds.
+        pick: the bands that ``picture`` gives; None = red, green and blue of 8 bits.
     """
 
-    def __init__(self, dataset: Dataset, *, verify_crc: bool = True, retries: int = 3) -> None:
+    def __init__(
+        self, dataset: Dataset, *, verify_crc: bool = True, retries: int = 3, pick: BandPick | None = None
+    ) -> None:
         self.dataset = dataset
+        self.pick = pick
         self.verify_crc = verify_crc
         self.retries = retries
         self._files: dict[int, int] = {}
@@ -102,13 +123,27 @@ class IndexedReader:
             )
         return content
 
+    def picture(self, sample: int) -> NDArray[Any]:
+        """The decoded picture, (H, W, 3) uint8; or with the bands of ``pick``, (H, W, C) of their type.
+
+        Raises:
+            DataError: see ``image``.
+        """
+        return decoded(self.read(sample), self.dataset.place(sample), self.pick)
+
     def image(self, sample: int) -> Image.Image:
-        """The decoded picture, RGB.
+        """The decoded picture, RGB; one with bands as people look at it.
 
         Raises:
             DataError: see ``read``; also bytes that are not a picture of a supported kind.
         """
-        return decode_rgb(self.read(sample), self.dataset.place(sample))
+        data, place = self.read(sample), self.dataset.place(sample)
+        names, _, nodata = bands_of(self.dataset)
+        if not names:
+            return decode_rgb(data, place)
+        statistics = self.dataset.meta["bands"].get("statistics")
+        planes = BandPick.all_of(self.dataset)(data, place).transpose(2, 0, 1)
+        return preview(planes, names, nodata, statistics if isinstance(statistics, dict) else {})
 
     def close(self) -> None:
         """Close what this process has opened."""

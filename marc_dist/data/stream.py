@@ -25,6 +25,7 @@ import torch
 
 from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config, DataError
+from marc_dist.data.bands.pick import band_notes, pick_for
 from marc_dist.data.batches import (
     Batch,
     Picture,
@@ -39,11 +40,10 @@ from marc_dist.data.batches import (
     with_views,
 )
 from marc_dist.data.dataset import Dataset
-from marc_dist.data.decode import decode_rgb
 from marc_dist.data.device_augment import BatchAugmenter
 from marc_dist.data.loader_pool import Pool, Tasks
 from marc_dist.data.plan import Ids, rank_part
-from marc_dist.data.reader import FIRST_WAIT_S
+from marc_dist.data.reader import FIRST_WAIT_S, decoded
 from marc_dist.data.remote import TarStream, printable_url, shard_urls
 from marc_dist.data.stream_order import Lanes, alike, pair_rate
 
@@ -207,6 +207,7 @@ class StreamTasks(Tasks):
     def __init__(self, dataset: Dataset, config: Config, lanes: Lanes, own: Ids, parts: int, scale: PixelScale) -> None:
         self.scale = scale
         self.dataset, self.config, self.lanes, self.own, self.parts = dataset, config, lanes, own, parts
+        self.pick = pick_for(dataset, scale.bands)
         urls = shard_urls(config, dataset, list(lanes.samples))
         shards = {shard: StreamedShard(urls[shard], ids) for shard, ids in lanes.samples.items()}
         self.stream = Stream(dataset, config, shards)
@@ -232,14 +233,15 @@ class StreamTasks(Tasks):
             if item.fault is not None:
                 raise DataError(item.fault)
             with watch.on("decode"):
-                return np.asarray(decode_rgb(item.data, self.dataset.place(sample)))
+                return decoded(item.data, self.dataset.place(sample), self.pick)
 
         pictures, good, bad = try_each(self.config, ids, read)
         with watch.on("decode"):
             placed = Placed(*stack(pictures), list(range(len(good))))
         where = Where(epoch, step, self.lanes.step_size(epoch, step))
         ids = ids[good]
-        batch = with_views(self.config, self.dataset, where, ids, np.zeros_like(ids), placed, bad, watch)
+        num = self.scale.num_bands
+        batch = with_views(self.config, self.dataset, where, ids, np.zeros_like(ids), placed, bad, watch, num)
         return augmented(batch, self.config.data.image_size, self.scale) if self.gives == "images" else batch
 
     def _take(self, lane: int, epoch: int, step: int) -> list[Arrived]:
@@ -315,6 +317,7 @@ class StreamLoader:
             "not kept when streamed: a run that goes on reads the start of its epoch again"
             + (f"; {world - lanes.num} of {world} ranks have no lane and stay idle" * (world > lanes.num)),
             self._finisher.note,
+            *band_notes(config, scale),
         ]
         if rank == 0:
             self.notes.insert(1, self._quality(lanes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from marc_dist.augment.bands import read_band_scale
 from marc_dist.augment.views import IMAGENET, PixelScale
 from marc_dist.config import Config, DataError, LaunchError, MarcError, ModelConfig, build, first_line, user_path
 from marc_dist.encoder.model import Encoder, Head
@@ -20,7 +20,8 @@ from marc_dist.files import read_json, set_member, write_set
 from marc_dist.torch_imports import load_timm
 
 FORMAT = 2
-"""Of format 1, ``mean`` and ``std`` are there and true, but every picture was resized bilinearly."""
+"""Of format 1, ``mean`` and ``std`` are there and true, but every picture was resized bilinearly. One more, where the
+encoder takes named bands, so that an older version, which would take them for colours, refuses it."""
 BACKBONE, HEAD, INFO = "encoder.safetensors", "head.safetensors", "encoder.json"
 MODEL = ("backbone", "head_hidden", "head_dim")
 KINDS = {
@@ -55,8 +56,9 @@ def save_encoder(encoder: Encoder, config: Config, extra: dict[str, Any], scale:
     from safetensors.torch import save
 
     run_dir = Path(config.train.run_dir)
+    scale = scale or resolve_scale(config)
     info = {
-        "format": FORMAT,
+        "format": FORMAT if scale.bands is None else FORMAT + 1,
         "backbone": encoder.name,
         "create": encoder.create,
         "num_features": encoder.num_features,
@@ -64,7 +66,7 @@ def save_encoder(encoder: Encoder, config: Config, extra: dict[str, Any], scale:
         "head_dim": config.model.head_dim,
         "freeze": config.model.freeze if encoder.frozen_parts else "none",
         "image_size": config.data.image_size,
-        **asdict(scale or resolve_scale(config)),
+        **scale.facts(),
         **WHOLE,
         "weights": encoder.origin,
         "seed": config.train.seed,
@@ -108,20 +110,22 @@ def _same(written: Tensor, read: Tensor) -> bool:
 def pixel_scale(info: dict[str, Any]) -> PixelScale:
     """What an exported encoder expects of pixels, from its ``encoder.json``."""
     mean, std = tuple(info["mean"]), tuple(info["std"])
-    return PixelScale(mean, std, info.get("interpolation", IMAGENET.interpolation))
+    bands = read_band_scale(info["bands"]) if "bands" in info else None
+    return PixelScale(mean, std, info.get("interpolation", IMAGENET.interpolation), bands)
 
 
 def _check_info(file: Path, info: Any) -> None:
     """Whether ``encoder.json`` says what is needed, and nothing that would make timm load something else."""
-    if not isinstance(info, dict) or info.get("format") not in range(1, FORMAT + 1):
+    known = range(FORMAT + 1, FORMAT + 2) if isinstance(info, dict) and "bands" in info else range(1, FORMAT + 1)
+    if not isinstance(info, dict) or info.get("format") not in known:
         got = info.get("format") if isinstance(info, dict) else type(info).__name__
-        raise DataError(f"{file}: expected format 1 to {FORMAT}, got {got!r:.60}")
+        raise DataError(f"{file}: expected format {' to '.join(map(str, known))}, got {got!r:.60}")
     for key, kind in KINDS.items():
         if type(info.get(key)) is not kind:
             raise DataError(f"{file}: {key}: expected {kind.__name__}, got {info.get(key)!r:.60}; export the run again")
     if not (0 < info["num_features"] < 1 << 20 and 16 <= info["image_size"] <= 4096):
         raise DataError(f"{file}: num_features or image_size: out of range; export the run again")
-    fits = {"num_classes": 0, "dynamic_img_size": True, "img_size": info["image_size"]}
+    fits = {"num_classes": 0, "dynamic_img_size": True, "img_size": info["image_size"], "in_chans": len(info["mean"])}
     if not sound_options(info["create"]) or any(fits[key] != info["create"].get(key, fits[key]) for key in fits):
         raise DataError(f"{file}: create: expected options of {fits}, got {info['create']!r:.100}")
     _check_pixels(file, info)
@@ -131,10 +135,18 @@ def _check_info(file: Path, info: Any) -> None:
 
 
 def _check_pixels(file: Path, info: dict[str, Any]) -> None:
+    num = 3
+    if "bands" in info:
+        try:
+            num = len(read_band_scale(info["bands"]).names)
+        except ValueError as error:
+            raise DataError(f"{file}: bands: {error}; export the run again") from None
+    if num != info["create"].get("in_chans", 3):
+        raise DataError(f"{file}: create: in_chans: expected {num}, one a band; export the run again")
     for key, least in (("mean", -1e3), ("std", 1e-6)):
         numbers = [value for value in info[key] if type(value) in (int, float) and least <= value <= 1e3]
-        if len(numbers) != 3 or len(info[key]) != 3:
-            raise DataError(f"{file}: {key}: expected 3 numbers, got {info[key]!r:.60}; export the run again")
+        if len(numbers) != num or len(info[key]) != num:
+            raise DataError(f"{file}: {key}: expected {num} numbers, got {info[key]!r:.60}; export the run again")
     if info["format"] == 1:
         return
     known = {"interpolation": ("bilinear", "bicubic"), **{key: (value,) for key, value in WHOLE.items()}}
@@ -189,7 +201,12 @@ def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     if {key: value.shape for key, value in head.items()} != {key: value.shape for key, value in head_state.items()}:
         raise DataError(f"{folder}: head.safetensors does not fit encoder.json; export the run again")
     try:
-        if set(info["create"]) - {"num_classes", "dynamic_img_size", "img_size"}:  # of a hub's: shapes first
+        if set(info["create"]) - {
+            "num_classes",
+            "dynamic_img_size",
+            "img_size",
+            "in_chans",
+        }:  # of a hub's: shapes first
             with torch.device("meta"):
                 shapes = timm.create_model(model.backbone, **info["create"]).state_dict()
             if any(key not in backbone_state or backbone_state[key].shape != x.shape for key, x in shapes.items()):

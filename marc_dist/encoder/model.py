@@ -75,6 +75,8 @@ class Head(nn.Sequential):
 class Encoder(nn.Module):
     """images -> (features of the backbone, projection that the loss sees); neither is normalised.
 
+    Images have C channels: 3 colours, or the bands that ``encoder.json`` names.
+
     A rank without rows still takes part: it runs one blank image through the network as a listener (no statistics, no
     gradient), so that every collective inside is met whatever the backbone does with empty tensors.
 
@@ -121,14 +123,14 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) normalised pixels -> (B, num_features), (B, head_dim); B may be zero."""
+        """(B, C, S, S) normalised pixels -> (B, num_features), (B, head_dim); B may be zero."""
         if images.shape[0] == 0:
             return self._listen(images)
         features = self._extract(images)
         return features, self.head(self.drop(features))
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, num_features) of the backbone; outside of training.
+        """(B, C, S, S) normalised pixels -> (B, num_features) of the backbone; outside of training.
 
         Channels last: convolutions run fastest so, on CPUs and GPUs.
         """
@@ -238,7 +240,7 @@ class Learner(nn.Module):
         return {"prototypes"}
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, S, S) pixels, or (B, F) features -> (B, head_dim) projection, and the (L, head_dim) prototypes."""
+        """(B, C, S, S) pixels, or (B, F) features -> (B, head_dim) projection, and the (L, head_dim) prototypes."""
         projection: Tensor = self.encoder.head(inputs) if self.on_features else self.encoder(inputs)[1]
         return projection, None if self.prototypes is None else self.prototypes.clone()
 
@@ -269,12 +271,14 @@ def freeze(backbone: nn.Module, what: str | Sequence[str]) -> list[str]:
 
 
 def _create(
-    weights: Published, image_size: int | None, source: WeightsSource | None, drop_path: float | None
+    weights: Published, image_size: int | None, source: WeightsSource | None, drop_path: float | None, in_chans: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A headless timm model that takes ``image_size``, and the options that made it, save stochastic depth.
 
     Models of fixed input size (ViT, Swin) are asked to adapt while they keep the published shapes of their weights,
-    else to be built for the size. Stochastic depth has no weights: who reads the result needs no such option.
+    else to be built for the size. Stochastic depth has no weights: who reads the result needs no such option. Of other
+    than 3 channels, timm adapts the first layer's published weights: repeated over the channels and scaled, so that
+    equal channels give what equal colours gave.
     """
     timm = load_timm()
 
@@ -288,8 +292,9 @@ def _create(
     if source is not None and not source.package:
         refuse_code(source.path)
         loading = {"pretrained": True, "pretrained_cfg": {**weights.cfg, "file": str(source.path)}}
+    channels = {} if in_chans == 3 else {"in_chans": in_chans}
     for option in options:
-        create = {**weights.options, "num_classes": 0, **option}
+        create = {**weights.options, "num_classes": 0, **option, **channels}
         try:
             return timm.create_model(weights.name, **loading, **{**create, **depth}), create
         except TypeError as error:  # this architecture does not know the option
@@ -314,7 +319,11 @@ def _no_stochastic_depth(drop_path: float | None, name: str) -> ConfigError:
 
 
 def build_encoder(
-    config: ModelConfig, seed: int, image_size: int | None = None, tick: Callable[[], None] = lambda: None
+    config: ModelConfig,
+    seed: int,
+    image_size: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+    in_chans: int = 3,
 ) -> Encoder:
     """The encoder before training; equal settings and seed give equal weights anywhere.
 
@@ -325,6 +334,7 @@ def build_encoder(
         seed: of the random weights; the process's own generator is left untouched.
         image_size: side of the images, pixels; needed by backbones of fixed input size.
         tick: called now and then while published weights arrive, on every rank.
+        in_chans: C, channels of a picture.
 
     Raises:
         ConfigError: unknown backbone, weights that do not fit or are not at hand.
@@ -337,7 +347,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drop_path = None if config.head_only else config.drop_path
-        backbone, create = _create(weights, image_size, source, drop_path)
+        backbone, create = _create(weights, image_size, source, drop_path, in_chans)
         width = int(getattr(backbone, "head_hidden_size", None) or cast(int, backbone.num_features))
         encoder = Encoder(backbone, width, config, create)
     if drop_path and not any(isinstance(module, KeyedDrop) for module in backbone.modules()):
@@ -347,6 +357,8 @@ def build_encoder(
         encoder.origin = load_backbone(backbone, user_path(config.weights))
     elif source is not None:
         encoder.origin = source.words
+        if in_chans != 3:
+            encoder.origin += f", first layer adapted to {in_chans} bands as timm does"
         if source.package:
             fill_from_package(backbone, source.path)
         refuse_broken_weights(backbone.state_dict(), f"model.pretrained: {source.path}")

@@ -14,6 +14,8 @@ from typing import Any
 from marc_dist.augment.views import IMAGENET, PixelScale
 from marc_dist.config import Config, ConfigError, DataConfig, ModelConfig
 from marc_dist.config.suggest import suggestion
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.encoder.band_scale import band_scale
 from marc_dist.encoder.hub import NotAtHand, hub_file
 from marc_dist.torch_imports import load_timm
 
@@ -169,8 +171,8 @@ def scale_of(data: DataConfig, cfg: dict[str, Any], place: str) -> PixelScale:
         )
     how = data.interpolation or cfg.get("interpolation", IMAGENET.interpolation)
     return PixelScale(
-        (float(mean[0]), float(mean[1]), float(mean[2])),
-        (float(std[0]), float(std[1]), float(std[2])),
+        tuple(map(float, mean)),
+        tuple(map(float, std)),
         "bilinear" if how == "bilinear" else "bicubic",
     )
 
@@ -181,12 +183,26 @@ def _numbers(value: Any) -> tuple[float, ...]:
     return tuple(listed) if all(isinstance(one, int | float) for one in listed) else ()
 
 
-def resolve_scale(config: Config) -> PixelScale:
-    """What the run's encoder expects of pixels: its backbone's published settings, or what ``data`` says instead.
+def resolve_scale(config: Config, dataset: Dataset | None = None) -> PixelScale:
+    """What the run's encoder expects of pixels: its backbone's published settings, or what ``data`` says instead; of
+    named bands, what the training split is like.
+
+    Args:
+        config: the run's settings.
+        dataset: what it is trained on; None = ``data.dir`` if the settings name bands, else plain RGB pictures.
 
     timm's ``crop_pct`` is not followed; ``augment.views.eval_transform`` says why.
 
     Raises:
-        ConfigError: see ``published`` and ``scale_of``.
+        ConfigError: see ``published``, ``scale_of`` and ``band_scale``.
+        DataError: see ``band_scale``.
     """
-    return scale_of(config.data, published(config.model).cfg, config.model.backbone)
+    cfg = published(config.model).cfg
+    if dataset is None and config.data.bands is not None:
+        dataset = open_dataset(config.data.dir, shards=config.data.reader == "indexed")
+    if dataset is not None:
+        how = config.data.interpolation or cfg.get("interpolation", IMAGENET.interpolation)
+        own = band_scale(config.data, dataset, "bilinear" if how == "bilinear" else "bicubic")
+        if own is not None:
+            return own
+    return scale_of(config.data, cfg, config.model.backbone)

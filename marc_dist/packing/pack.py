@@ -18,6 +18,8 @@ import numpy as np
 
 from marc_dist.config import DataError
 from marc_dist.packing import shard_records
+from marc_dist.packing.bands.measure import band_facts, values_hash
+from marc_dist.packing.bands.plan import band_rule
 from marc_dist.packing.compact import Compact
 from marc_dist.packing.layout import Pairs, cut, plan_entries
 from marc_dist.packing.manifest import ShardPlan, describe
@@ -68,13 +70,14 @@ def pack(
     with publication(out, force, shard_records.sweep if resume else None) as folder:
         left = shard_records.left_over(folder)
         _room(source, out, sum(left.values()))
+        demands = demands_of(source)
         tasks = [
-            _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands_of(source))
+            _ShardTask(folder / f"{split}-{number:06d}.tar", split, pairs, places, demands)
             for split, pairs in plan.items()
             for number, places in enumerate(cut(pairs, samples_per_shard, shard_mb))
         ]
         kept = _write_shards(tasks, left, workers, progress)
-        conclude(source, plan, _by_split(tasks), folder, to_png=to_png)
+        conclude(source, plan, _by_split(tasks), folder, to_png=to_png, workers=workers)
     return kept
 
 
@@ -119,11 +122,18 @@ def demands_of(source: Source) -> Demands:
     return Demands(
         source.recipe.expect.image_size if strict else None,
         source.recipe.policies.bands == "stop" and "bands" not in source.allow,
+        band_rule(source.recipe, source.samples[0].file) if source.recipe.bands else None,
     )
 
 
 def conclude(
-    source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[WrittenShard]], folder: Path, *, to_png: bool
+    source: Source,
+    plan: ShardPlan,
+    shards: Mapping[str, Sequence[WrittenShard]],
+    folder: Path,
+    *,
+    to_png: bool,
+    workers: int = 1,
 ) -> None:
     """Look at all samples together, and write what stands beside the shards.
 
@@ -133,6 +143,7 @@ def conclude(
         shards: split -> all of its shards in order.
         folder: where they lie.
         to_png: see ``pack``.
+        workers: processes.
 
     Raises:
         DataError: equal pictures in two splits, and the recipe does not let that pass.
@@ -142,7 +153,9 @@ def conclude(
     )
     _remarks(source, (row for written in shards.values() for shard in written for row in shard.rows))
     _duplicates(source, plan, shards, folder)
-    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png, "drawn": source.drawn})
+    named = demands_of(source).named
+    bands = None if named is None else band_facts(named, shards, folder, workers)
+    describe(source, plan, shards, folder, {**source.asked, "to_png": to_png, "drawn": source.drawn}, bands)
     shard_records.forget(folder)
 
 
@@ -196,7 +209,8 @@ def _by_split(tasks: Iterable[_ShardTask]) -> dict[str, list[WrittenShard]]:
 
 def _room(source: Source, out: Path, have: int) -> None:
     """Refuse before the first byte when the disk cannot hold the pictures as they are, ``have`` bytes being there."""
-    need = sum(sample.file.stat().st_size + 2048 for sample in source.samples) - have
+    num = max(len(source.recipe.bands), 1) if source.recipe.band_files else 1
+    need = sum(num * sample.file.stat().st_size + 2048 for sample in source.samples) - have
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise DataError(f"{out}: needs about {need / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free")
@@ -255,6 +269,8 @@ def _remarks(source: Source, rows: Iterable[Location]) -> None:
         "turned": "pictures turned as their EXIF note says",
         "band dropped": "pictures whose fourth band was dropped",
         "opaque band dropped": "pictures whose fourth band says nothing; it was dropped",
+        "no values": "pictures that hold no values at all, only nodata or NaN",
+        "a band without values": "pictures of which a band holds no values, only nodata or NaN",
     }
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -284,7 +300,8 @@ def _duplicates(source: Source, plan: ShardPlan, shards: Mapping[str, Sequence[W
             continue
         with (folder / name).open("rb") as file:
             file.seek(row.offset)
-            whole = pixels(file.read(row.size), row.key)
+            data = file.read(row.size)
+            whole = values_hash(data, row.key) if source.recipe.bands else pixels(data, row.key)
         other = seen.setdefault(whole, (split, row.key))
         if other[0] != split:
             faults.append(f"{other[1]} ({other[0]}) = {row.key} ({split})")

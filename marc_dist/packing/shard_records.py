@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ KINDS = {"plan": str, "name": str, "rows": list, "size": int, "sha256": str}  # 
 def plan_digest(entries: Sequence[Entry], demands: Demands) -> str:
     """Hash of everything that a shard's bytes and facts depend on besides the source files' content."""
     plan = [[entry.key, entry.source_ext, entry.ext, entry.meta] for entry in entries]
-    return hashlib.sha256(json.dumps([FORMAT, __version__, codecs(), demands, plan]).encode()).hexdigest()
+    made_with = (*codecs(), version("rasterio")) if demands.named is not None else codecs()
+    return hashlib.sha256(json.dumps([FORMAT, __version__, made_with, demands, plan]).encode()).hexdigest()
 
 
 def record(folder: Path, shard: WrittenShard, plan: str) -> None:
@@ -89,7 +91,7 @@ def take_over(path: Path, entries: Sequence[Entry], plan: str) -> WrittenShard |
         with path.open("rb") as file:
             sound = hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
         rows = [Location(*row) for row in noted["rows"]]
-        if sound and [file_sum(entry.file) for entry in entries] == [row.source for row in rows]:
+        if sound and [file_sum(entry.files) for entry in entries] == [row.source for row in rows]:
             return WrittenShard(path.name, rows, noted["size"], noted["sha256"])
     forget(path.parent, path.name)
     return None

@@ -15,14 +15,17 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import PIL
-from PIL import features
+from PIL import Image, features
 
 from marc_dist.config import DataError
 from marc_dist.data.decode import ROWS, Examined, decode_rgb, examine
 from marc_dist.packing.upright import losses, upright
+
+if TYPE_CHECKING:
+    from marc_dist.packing.bands.rule import BandRule
 
 BLOCK = 512
 RECORD = tarfile.RECORDSIZE
@@ -73,13 +76,22 @@ def members(source: Path | BinaryIO, mode: Literal["r:", "r:*"]) -> Iterator[tup
 
 
 class Entry(NamedTuple):
-    """One sample to be written: where its picture lies, what it is called, what its JSON says."""
+    """One sample to be written: where its picture lies, what it is called, what its JSON says.
+
+    ``others``: the files of its other bands, where each band has its own.
+    """
 
     file: Path
     key: str
     source_ext: str
     ext: str
     meta: dict[str, object]
+    others: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the picture."""
+        return self.file, *self.others
 
 
 class Location(NamedTuple):
@@ -144,10 +156,12 @@ class Demands(NamedTuple):
     Attributes:
         size: width and height, if any.
         bands: without a fourth band that holds something.
+        named: the bands that every picture has, where the recipe names them.
     """
 
     size: tuple[int, int] | None = None
     bands: bool = True
+    named: BandRule | None = None
 
 
 ANY_PICTURE = Demands()
@@ -172,6 +186,8 @@ def picture(entry: Entry, demands: Demands) -> StoredPicture:
     Raises:
         DataError: cannot be read, damaged, of another kind than its name says, or not what is demanded.
     """
+    if demands.named is not None:
+        return _with_bands(entry, demands, demands.named)
     data = read(entry.file)
     found = examine(data, str(entry.file), reduced=entry.ext == entry.source_ext)
     if found.format not in FORMATS[entry.source_ext]:
@@ -186,11 +202,7 @@ def picture(entry: Entry, demands: Demands) -> StoredPicture:
     if lost.turn != 1:
         image = upright(data)
         found, remark = Examined(image, image.size, found.format), ", ".join(filter(None, ("turned", remark)))
-    if demands.size is not None and found.size != demands.size:
-        raise DataError(
-            f"{entry.file}: expected {demands.size[0]}x{demands.size[1]} pixels, got {found.size[0]}x{found.size[1]}; "
-            "resize it, or go on with --allow size"
-        )
+    _refuse_size(entry.file, found.size, demands.size)
     if entry.ext == entry.source_ext and lost.turn == 1:
         return StoredPicture(data, data, found, remark)
     buffer = io.BytesIO()
@@ -199,6 +211,24 @@ def picture(entry: Entry, demands: Demands) -> StoredPicture:
     else:
         found.image.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}[entry.ext], **AGAIN[entry.ext])
     return StoredPicture(data, buffer.getvalue(), found, remark)
+
+
+def _with_bands(entry: Entry, demands: Demands, rule: BandRule) -> StoredPicture:
+    """``picture`` of one whose bands the recipe names; its decoded form holds some of the values, not a picture."""
+    from marc_dist.packing.bands.pictures import band_picture  # here: other packings do without numpy
+
+    found = band_picture(entry.files, rule)
+    _refuse_size(entry.file, found.size, demands.size)
+    some = Image.frombytes("L", (len(found.glance), 1), found.glance)
+    return StoredPicture(found.source, found.data, Examined(some, found.size, "TIFF"), found.remark)
+
+
+def _refuse_size(file: Path, size: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    if expected is not None and size != expected:
+        raise DataError(
+            f"{file}: expected {expected[0]}x{expected[1]} pixels, got {size[0]}x{size[1]}; "
+            "resize it, or go on with --allow size"
+        )
 
 
 def read(file: Path) -> bytes:
@@ -214,13 +244,16 @@ def read(file: Path) -> bytes:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def file_sum(file: Path) -> str:
-    """The SHA-256 of a source file's content.
+def file_sum(files: Sequence[Path]) -> str:
+    """The SHA-256 of the content of a picture's files, one after the other.
 
     Raises:
         DataError: cannot be read.
     """
-    return hashlib.sha256(read(file)).hexdigest()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(read(file))
+    return digest.hexdigest()
 
 
 @functools.cache

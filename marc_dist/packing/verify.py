@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marc_dist.config import DataError
+from marc_dist.data.bands.pick import BandPick
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset, content_fingerprint, open_dataset
 from marc_dist.data.decode import decode_rgb
@@ -115,13 +116,21 @@ def _shard_faults(dataset: Dataset, number: int, sha256: str, tell: Callable[[in
     return faults
 
 
+def _size(dataset: Dataset, data: bytes, key: str) -> tuple[int, int]:
+    """Width and height of a picture, all of which is decoded."""
+    if "bands" not in dataset.meta:
+        return decode_rgb(data, key).size
+    height, width = BandPick.all_of(dataset)(data, key).shape[:2]
+    return width, height
+
+
 def _sample_faults(dataset: Dataset, row: int, file: int, meta: tuple[int, int] | None) -> list[str]:
     key = str(dataset.keys[row])
     data = os.pread(file, int(dataset.size[row]), int(dataset.offset[row]))
     if zlib.crc32(data) != int(dataset.crc32[row]):
         return [f"{key}: CRC-32 differs from the index"]
     try:
-        width, height = decode_rgb(data, key).size
+        width, height = _size(dataset, data, key)
     except DataError as error:
         return [str(error)]
     if (width, height) != (dataset.width[row], dataset.height[row]):

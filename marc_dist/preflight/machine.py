@@ -162,8 +162,9 @@ def bytes_needed(config: Config, free: int) -> tuple[int | None, str]:
 def _checkpoint_bytes(config: Config) -> int:
     """Weights, the optimiser's moments and the loss's memory, from shapes alone."""
     model = config.model.model_copy(update={"weights": None, "pretrained": False})
+    num = 3 if config.data.bands is None else len(config.data.bands)
     with torch.device("meta"):
-        encoder = build_encoder(model, 0, config.data.image_size)
+        encoder = build_encoder(model, 0, config.data.image_size, in_chans=num)
     numbers: int = sum(value.numel() for value in encoder.state_dict().values())
     numbers *= 3 if config.optim.name == "adamw" else 2
     return (numbers + config.loss.memory * model.head_dim) * (8 if config.train.precision == "float64" else 4)

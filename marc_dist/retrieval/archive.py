@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from marc_dist import comm
 from marc_dist.augment.views import eval_transform
 from marc_dist.config import Config, DataError
+from marc_dist.data.bands.pick import bands_of, pick_for
+from marc_dist.data.bands.query import read_band_query
 from marc_dist.data.columns import CHUNK, distinct
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.decode import Query, read_any
 from marc_dist.data.plan import rank_part
 from marc_dist.data.reader import IndexedReader
+from marc_dist.encoder.band_scale import refuse_other_bands
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.retrieval.embed import Embedder
@@ -87,6 +89,9 @@ class Archive:
         say: Callable[[str], None],
     ) -> None:
         encoder, info = load_encoder(encoder_dir)
+        scale = pixel_scale(info)
+        refuse_other_bands(config.data.bands, scale, str(encoder_dir))
+        self._pick = pick_for(dataset, scale.bands)
         self.spec = parse_spec(config.eval.index)
         device = resolve_device(config.train.device)
         self._device = device if device.type == "cuda" else None
@@ -95,7 +100,7 @@ class Archive:
             encoder,
             config,
             image_size=info["image_size"],
-            scale=pixel_scale(info),
+            scale=scale,
             device=device,
             what="archive",
             say=say,
@@ -205,15 +210,13 @@ class Archive:
             DataError: a file that is not a picture; see ``carriers``.
         """
         ids = self.carriers(labels)
-        pictures = [
-            read_any(path, self.embedder.image_size) for path in paths
-        ]  # before the archive, which may take long
-        vectors = self._encoded([picture.image for picture in pictures])
+        pictures = [self._query(path) for path in paths]  # before the archive, which may take long
+        vectors = self._encoded(pictures)
         check_finite(vectors, [str(path) for path in paths], "query encoder")
         units = comm.broadcast_object(exact_unit(vectors))  # ranks of other machines may round otherwise
         nobody = np.full(len(units), -1, dtype=np.int64)
         scores, found = top_k(self._index(ids), units, nobody, min(top, len(ids)), device=self._device)
-        reader = IndexedReader(self.dataset)
+        reader = IndexedReader(self.dataset, pick=self._pick)
         answers = []
         for path, query, *row in zip(paths, pictures, found, scores, strict=True):
             hits = [Hit(int(i), float(s)) for i, s in zip(*row, strict=True) if i >= 0]
@@ -222,8 +225,16 @@ class Archive:
         reader.close()
         return answers
 
-    def _encoded(self, images: Sequence[Image.Image]) -> Float32:
+    def _query(self, path: Path) -> Query:
+        bands = self.embedder.scale.bands
+        if bands is None:
+            return read_any(path, self.embedder.image_size)
+        names, _, nodata = bands_of(self.dataset)
+        return read_band_query(path, bands, names, nodata, self.dataset.meta["bands"].get("statistics"))
+
+    def _encoded(self, pictures: Sequence[Query]) -> Float32:
         size, scale = self.embedder.image_size, self.embedder.scale
+        images = [one.image if one.values is None else one.values for one in pictures]
         batch = self.embedder.config.eval.batch
         parts = [
             self.embedder.vectors(
@@ -237,11 +248,16 @@ class Archive:
 def _same_picture(path: Path, query: Query, hits: Sequence[Hit], reader: IndexedReader) -> Hit | None:
     """The first of the best answers that is the query picture itself: its bytes, or its pixels."""
     data, size, pixels = path.read_bytes(), query.image.size, query.image.tobytes()
+    values = query.values
     for hit in hits[:SAME_ANSWERS]:
         if hit.score < SAME_SCORE:
             return None
         if reader.read(hit.id) == data:
             return hit
+        if values is not None:
+            if np.array_equal(reader.picture(hit.id), values):
+                return hit
+            continue
         image = reader.image(hit.id)
         if image.size == size and image.tobytes() == pixels:
             return hit

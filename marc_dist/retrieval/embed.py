@@ -79,7 +79,7 @@ class Embedder:
         }
 
     def vectors(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """(B, 3, S, S) normalised pixels -> (B, d) features, as the encoder gives them."""
+        """(B, C, S, S) normalised pixels -> (B, d) features, as the encoder gives them."""
         with torch.inference_mode():
             return self._searched(self.encoder.features(images.to(self.device, self.dtype)))
 

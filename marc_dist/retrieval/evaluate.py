@@ -15,6 +15,7 @@ from marc_dist.augment.views import PixelScale
 from marc_dist.config import Config, ConfigError, DataError, ModelConfig
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.data.plan import rank_part
+from marc_dist.encoder.band_scale import refuse_other_bands
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.encoder.model import Encoder, build_encoder
@@ -81,6 +82,7 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
         check_spec(spec, trained.num_features)
     tell(protocol.sentence)
     size, scale = info["image_size"], pixel_scale(info)
+    refuse_other_bands(config.data.bands, scale, str(folder))
     tell(searched_sentence(config))
     find = partial(
         search, protocol=protocol, spec=spec, config=config, image_size=size, scale=scale, folder=folder, say=tell
@@ -90,7 +92,9 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
         alone = not (folder / "config.yaml").is_file()
         model = ModelConfig(pretrained=False, **{key: info[key] for key in KNOWN}) if alone else config.model
         try:
-            encoders["untrained"] = build_encoder(model, int(info["seed"]), info["image_size"])
+            encoders["untrained"] = build_encoder(
+                model, int(info["seed"]), info["image_size"], in_chans=len(scale.mean)
+            )
         except ConfigError as error:  # of a run that was made elsewhere
             raise ConfigError(f"{error}; or score the trained encoder alone: eval.baseline=false") from None
         encoders["untrained"].to(next(trained.parameters()).dtype)

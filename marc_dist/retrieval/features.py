@@ -246,7 +246,7 @@ class BackboneFeatures:
                 self.say(f"features of the frozen backbone: {num} of {len(mine)} pictures of this rank done")
 
     def compute(self, images: torch.Tensor) -> Float32:
-        """(B, 3, S, S) normalised pixels -> (B, F) features of the backbone."""
+        """(B, C, S, S) normalised pixels -> (B, F) features of the backbone."""
         modes = [(module, module.training) for module in self.encoder.backbone.modules()]
         self.encoder.backbone.eval()
         try:

@@ -111,9 +111,9 @@ def _vectors(floor: Floor, dataset: Dataset, own: Dataset, config: Config, say: 
 
 def _features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.float64]:
     """(n, F) of the backbone as it is before training, kept for all cells of the study."""
-    encoder = build_encoder(config.model, config.train.seed, config.data.image_size)
+    scale = resolve_scale(config, dataset)
+    encoder = build_encoder(config.model, config.train.seed, config.data.image_size, in_chans=len(scale.mean))
     encoder.to(resolve_device(config.train.device))
-    scale = resolve_scale(config)
     kept = BackboneFeatures(encoder.eval(), config, dataset, image_size=config.data.image_size, scale=scale, say=say)
     out = np.zeros((len(dataset), kept.width))
     for split in dict.fromkeys(map(str, dataset.split)):
@@ -126,7 +126,9 @@ def _features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.float64]
 
 def _statistics(dataset: Dataset, config: Config) -> NDArray[np.float64]:
     """(n, 3 * (2 + BINS)): mean, deviation and histogram of each band, pixels in 0..1."""
-    scale = PixelScale((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
+    bands = resolve_scale(config, dataset).bands
+    num = 3 if bands is None else len(bands.names)
+    scale = PixelScale((0.0,) * num, (1.0,) * num, "bilinear", bands)
     ids = np.arange(len(dataset), dtype=np.int64)
     parts = []
     size, workers = config.data.image_size, config.data.num_workers

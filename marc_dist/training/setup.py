@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,7 +82,7 @@ class Setup:
         self._refuse_several_labels()
         self.device = resolve_device(config.train.device)
         self.arithmetic = resolve_arithmetic(config.train, self.device)
-        self.scale = rank_0_first(lambda: resolve_scale(config))
+        self.scale = rank_0_first(lambda: resolve_scale(config, self.dataset))
         self.notes: list[str] = []
         self._refuse_unknown_best()
         self.payload = self._begin(resume)
@@ -204,10 +203,10 @@ class Setup:
                 f"{self.config.data.dir} holds {self.dataset.name} ({self.dataset.fingerprint[:12]}); "
                 "give the same shards as data.dir, or another train.run_dir"
             )
-        before = payload.get("pixels", asdict(IMAGENET))  # what runs had before they had settings of their own
-        if before != asdict(self.scale):
+        before = payload.get("pixels", IMAGENET.facts())  # what runs had before they had settings of their own
+        if before != self.scale.facts():
             raise ConfigError(
-                f"{self.run_dir}: the run has begun with other pixels: {before}, now {asdict(self.scale)}; give "
+                f"{self.run_dir}: the run has begun with other pixels: {before}, now {self.scale.facts()}; give "
                 "data.mean, data.std and data.interpolation as they were, or start a new run with another train.run_dir"
             )
         refuse_changes(payload["settings"], self.config, str(self.run_dir))
@@ -223,7 +222,9 @@ class Setup:
         head_only = model.head_only
         if self.payload is not None and not head_only:  # every weight comes from the checkpoint
             model = model.model_copy(update={"weights": None, "pretrained": False, "batch_norm": model.norm})
-        encoder = build_encoder(model, seed, self.config.data.image_size, lambda: self._at(1, "starting"))
+        encoder = build_encoder(
+            model, seed, self.config.data.image_size, lambda: self._at(1, "starting"), len(self.scale.mean)
+        )
         self._refuse_batch_norm_of_chunks(encoder)
         if self.payload is None:
             self.notes.append(f"first weights: {encoder.origin}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +352,7 @@ class _Run:
             "bad": sorted(self.bad),
             "model": learner.trained.state_dict(),
             "origin": learner.encoder.origin,
-            "pixels": asdict(self.setup.scale),
+            "pixels": self.setup.scale.facts(),
             "backbone": backbone_fingerprint(learner.encoder) if learner.head_only else None,
             "prototypes": None if learner.prototypes is None else learner.prototypes.detach(),
             "memory": self.setup.memory.state(),

@@ -20,10 +20,11 @@ class OpenedCache(NamedTuple):
     Attributes:
         file: descriptor of the pixels.
         start: byte of the first one.
-        shape: (N, H, W, 3).
+        shape: (N, H, W, C).
         sizes: (N, 2) height and width.
         sums: (N,) CRC-32 of each picture's first ``height`` rows of W pixels.
         errors: sample id -> why it could not be decoded.
+        dtype: of the values.
     """
 
     file: int
@@ -32,10 +33,11 @@ class OpenedCache(NamedTuple):
     sizes: NDArray[np.int32]
     sums: NDArray[np.uint32]
     errors: dict[str, str]
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
 
 
-def read_picture(cache: OpenedCache, row: int) -> NDArray[np.uint8]:
-    """A picture, (H, W, 3), the caller's own, once its checksum was found right.
+def read_picture(cache: OpenedCache, row: int) -> NDArray[Any]:
+    """A picture, (H, W, C), the caller's own, once its checksum was found right.
 
     Args:
         cache: its files.
@@ -45,7 +47,7 @@ def read_picture(cache: OpenedCache, row: int) -> NDArray[np.uint8]:
         OSError: it cannot be read, or is damaged.
     """
     height, width = cache.sizes[row].tolist()
-    found = np.empty((height, *cache.shape[2:]), dtype=np.uint8)
+    found = np.empty((height, *cache.shape[2:]), dtype=cache.dtype)
     left, at = found.data.cast("B") if height else memoryview(b""), cache.start + row * row_bytes(cache)
     while left:
         num = os.preadv(cache.file, [left], at)
@@ -60,7 +62,7 @@ def read_picture(cache: OpenedCache, row: int) -> NDArray[np.uint8]:
 def row_bytes(cache: OpenedCache) -> int:
     """Bytes from one picture to the next."""
     _, height, width, channels = cache.shape
-    return height * width * channels
+    return height * width * channels * cache.dtype.itemsize
 
 
 def open_files(folder: Path) -> OpenedCache:
@@ -80,7 +82,8 @@ def open_files(folder: Path) -> OpenedCache:
     sizes = np.frombuffer(table, dtype="<i4", count=2 * num).reshape(num, 2)
     sums = np.frombuffer(table, dtype="<u4", offset=8 * num)
     file = os.open(folder / "pixels.npy", os.O_RDONLY | os.O_CLOEXEC)
-    return OpenedCache(file, meta["start"], (num, height, width, 3), sizes, sums, meta["errors"])
+    shape, kind = (num, height, width, int(meta.get("channels", 3))), np.dtype(str(meta.get("dtype", "uint8")))
+    return OpenedCache(file, meta["start"], shape, sizes, sums, meta["errors"], kind)
 
 
 def crc_of(meta: dict[str, Any]) -> int:

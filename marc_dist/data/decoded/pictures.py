@@ -13,7 +13,7 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +102,8 @@ class Pictures:
         self._mine = threading.local()  # a reader for each thread: a retry closes its files
         self._readers: list[IndexedReader] = []
 
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8.
+    def read(self, row: int) -> NDArray[Any]:
+        """(H, W, C) values, see ``batches.Picture``.
 
         Raises:
             DataError: it cannot be read or decoded.
@@ -118,7 +118,8 @@ class Pictures:
             self._readers.append(mine.reader)
             mine.reader.expect(self._left[max(nth, 0) : max(nth, 0) + AHEAD])
         mine.reader.expect(self._left[nth + AHEAD : nth + AHEAD + 1])
-        return np.asarray(mine.reader.image(int(self._ids[row])))
+        reader: IndexedReader = mine.reader
+        return reader.picture(int(self._ids[row]))
 
     def close(self) -> None:
         """Close what was opened."""

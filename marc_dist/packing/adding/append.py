@@ -127,7 +127,7 @@ def append(
             )
             shards = {split: [*written.get(split, ()), *more.get(split, ())] for split in plan}
             _keep_others(dataset, folder)
-            conclude(source, plan, shards, folder, to_png=to_png)
+            conclude(source, plan, shards, folder, to_png=to_png, workers=workers)
     return changes
 
 
@@ -218,7 +218,7 @@ def _compare(
     done: _Done,
 ) -> None:
     """Read every shard, and every picture of the source that the folder has; note what is another."""
-    known = {sample.file: sample for pairs in plan.values() for sample, _ in pairs if sample.origin in staying}
+    known = {entry.files: sample for pairs in plan.values() for sample, entry in pairs if sample.origin in staying}
     files = list(known)
     jobs: list[PoolTask] = [
         (check_shard, (dataset.root / shard["name"], shard["sha256"])) for shard in dataset.meta["shards"]
@@ -284,7 +284,7 @@ def _tell(source: Source, changes: Changes) -> None:
 
 def _room(dataset: Dataset, new: Mapping[str, Pairs], affected: Collection[str]) -> None:
     """Refuse before the first byte when the disk cannot hold what is written."""
-    need = sum(entry.file.stat().st_size + 2048 for pairs in new.values() for _, entry in pairs)
+    need = sum(sum(file.stat().st_size for file in entry.files) + 2048 for pairs in new.values() for _, entry in pairs)
     need += sum(shard["size"] for shard in dataset.meta["shards"] if shard["name"] in affected)
     free = shutil.disk_usage(dataset.root).free
     if need > free:

@@ -189,7 +189,7 @@ def _refuse_moved(
         DataError: a new file has the content of a picture whose place the download lacks.
     """
     known = {there[origin].row.source: origin for origin in lost}
-    new = {sample.file: sample.origin for sample in source.samples if sample.origin not in there} if known else {}
+    new = {(sample.file,): sample.origin for sample in source.samples if sample.origin not in there} if known else {}
     files, moved = list(new), list[str]()
 
     def finished(job: PoolTask, result: Any) -> list[PoolTask]:

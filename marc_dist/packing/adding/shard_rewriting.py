@@ -26,13 +26,13 @@ from marc_dist.packing.tar import (
 )
 
 
-def file_sums(files: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file.
+def file_sums(files: Sequence[tuple[Path, ...]]) -> list[str]:
+    """The SHA-256 of the files of each picture, one after the other.
 
     Raises:
         DataError: a file that cannot be read.
     """
-    return [file_sum(file) for file in files]
+    return [file_sum(of_picture) for of_picture in files]
 
 
 def check_shard(path: Path, sha256: str) -> None:

@@ -89,6 +89,7 @@ class DownloadContent:
     other_tables: list[File] = field(default_factory=list)
     archives: list[File] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    incomplete: list[str] = field(default_factory=list)  # pictures that lack files of bands, and which
 
 
 def content_root(root: Path, keep: set[str]) -> Path:
@@ -178,6 +179,7 @@ def discover(
     """
     found = DownloadContent()
     keep = kept_folders(recipe)
+    groups = _BandFiles(recipe) if recipe.band_files else None
     lists = list(recipe.splits.lists.values())
     taken = PICTURES + FOREIGN if foreign else PICTURES
     for file in walk(roots, keep):
@@ -188,7 +190,7 @@ def discover(
             found.tables.append(file)
         elif any(matches(file, pattern) for pattern in recipe.annotations):
             found.annotations.append(file)
-        elif is_list or name in recipe.ignore:
+        elif is_list or name in recipe.ignore or (groups is not None and groups.take(file)):
             continue
         elif name.endswith(PICTURES + FOREIGN) and _may_be_mask(file, recipe) and _is_mask(file, recipe, rule):
             found.masks.append(file)
@@ -201,9 +203,54 @@ def discover(
             found.passed_over[f"{kind} that are not the recipe's pictures" if name.endswith(taken) else kind] += 1
             if is_archive(name):
                 found.archives.append(file)
+    if groups is not None:
+        found.pictures, found.incomplete = groups.pictures()
     order = [pattern.lower() for pattern in recipe.tables]
     found.tables.sort(key=lambda file: next(n for n, pattern in enumerate(order) if matches(file, pattern)))
     return found
+
+
+class _BandFiles:
+    """The pictures of a download in which each band has its own file; complete ones are remembered by one of them.
+
+    Args:
+        recipe: names the bands and how the files end.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._ends = [recipe.band_files.replace("{band}", name).lower() for name in recipe.bands]
+        self._first: list[File] = []
+        self._open: dict[tuple[Path, str], dict[int, File]] = {}  # picture -> its files so far, until it has all
+
+    def _band_of(self, name: str) -> int | None:
+        """The number of the band that a file holds, by its name in lower case; None = it is no such file."""
+        if not name.endswith((".tif", ".tiff")):
+            return None
+        stem = stem_of(name)
+        fits = [band for band, end in enumerate(self._ends) if stem.endswith(end)]
+        return max(fits, key=lambda band: len(self._ends[band]), default=None)
+
+    def take(self, file: File) -> bool:
+        """Whether a file holds a band, and its folder lets it be one of a picture; it is then remembered."""
+        band, folders = self._band_of(file.parts[-1]), {name.lower() for name in self._recipe.pictures.folders}
+        if band is None or (folders and not folders & set(file.parts[:-1])):
+            return False
+        stem, _, end = file.place.rpartition(".")
+        key = (file.root, f"{stem[: len(stem) - len(self._ends[band])]}.{end}")
+        there = self._open.setdefault(key, {})
+        there[band] = file
+        if len(there) == len(self._ends):
+            self._first.append(self._open.pop(key)[0])
+        return True
+
+    def pictures(self) -> tuple[list[File], list[str]]:
+        """The first band's file of every complete picture, and what the others lack."""
+        lacking = []
+        for (_, place), there in self._open.items():
+            names = [name for band, name in enumerate(self._recipe.bands) if band not in there]
+            lacking.append(f"{composed(place)} ({', '.join(names)})")
+        return sorted(self._first, key=lambda file: file.parts), sorted(lacking)
 
 
 def kept_folders(recipe: Recipe) -> set[str]:

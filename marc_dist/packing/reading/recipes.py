@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -118,7 +118,9 @@ class Policies(Section):
     label_range: Policy = Field("stop", description="more labels on a picture than the published set has")
     duplicates: Policy = Field("warn", description="equal pixels in two splits: a leak")
     class_names: Policy = Field("stop", description="a class, taken from the data, with a folder's name: images, train")
-    bands: Policy = Field("stop", description="a picture has a fourth band, which would be dropped")
+    bands: Policy = Field(
+        "stop", description="a picture has a fourth band, which would be dropped; or lacks the file of a band"
+    )
 
 
 class Recipe(Section):
@@ -151,12 +153,53 @@ class Recipe(Section):
     tile: int | None = Field(
         None, ge=16, description="side of the tiles, pixels, into which pictures and masks are cut; null = as they are"
     )
+    bands: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ...] = Field(
+        (),
+        description="names of the bands of every picture, in the order of its file: [B02, B03, B04, B08]; TIFFs of 8 "
+        "or 16 bits or floats are then kept as they are",
+    )
+    band_files: str = Field(
+        "", description="one file a band: how the files' names end, {band} for its name: _{band}; empty = one a picture"
+    )
+    band_resampling: Literal["nearest", "bilinear", "cubic"] = Field(
+        "nearest", description="one file a band: how coarser bands get the pixels of the finest"
+    )
+    nodata: float | None = Field(
+        None, description="value in the bands that stands for none; null = what the first file says"
+    )
     companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
     tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
     scene: Literal["folder", "name", "none"] = Field("none", description="where the scene of a picture is written")
     splits: SplitEntry
     expect: Expectation = Expectation()
     policies: Policies = Policies()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_band_stands_for_all(cls, values: Any) -> Any:
+        """One file a band: the file of the first band is the picture, and its name lacks the band's."""
+        if not isinstance(values, dict) or not values.get("band_files") or not values.get("bands"):
+            return values
+        pictures = values.get("pictures") or {}
+        if not isinstance(pictures, dict) or pictures.get("suffix"):
+            return values
+        end = str(values["band_files"]).replace("{band}", str(values["bands"][0]))
+        return {**values, "pictures": {**pictures, "suffix": end}}
+
+    @model_validator(mode="after")
+    def _bands_fit(self) -> Recipe:
+        if len(set(map(str.lower, self.bands))) < len(self.bands):
+            raise ValueError(f"bands: expected different names, got {', '.join(self.bands)}")
+        if self.band_files and (not self.bands or "{band}" not in self.band_files):
+            raise ValueError(
+                f"band_files: expected {{band}} in it, and the names in `bands`, got {self.band_files!r} and "
+                f"{len(self.bands)} bands"
+            )
+        if self.bands and self.tile is not None:
+            raise ValueError("tile: expected without bands; cut the pictures first, as with gdal_retile.py")
+        if not self.bands and self.nodata is not None:
+            raise ValueError("nodata: expected with bands")
+        return self
 
     @model_validator(mode="after")
     def _tiles_are_in_trees(self) -> Recipe:
@@ -181,6 +224,7 @@ class Recipe(Section):
     def rules(self) -> dict[str, object]:
         """What a folder was packed by, and pictures that are added later must be, too; plain values."""
         kept = {"name", "tif", "scene", "pair_by", "separator", "tile", "splits"}
+        kept |= {"bands", "band_files", "band_resampling", "nodata"} if self.bands else set()
         return self.model_dump(mode="json", include=kept, exclude={"splits": {"source"}})
 
     def mask_rule(self, order: str | None = None) -> MaskRule:

@@ -82,6 +82,7 @@ def read_source(
     if table is not None:
         others = [file for file in found.tables if file.path.resolve() != table.resolve()]
         found.tables[:] = [File(table.parent, table.name), *others]
+    source.check("bands", found.incomplete, f"pictures that lack files of bands ({len(found.incomplete)}, left out)")
     pictures = _pictures(source, found, roots)
     kinds = _label_kinds(source, found, labels, roots)
     known, split_of = _labels(source, kinds, found, pictures, rule, workers, show, strict=labels == "auto")

@@ -146,7 +146,7 @@ def _inputs(
     batch = config.eval.batch
     if kept is None:
         size, workers, crc = config.data.image_size, config.data.num_workers, config.data.verify_crc
-        for images, _ in iter_eval(dataset, ids, size, resolve_scale(config), batch, workers, crc):
+        for images, _ in iter_eval(dataset, ids, size, resolve_scale(config, dataset), batch, workers, crc):
             yield images
         return
     for start in range(0, len(ids), batch):
