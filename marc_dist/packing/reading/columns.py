@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from marc_dist.config import DataError
+from marc_dist.packing.georeference.column_names import is_place_column
 from marc_dist.packing.reading.label_cells import UnclearCell, literal
 from marc_dist.packing.reading.names import plain, split_word, stem_of
 from marc_dist.packing.reading.sheets import Rows
@@ -101,7 +102,7 @@ def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[s
         raise DataError(f"{path}: no column {sorted(missing)[0]!r} to ignore; there are {', '.join(header)}")
     rest = [place for place in rest if plain(header[place]) not in ignored]
     shape.split = _split(path, shape, rest, wanted)
-    rest = [place for place in rest if place != shape.split]
+    rest = [place for place in rest if place != shape.split and not _is_place(shape, place, wanted)]
     shape.labels = _labels(path, shape, rest, wanted)
     if shape.labels is None:
         shape.classes = [place for place in rest if not _is_other(shape, place)]
@@ -160,6 +161,12 @@ def _is_other(shape: Shape, place: int) -> bool:
     """Whether a column of a table of 0 and 1 holds something else than labels, by its name and its cells."""
     name = plain(shape.header[place])
     return name in ("", "unnamed0") or (bool(OTHER.fullmatch(name)) and not _is_binary(shape, place))
+
+
+def _is_place(shape: Shape, place: int, wanted: Columns) -> bool:
+    """Whether a column says where or when, and is read for that; one of 0 and 1 is a class of that name."""
+    name = shape.header[place]
+    return name != wanted.labels and is_place_column(name) and not _is_binary(shape, place)
 
 
 def _labels(path: Path, shape: Shape, rest: list[int], wanted: Columns) -> int | None:
