@@ -31,8 +31,8 @@ UNKNOWN = Acquisition()
 def parse_date(text: str) -> str:
     """A date, or a date with a time, as ISO 8601: ``2017-06-13`` or ``2017-06-13T10:10:31Z``.
 
-    A time without a zone is taken as UTC; midnight is left out. Numbers of days or seconds are no dates: nobody could tell from what they
-    count.
+    A time without a zone is taken as UTC; midnight is left out. Numbers of days or seconds are no dates: nobody could
+    tell from what they count.
 
     Args:
         text: ISO 8601, with or without its marks; TIFF's ``2017:06:13 10:10:31``; ``2017/06/13``.

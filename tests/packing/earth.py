@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image
-from rasterio.transform import from_origin
+from rasterio.transform import Affine
 
 PIXELS, METRES = 32, 10.0
 
@@ -29,7 +29,7 @@ def geotiff(
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 20, (3, PIXELS, PIXELS))
     pixels = (np.array(colour)[:, None, None] + noise).astype(np.uint8)
-    more = {} if crs is None and west == 0 else {"transform": from_origin(west, north, step, step)}
+    more = {} if crs is None and west == 0 else {"transform": Affine(step, 0, west, 0, -step, north)}
     kinds = {"driver": "GTiff", "width": PIXELS, "height": PIXELS, "count": 3, "dtype": "uint8", "photometric": "RGB"}
     with rasterio.open(path, "w", crs=crs, **kinds, **more) as file:
         file.write(pixels)

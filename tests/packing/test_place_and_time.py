@@ -8,10 +8,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-import rasterio
 import shapely
 from PIL import Image
+from pyproj import Transformer
 
 from marc_dist.config import ConfigError, DataError
 from marc_dist.data.dataset import open_dataset
@@ -46,20 +47,20 @@ def packed(folder: Path, text: str = "", **keys: object) -> tuple[dict[str, int]
 def test_geotiff_tags_become_geoparquet(tmp_path: Path) -> None:
     earth.tiles(tmp_path / "download", 6)
     rows, places, _ = packed(tmp_path)
+    utm = Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
     frame = geopandas.read_parquet(tmp_path / "shards/index.parquet")
     assert frame.crs.to_string() == "OGC:CRS84" and frame.geometry.is_valid.all()
     assert set(frame.geom_type) == {"Polygon"} and list(frame["key"]) == list(rows)
     for row, key in enumerate(frame["key"]):
-        with rasterio.open(next((tmp_path / "download").rglob(f"{key}.tif"))) as file:
-            bounds = rasterio.warp.transform_bounds(file.crs, "EPSG:4326", *file.bounds)
+        number = int(key[1:])
+        west, north = 500_000 + number % 3 * 320, 5_300_000 - number // 3 * 320
+        bounds = utm.transform_bounds(west, north - 320, west + 320, north)
         assert frame.geometry[row].bounds == pytest.approx(bounds, abs=1e-9)
         assert places.bounds[row] == pytest.approx(bounds, abs=1e-9)
-        number = int(key[1:])
         assert places.date(row) == f"2020-{1 + number:02d}-15" and frame["scene"][row] == f"S{number // 3}"
     clip = geopandas.read_parquet(tmp_path / "shards/index.parquet", bbox=tuple(frame.geometry[0].buffer(-1e-4).bounds))
     assert len(clip) == 1  # by the covering column
-    meta = json.loads(geopandas.io.arrow.parquet.read_metadata(tmp_path / "shards/index.parquet").metadata[b"geo"])
-    geopandas.io.arrow._validate_geo_metadata(meta)
+    meta = json.loads(pq.read_schema(tmp_path / "shards/index.parquet").metadata[b"geo"])
     assert meta["columns"]["geometry"]["bbox"] == pytest.approx(frame.total_bounds.tolist())
 
 
@@ -112,9 +113,8 @@ def test_recipe_keys_say_what_files_do_not(tmp_path: Path) -> None:
         earth.geotiff(path, crs=None, west=500_000 + 320 * at, seed=at)
     place = r"place: {crs: 'EPSG:32633', date_pattern: '_(\d{8}T\d{6})_'}" + "\n"
     _, places, source = packed(tmp_path, place)
-    assert places.placed.all() and places.bounds[:, 0] == pytest.approx(
-        [15 + 0.00428 * at for at in (0, 2, 1, 3)], abs=1e-3
-    )
+    assert places.placed.all()
+    assert sorted(places.bounds[:, 0]) == pytest.approx([15 + 0.004278 * at for at in range(4)], abs=1e-4)
     assert sorted(places.date(row) for row in range(4)) == [f"2017-06-1{at}T10:10:31Z" for at in range(4)]
     assert not source.warnings
     with pytest.raises(DataError, match=r"place.crs: expected a CRS such as EPSG:32633, got 'EPSG:nine'"):
@@ -162,11 +162,11 @@ def test_bad_places_and_dates_are_counted_and_nothing_is_lost(tmp_path: Path) ->
     for line in (
         "place: GeoTIFF with coordinates and no CRS, say it in the recipe (place: crs): 1 pictures: a/nocrs.tif",
         "place: GeoTIFF tags that give none: 3 pictures: b/corrupt.tif (its tags give no place), b/far.tif",
-        "place: in a table, and none: 1 pictures: meta.csv: nocrs (longitude 15, latitude 103.5 is not on the globe; are",
+        "place: in a table, and none: 1 pictures: meta.csv: nocrs (longitude 15, latitude 103.5 is not on the globe",
         "date: in a table, and none: 1 pictures: meta.csv: ok ('nonsense' is no date; expected e.g. 2017-06-13",
         "date: in GeoTIFF tags, and none: 1 pictures: b/undated.tif",
         "place: pictures of 3 CRS, all turned into WGS84: 3 EPSG:32633, 2 EPSG:4326, 1 EPSG:32601",
-        "place: 1 pictures lie elsewhere by their table than by their tags (latitude and longitude swapped?): a/other.tif",
+        "place: 1 pictures lie elsewhere by their table than by their tags (latitude and longitude swapped?): a/other",
     ):
         assert line in said, said
     assert geopandas.read_parquet(tmp_path / "shards/index.parquet").geometry.notna().sum() == 4
@@ -198,7 +198,7 @@ def test_tiles_that_packing_cuts_have_their_own_footprints(tmp_path: Path) -> No
     places = read_places(tmp_path / "shards/index.parquet")
     whole = shapely.from_wkb(tags.read_tags([str(tmp_path / "download/images/big.tif")], "")[0].footprint)
     parts = places.shapes(np.arange(4))
-    assert shapely.union_all(parts).symmetric_difference(whole).area < 1e-6 * whole.area
+    assert shapely.union_all(parts).symmetric_difference(whole).area < 1e-4 * whole.area  # edges are straight in UTM
     assert [part.area for part in parts] == pytest.approx([whole.area / 4] * 4, rel=1e-3)
     assert {places.date(row) for row in range(4)} == {"2019-05-06"}
 

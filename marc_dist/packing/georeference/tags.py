@@ -139,12 +139,11 @@ def _line(error: Exception) -> str:
 
 def _whole(path: Path, given: str) -> _Head:
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
 
     faults: dict[str, str] = {}
     try:
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", CPL_DEBUG=False):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            warnings.simplefilter("ignore")  # not georeferenced; what rasterio's own libraries find old
             with rasterio.open(path, driver="GTiff") as file:
                 transform, crs = _georeference(file)
                 notes = {key.upper(): value for name in ("IMAGERY", None) for key, value in _notes(file, name)}
