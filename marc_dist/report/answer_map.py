@@ -102,7 +102,11 @@ def answer_map(answers: Answers, places: Places, keys: Sequence[str], most: int)
     told = f"{len(placed)} of {len(hits)} answers have a place" if missing else f"{len(placed)} answers"
     return AnswerMap(
         (left * HUNDREDTHS, -top * HUNDREDTHS, wide * HUNDREDTHS, high * HUNDREDTHS),
-        tuple(360 * HUNDREDTHS * turn for turn in (-1, 0, 1, 2) if -180 + 360 * turn < left + wide > left > -900),
+        tuple(
+            360 * HUNDREDTHS * turn
+            for turn in (-1, 0, 1, 2)
+            if left < 180 + 360 * turn and left + wide > 360 * turn - 180
+        ),
         tuple(reversed(marks)),
         _lines(left, left + wide, scale_x, left, "EW"),
         _lines(top - high, top, -scale_y, top, "NS"),

@@ -60,11 +60,9 @@ def own_pictures(
     if asked:
         reader = IndexedReader(dataset)
         for number, (row, remark) in enumerate(asked):
-            key = str(dataset.keys[row])
-            path = scratch / f"own-{number}" / f"{key}.{dataset.ext[row]}"
-            path.parent.mkdir()
+            path = scratch / f"own-{number}"  # names of an archive never reach the file system
             path.write_bytes(reader.read(row))
-            found.append(OwnPicture(row, key, path, remark))
+            found.append(OwnPicture(row, str(dataset.keys[row]), path, remark))
         reader.close()
     return found
 

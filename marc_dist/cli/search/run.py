@@ -53,7 +53,8 @@ def search(request: Request) -> int:
         return 0
     out = request.out
     if out is None and not request.json:
-        out = new_folder(request.folder / "search", request.queries)
+        asked = zip(request.queries, request.own, strict=True)
+        out = new_folder(request.folder / "search", [path if one is None else Path(one.key) for path, one in asked])
     if out is not None:
         _write_pages(answers, archive, request, out)
     if request.json:
