@@ -40,13 +40,14 @@ class Area:
             rows: to look at.
         """
         west, south, east, north = (places.bounds[rows, side] for side in range(4))
-        maybe = np.zeros(len(rows), dtype=np.bool_)
+        maybe, passes = np.zeros((2, len(rows)), dtype=np.bool_)
         for part in shapely.get_parts(self.shape):
             w, s, e, n = part.bounds
             maybe |= (west <= e) & (east >= w) & (south <= n) & (north >= s)  # NaN: never
-        found = np.flatnonzero(maybe)
+            if part.equals(shapely.box(w, s, e, n)):  # what lies in a box with all its bounds need not be read
+                passes |= (west >= w) & (east <= e) & (south >= s) & (north <= n)
+        found = np.flatnonzero(maybe & ~passes)
         shapely.prepare(self.shape)
-        passes = np.zeros(len(rows), dtype=np.bool_)
         for start in range(0, len(found), CHUNK):
             some = found[start : start + CHUNK]
             passes[some] = shapely.intersects(self.shape, places.shapes(rows[some]))

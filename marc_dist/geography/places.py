@@ -87,22 +87,34 @@ def described(table: Any) -> Any:
 
 @dataclass(frozen=True)
 class Places:
-    """Where and when the n pictures of an index were taken.
+    """Where and when the n pictures of an index were taken. Footprints are read when they are asked for.
 
     Attributes:
+        file: ``index.parquet``.
+        names: which of ``COLUMNS`` it has.
         bounds: (n, 4) west, south, east, north in degrees; NaN where no place is known.
         dates: (n,) milliseconds from 1970, UTC; ``NO_DATE`` where none is known.
-        wkb: (n,) pyarrow binary, empty where no place is known; None: of no picture.
-        groups: (n,) pyarrow strings; None: splits were not drawn by place.
+        stamp: of the file, by which another one of its name is noticed.
     """
 
+    file: Path
+    names: tuple[str, ...]
     bounds: NDArray[np.float64]
     dates: NDArray[np.int64]
-    wkb: Any
-    groups: Any
+    stamp: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.dates)
+
+    @cached_property
+    def wkb(self) -> Any:
+        """(n,) pyarrow binary, empty where no place is known; None: of no picture."""
+        return _column(self.file, "geometry", self.stamp) if "geometry" in self.names else None
+
+    @cached_property
+    def groups(self) -> Any:
+        """(n,) pyarrow strings; None: splits were not drawn by place."""
+        return _column(self.file, "group", self.stamp) if "group" in self.names else None
 
     @cached_property
     def placed(self) -> NDArray[np.bool_]:
@@ -149,28 +161,46 @@ def read_places(file: Path) -> Places:
     import pyarrow.parquet as pq
 
     try:
+        stamp = _stamp(file)
         known = pq.ParquetFile(file)
-        names = [name for name in COLUMNS if name in known.schema_arrow.names]
+        names = tuple(name for name in COLUMNS if name in known.schema_arrow.names)
         num = known.metadata.num_rows
-        table = known.read(columns=names) if names else None
         bounds, dates = np.full((num, 4), np.nan), np.full(num, NO_DATE, dtype=np.int64)
         if "bbox" in names:
-            boxes = table["bbox"].combine_chunks()
-            boxes = boxes.combine_chunks() if isinstance(boxes, pa.ChunkedArray) else boxes
-            for place, values in enumerate(boxes.flatten()):
-                bounds[:, place] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            start = 0
+            for boxes in known.read(columns=["bbox"])["bbox"].chunks:
+                for place, values in enumerate(boxes.flatten()):
+                    cells = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+                    bounds[start : start + len(boxes), place] = cells
+                start += len(boxes)
         if "date" in names:
-            stamps = table["date"].cast(pa.timestamp("ms", "UTC")).cast(pa.int64())
+            stamps = known.read(columns=["date"])["date"].cast(pa.timestamp("ms", "UTC")).cast(pa.int64())
             dates = stamps.fill_null(NO_DATE).to_numpy().copy()
-        wkb, groups = (_joined(table, name) if name in names else None for name in ("geometry", "group"))
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{file}: its columns {', '.join(COLUMNS)} cannot be read ({first_line(error)}); pack again with "
-            "marc-shard --force"
-        ) from None
-    return Places(bounds, dates, wkb, groups)
+        raise _unreadable(file, error) from None
+    return Places(file, names, bounds, dates, stamp)
 
 
-def _joined(table: Any, name: str) -> Any:
-    column = table[name].combine_chunks()
-    return column.chunk(0) if hasattr(column, "chunk") and column.num_chunks else column
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{file}: its columns {', '.join(COLUMNS)} cannot be read ({first_line(error)}); pack again with marc-shard "
+        "--force"
+    )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _column(file: Path, name: str, stamp: tuple[int, int]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if _stamp(file) != stamp:
+            raise DataError(f"{file}: was written anew in the meantime; run it again")
+        column = pq.read_table(file, columns=[name])[name].combine_chunks()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _unreadable(file, error) from None
+    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column

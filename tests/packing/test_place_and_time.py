@@ -257,6 +257,7 @@ def test_what_is_added_keeps_places_and_groups(tmp_path: Path) -> None:
     for path in late:
         path.rename(tmp_path / path.name)
     rows, before, _ = packed(tmp_path, splits=GRID)
+    shapes = dict(zip(rows, before.shapes(np.array(list(rows.values()))), strict=True))
     assert not append(read(tmp_path, splits=GRID), tmp_path / "shards")
     gone = next((tmp_path / "download").rglob("*.tif"))
     gone.rename(tmp_path / "gone.tif")
@@ -268,7 +269,9 @@ def test_what_is_added_keeps_places_and_groups(tmp_path: Path) -> None:
     assert len(frame) == 36 and frame.geometry.notna().all() and frame["date"].notna().all()
     assert frame.groupby("group")["split"].nunique().max() == 1
     again = frame.set_index("key").geometry
-    assert all(again[key].equals(before.shapes(np.array([row]))[0]) for key, row in rows.items())
+    assert all(again[key].equals(shape) for key, shape in shapes.items())
+    with pytest.raises(DataError, match="was written anew in the meantime"):
+        assert before.groups
     earth.table(tmp_path / "download/when.csv", ["name", "date"], [["t005.tif", "2001-02-03"]])
     assert len(append(read(tmp_path, splits=GRID), tmp_path / "shards").relabelled) == 1
     assert (
