@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ class Area:
             some = found[start : start + CHUNK]
             passes[some] = shapely.intersects(self.shape, places.shapes(rows[some]))
         return rows[passes]
+
+
+def any_of(areas: Sequence[Area]) -> Area:
+    """What lies in at least one of some areas; of one area, that area."""
+    if len(areas) == 1:
+        return areas[0]
+    return Area(" or ".join(area.text for area in areas), shapely.union_all([area.shape for area in areas]))
 
 
 def _numbers(option: str, text: str, names: str) -> list[float]:

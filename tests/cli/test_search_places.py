@@ -63,6 +63,10 @@ def tile(key: str) -> int:
 FILTERS: dict[str, tuple[list[str], Callable[[str], bool]]] = {
     "box": (["--box", "14.9,46.9,15.7,47.95"], lambda key: tile(key) in (0, 1, 5, 6, 10, 11)),
     "box over 180": (["--box", "179.99,-17,-179.9,-15"], lambda key: key == "line"),
+    "two boxes": (
+        ["--box", "-61,-11,-59,-9", "--box", "179,-17,-179,-15", "--split", "train", "--split", "test"],
+        lambda key: key in ("far", "line"),
+    ),
     "negative box": (["--box", "-61,-11,-59,-9"], lambda key: key == "far"),
     "around": (["--around", "-60,-10,50"], lambda key: key == "far"),
     "since": (["--since", "2020-11-15"], lambda key: tile(key) % 12 in (10, 11) and tile(key) >= 0),

@@ -162,6 +162,8 @@ def test_bad_places_and_dates_are_counted_and_nothing_is_lost(tmp_path: Path) ->
     for line in (
         "place: GeoTIFF with coordinates and no CRS, say it in the recipe (place: crs): 1 pictures: a/nocrs.tif",
         "place: GeoTIFF tags that give none: 3 pictures: b/corrupt.tif (its tags give no place), b/far.tif",
+        "place: 4 of 8 pictures have none: a/nocrs.tif, b/corrupt.tif, b/far.tif and 1 more",
+        "date: 7 of 8 pictures have none: a/ok.tif, a/other.tif, b/corrupt.tif and 4 more",
         "place: in a table, and none: 1 pictures: meta.csv: nocrs (longitude 15, latitude 103.5 is not on the globe",
         "date: in a table, and none: 1 pictures: meta.csv: ok ('nonsense' is no date; expected e.g. 2017-06-13",
         "date: in GeoTIFF tags, and none: 1 pictures: b/undated.tif",
@@ -277,3 +279,23 @@ def test_what_is_added_keeps_places_and_groups(tmp_path: Path) -> None:
     assert (
         "2001-02-03" in geopandas.read_parquet(tmp_path / "shards/index.parquet")["date"].astype(str).str[:10].tolist()
     )
+
+
+def test_two_processes_read_the_same_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earth.tiles(tmp_path / "download", 7)
+    recipe = load_recipe(earth.recipe(tmp_path / "earth.yaml"))
+    alone = list(read_source(recipe, [tmp_path / "download"]).samples)
+    monkeypatch.setattr("marc_dist.packing.georeference.collect.FILES", 2)
+    assert list(read_source(recipe, [tmp_path / "download"], workers=2).samples) == alone
+    assert all(sample.taken.footprint and sample.taken.date for sample in alone)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "where.csv"])
+def test_a_table_of_places_is_no_label_table(tmp_path: Path, name: str) -> None:
+    for at in range(4):
+        earth.jpeg(tmp_path / "download" / "ab"[at % 2] / f"p{at}.jpg", at)
+    rows = [[f"p{at}.jpg", "2020-01-01", 50 + at, 7, "Sentinel"] for at in range(4)]
+    earth.table(tmp_path / "download" / name, ["file", "date", "lat", "lon", "mission"], rows)
+    source = read(tmp_path, recognise=True)
+    assert source.classes == ("a", "b") and all(sample.taken.footprint for sample in source.samples)
+    assert not any("passed over" in line for line in source.warnings)

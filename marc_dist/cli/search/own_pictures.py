@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,10 @@ def own_pictures(
     if asked:
         reader = IndexedReader(dataset)
         for number, (row, remark) in enumerate(asked):
-            path = scratch / f"own-{number}"  # names of an archive never reach the file system
+            kind = re.fullmatch(
+                r"[a-z0-9]{1,5}", str(dataset.ext[row])
+            )  # names of an archive never reach the file system
+            path = scratch / f"own-{number}.{kind[0] if kind else 'picture'}"
             path.write_bytes(reader.read(row))
             found.append(OwnPicture(row, str(dataset.keys[row]), path, remark))
         reader.close()

@@ -15,7 +15,7 @@ from marc_dist.cli.search.query_files import query_files
 from marc_dist.cli.search.words import TAKEN
 from marc_dist.config import Config, ConfigError, user_path
 from marc_dist.data.dataset import Dataset, open_dataset
-from marc_dist.geography.areas import parse_box, parse_circle, parse_point, read_area
+from marc_dist.geography.areas import any_of, parse_box, parse_circle, parse_point, read_area
 from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.index_folder import archive_of, check_index_dir
 from marc_dist.retrieval.label_query import LabelQuery, parse_labels
@@ -103,10 +103,12 @@ def request_of(options: argparse.Namespace, scratch: Path) -> Request:
 def _place_filter(options: argparse.Namespace) -> PlaceFilter:
     """What the words ask about place and time; scenes come with the archive."""
     since, until, spans = parse_span(options.since, options.until)
-    areas = [parse_box(options.box)] if options.box is not None else []
-    areas += [read_area(user_path(options.area))] if options.area is not None else []
-    areas += [parse_circle(options.around)] if options.around is not None else []
-    return PlaceFilter(tuple(areas), since, until, (), spans)
+    kinds = [
+        [parse_box(text) for text in options.box],
+        [read_area(user_path(text)) for text in options.area],
+        [parse_circle(text) for text in options.around],
+    ]
+    return PlaceFilter(tuple(any_of(areas) for areas in kinds if areas), since, until, (), spans)
 
 
 def _config(folder: Path, options: argparse.Namespace, words: Sequence[str], *, own: bool) -> Config:

@@ -22,7 +22,8 @@ archive that knows places, a map is on the page, and search.geojson and
 search.parquet (GeoParquet) hold the answers with their footprints and scores.
 
 Filters choose the images before the search, so its answers are the best of
-those that pass. All filters must pass. Longitudes and latitudes are WGS84.
+those that pass. All kinds of filters must pass; of a kind that is given several
+times (--label aside), one. Longitudes and latitudes are WGS84.
 
 examples:
   marc-search runs/demo harbour.jpg
@@ -74,9 +75,27 @@ def parser() -> argparse.ArgumentParser:
         metavar="LON,LAT",
         help="query: the image of the archive at this place, or the one nearest to it",
     )
-    where.add_argument("--box", metavar="W,S,E,N", help="only images that lie in this box; W above E: over 180 degrees")
-    where.add_argument("--area", metavar="FILE", help="only images that lie in the polygons of this GeoJSON file")
-    where.add_argument("--around", metavar="LON,LAT,KM", help="only images that lie within so many km of a place")
+    where.add_argument(
+        "--box",
+        action="append",
+        default=[],
+        metavar="W,S,E,N",
+        help="only images that lie in this box; W above E: over 180 degrees",
+    )
+    where.add_argument(
+        "--area",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="only images that lie in the polygons of this GeoJSON file",
+    )
+    where.add_argument(
+        "--around",
+        action="append",
+        default=[],
+        metavar="LON,LAT,KM",
+        help="only images that lie within so many km of a place",
+    )
     where.add_argument("--since", metavar="DATE", help="only images taken then or later: 2020, 2020-06, 2020-06-30")
     where.add_argument("--until", metavar="DATE", help="only images taken then (to its end) or earlier")
     where.add_argument(

@@ -34,6 +34,10 @@ class UnclearColumns(DataError):
     """Labels stand in a table, in more than one column that could be meant."""
 
 
+class NoLabelColumns(DataError):  # noqa: N818 - beside UnclearColumns
+    """A table that names pictures has no labels of them."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of columns, as a recipe gives them; empty = to be found."""
@@ -112,7 +116,9 @@ def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[s
     if left:
         shape.notes.append(f"columns not read: {', '.join(header[place] or '(no name)' for place in left)}")
     if shape.labels is None and not shape.classes:
-        raise DataError(f"{path}: no column of labels among {', '.join(header)}; name it in the recipe (table: labels)")
+        raise NoLabelColumns(
+            f"{path}: no column of labels among {', '.join(header)}; name it in the recipe (table: labels)"
+        )
     return shape
 
 

@@ -128,8 +128,9 @@ def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
 
 
 def _tell_passed_over(source: Source, found: DownloadContent, read: Collection[str]) -> None:
-    if found.passed_over:
-        kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(found.passed_over.items()))
+    read_too = Counter(file.path.suffix.lower() for file in found.other_tables if file.origin in read)
+    if passed_over := found.passed_over - read_too:
+        kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(passed_over.items()))
         source.warnings.append(f"files: passed over as neither pictures nor labels: {kinds}")
     unread = [file.origin for file in found.other_tables if file.origin not in read]
     if unread and not found.tables:
