@@ -22,6 +22,7 @@ LEVELS = {
     "augment": 1,
     "place": 1,
     "files": 1,
+    "geography": 1,
     "progress_bar": 1,
     "memory_limits": 1,
     "torch_imports": 0,

@@ -21,6 +21,8 @@ import numpy as np
 from marc_dist.config import DataError, first_line
 from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset
+from marc_dist.geography.acquisition import UNKNOWN, Acquisition
+from marc_dist.geography.places import read_places
 from marc_dist.packing.reading.samples import LabelledPicture
 from marc_dist.packing.tar import Entry, Location, WrittenShard, by_key, codecs
 
@@ -71,6 +73,7 @@ class PackedPicture(NamedTuple):
     scene: str
     labels: tuple[int, ...]
     row: Location
+    taken: Acquisition = UNKNOWN
 
 
 def write(
@@ -161,6 +164,7 @@ def read(dataset: Dataset) -> dict[str, PackedPicture]:
         DataError: the file is damaged, missing, or of other pictures.
     """
     origins = _origins(dataset)
+    places = read_places(dataset.root / "index.parquet")
     found = {}
     for start in range(0, len(dataset), CHUNK):
         some = slice(start, start + CHUNK)
@@ -169,15 +173,16 @@ def read(dataset: Dataset) -> dict[str, PackedPicture]:
             strict=True,
         )
         numbers = (dataset.offset, dataset.size, dataset.crc32, dataset.width, dataset.height)
-        places = zip(*(column[some].tolist() for column in numbers), strict=True)
+        offsets = zip(*(column[some].tolist() for column in numbers), strict=True)
         shards = dataset.shard[some].tolist()
         labels = dataset.label_rows(some)
-        for (split, ext, scene, key), place, shard, bits, (path, *facts) in zip(
-            texts, places, shards, labels, origins[some], strict=True
+        taken = places.acquisitions(start, start + CHUNK)
+        for (split, ext, scene, key), place, shard, bits, (path, *facts), when in zip(
+            texts, offsets, shards, labels, origins[some], taken, strict=True
         ):
             row = Location(key, *place, *facts)
             carried = tuple(np.flatnonzero(bits).tolist())
-            found[path] = PackedPicture(split, dataset.shards[shard], ext, scene, carried, row)
+            found[path] = PackedPicture(split, dataset.shards[shard], ext, scene, carried, row, when)
     return found
 
 

@@ -7,6 +7,9 @@ from collections.abc import Collection, Sequence
 from marc_dist.config import printable
 from marc_dist.data.dataset import Dataset
 from marc_dist.data.reader import IndexedReader
+from marc_dist.geography.coast import land_path
+from marc_dist.geography.places import Places
+from marc_dist.report.answer_map import HEIGHT, WIDTH, AnswerMap, answer_map
 from marc_dist.report.page import render_page
 from marc_dist.report.picture_sheets import ITSELF, ROW, key_of, labels_of, sheet_limits, split_of
 from marc_dist.retrieval.archive import Answers
@@ -34,7 +37,7 @@ def left_out(found: Sequence[Answers]) -> list[str]:
 
 def search_page(
     found: Sequence[Answers], dataset: Dataset, reader: IndexedReader, title: str, facts: Sequence[str],
-    wanted: Collection[str],
+    wanted: Collection[str], places: Places | None = None,
 ) -> str:  # fmt: skip
     """The page: one panel a query.
 
@@ -45,14 +48,24 @@ def search_page(
         title: of the page.
         facts: short sentences below the title.
         wanted: labels that were asked for, marked in the answers.
+        places: of the archive: where some are known, a map is shown for each query.
     """
+    most = page_limit(found)
+    drawn: list[AnswerMap | None] = [None] * len(found)
+    if places is not None:
+        keys = [[key_of(dataset, hit.id) for hit in answers.hits[:most]] for answers in found]
+        drawn = [answer_map(answers, places, one, most) for answers, one in zip(found, keys, strict=True)]
     return render_page(
         "search_page.html.j2",
         title=title,
         heading=title,
         facts=facts,
         found=[(printable(answers.path.name), answers) for answers in found],
-        most=page_limit(found),
+        most=most,
+        drawn=drawn,
+        land=land_path() if any(drawn) else "",
+        map_size=(WIDTH, HEIGHT),
+        date_of=lambda sample: "" if places is None else places.date(sample),
         image_of=reader.image,
         itself=ITSELF,
         split_of=lambda sample: split_of(dataset, sample),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.band_scale import refuse_other_bands
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
+from marc_dist.geography.places import Places, read_places
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
 from marc_dist.retrieval.index.kept import kept_part
@@ -29,6 +31,7 @@ from marc_dist.retrieval.index.parts import build, check_spec
 from marc_dist.retrieval.index.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.index_folder import check_index_dir, read_store
 from marc_dist.retrieval.label_query import LabelQuery, parse_labels
+from marc_dist.retrieval.place_filter import EVERYWHERE, PlaceFilter
 from marc_dist.retrieval.search import Part, learn, top_k
 from marc_dist.retrieval.store import SAME, Store
 
@@ -117,6 +120,7 @@ class Archive:
         if index_dir is not None:
             self._refuse_foreign(index_dir)
         self._say = say
+        self._told: set[str] = set()
         self._store: Store | None = None
         self._learnt: bytes | None = None
         self._part: Part | None = None
@@ -164,7 +168,7 @@ class Archive:
             return self._part
         spec, mine = self.spec, rank_part(ids, comm.rank(), comm.world())
         if not whole and not spec.exact:
-            self._say(f"index: {len(ids)} images with these labels, searched one by one (exact)")
+            self._say(f"index: {len(ids)} of {len(self.ids)} images pass, searched one by one (exact)")
             spec = IndexSpec("flat", "flat")
         gpu = torch.cuda.current_device() if self._device else None
         half = self.embedder.config.eval.float16
@@ -179,43 +183,74 @@ class Archive:
             self._part = part
         return part
 
-    def carriers(self, labels: LabelQuery) -> Int:
-        """Ids of the archive's images whose labels pass; at least one.
+    @cached_property
+    def places(self) -> Places:
+        """Where and when the images of the data set were taken, all its splits.
+
+        Raises:
+            DataError: the index cannot be read.
+        """
+        return read_places(self.dataset.root / "index.parquet")
+
+    def carriers(self, labels: LabelQuery, where: PlaceFilter = EVERYWHERE) -> Int:
+        """Ids of the archive's images that pass; at least one.
+
+        Args:
+            labels: what an image has to carry.
+            where: where and when it has to have been taken.
 
         Raises:
             DataError: none passes.
         """
-        if labels.passes is None:
-            return self.ids
-        starts = range(0, len(self.ids), CHUNK)
-        some = [labels.passes(self.dataset.label_rows(self.ids[start : start + CHUNK])) for start in starts]
-        ids = self.ids[np.concatenate(some)]
-        if not len(ids):
-            raise DataError(f"{self.dataset.root}: no image has the labels {labels.text}")
+        ids = self.ids
+        if labels.passes is not None:
+            starts = range(0, len(ids), CHUNK)
+            some = [labels.passes(self.dataset.label_rows(ids[start : start + CHUNK])) for start in starts]
+            ids = ids[np.concatenate(some)]
+            if not len(ids):
+                raise DataError(f"{self.dataset.root}: no image has the labels {labels.text}")
+        if where:
+            ids, told = where.passing(self.dataset, self.places, ids)
+            for line in told:
+                if line not in self._told:
+                    self._say(f"archive: {line}")
+            self._told.update(told)
+            if not len(ids):
+                also = f" with the labels {labels.text}" if labels.text else ""
+                raise DataError(f"{self.dataset.root}: no image{also} passes {where.text}")
         return ids
 
     def build(self) -> None:
         """Make vectors and index now, so that searches find them ready. A collective."""
         self._index(self.ids, must=True)
 
-    def search(self, paths: Sequence[Path], top: int, labels: LabelQuery = ANY) -> list[Answers]:
+    def search(
+        self,
+        paths: Sequence[Path],
+        top: int,
+        labels: LabelQuery = ANY,
+        where: PlaceFilter = EVERYWHERE,
+        own: Sequence[int] | None = None,
+    ) -> list[Answers]:
         """The nearest images of the archive for each picture. A collective.
 
         Args:
             paths: pictures of any size and kind.
-            top: answers a query; fewer where the archive, or its part with the labels, holds fewer.
+            top: answers a query; fewer where the archive, or its part that passes, holds fewer.
             labels: only images whose labels pass.
+            where: only images whose place and date pass.
+            own: an id for each picture that is not to be answered with, being the picture itself; -1 = none.
 
         Raises:
             DataError: a file that is not a picture; see ``carriers``.
         """
-        ids = self.carriers(labels)
+        ids = self.carriers(labels, where)
         pictures = [self._query(path) for path in paths]  # before the archive, which may take long
         vectors = self._encoded(pictures)
         check_finite(vectors, [str(path) for path in paths], "query encoder")
         units = comm.broadcast_object(exact_unit(vectors))  # ranks of other machines may round otherwise
-        nobody = np.full(len(units), -1, dtype=np.int64)
-        scores, found = top_k(self._index(ids), units, nobody, min(top, len(ids)), device=self._device)
+        left_out = np.array([-1] * len(units) if own is None else own, dtype=np.int64)
+        scores, found = top_k(self._index(ids), units, left_out, min(top, len(ids)), device=self._device)
         reader = IndexedReader(self.dataset, pick=self._pick)
         answers = []
         for path, query, *row in zip(paths, pictures, found, scores, strict=True):

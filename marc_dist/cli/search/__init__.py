@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from marc_dist.cli.command import run_command
-from marc_dist.cli.search.words import parser
+from marc_dist.cli.search.words import parser, with_numbers
 from marc_dist.run.rank_ends import failures_noted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code. torch and FAISS are imported when there is something to search."""
-    options = parser().parse_intermixed_args(argv)
+    options = parser().parse_intermixed_args(with_numbers(sys.argv[1:] if argv is None else argv))
     return run_command("marc-search", lambda: _search(options))
 
 

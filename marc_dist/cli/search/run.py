@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from marc_dist import comm
+from marc_dist.cli.search.answer_files import GEOJSON, GEOPARQUET, as_geojson, as_geoparquet, facts_of
 from marc_dist.cli.search.request import Request
 from marc_dist.config import LaunchError, printable
 from marc_dist.data.reader import IndexedReader
 from marc_dist.encoder.device import resolve_device
 from marc_dist.files import make_folder, write_atomic
+from marc_dist.geography.grid import middle
 from marc_dist.report.picture_sheets import ITSELF, contact_sheet, key_of, labels_of, split_of
 from marc_dist.report.search_page import left_out, search_page
 from marc_dist.retrieval.archive import Answers, Archive, Hit
@@ -41,7 +44,7 @@ def search(request: Request) -> int:
     archive = Archive(request.folder, request.dataset, request.index_dir, request.splits, request.config, say)
     if not request.queries:
         archive.build()
-    answers = archive.search(request.queries, request.top, request.labels) if request.queries else []
+    answers = _asked(archive, request) if request.queries else []
     comm.leave()
     if not speaks:
         return 0
@@ -50,7 +53,8 @@ def search(request: Request) -> int:
         return 0
     out = request.out
     if out is None and not request.json:
-        out = new_folder(request.folder / "search", request.queries)
+        asked = zip(request.queries, request.own, strict=True)
+        out = new_folder(request.folder / "search", [path if one is None else Path(one.key) for path, one in asked])
     if out is not None:
         _write_pages(answers, archive, request, out)
     if request.json:
@@ -58,8 +62,35 @@ def search(request: Request) -> int:
         return 0
     _print_tables(answers, archive)
     assert out is not None
-    print(f"sheet: {out / SHEET}", f"page: {out / PAGE}", *left_out(answers), sep="\n")
+    more = [f"places: {out / GEOJSON}, {out / GEOPARQUET}"] if _knows_places(archive) else []
+    print(f"sheet: {out / SHEET}", f"page: {out / PAGE}", *more, *left_out(answers), sep="\n")
     return 0
+
+
+def _knows_places(archive: Archive) -> bool:
+    return bool(archive.places.placed.any())
+
+
+def _asked(archive: Archive, request: Request) -> list[Answers]:
+    """The answers; images of the archive that were asked for go by their keys."""
+    own = [-1 if one is None else one.id for one in request.own]
+    found = archive.search(request.queries, request.top, request.labels, request.where, own)
+    return [
+        answers
+        if one is None
+        else replace(
+            answers,
+            path=Path(one.key),
+            picture=answers.picture._replace(
+                remark=", ".join(filter(None, ("an image of the archive", one.remark, answers.picture.remark)))
+            ),
+        )
+        for answers, one in zip(found, request.own, strict=True)
+    ]
+
+
+def _names(found: Sequence[Answers]) -> list[str]:
+    return [printable(answers.path.name) for answers in found]
 
 
 def new_folder(parent: Path, queries: Sequence[Path]) -> Path:
@@ -98,18 +129,32 @@ def _print_tables(found: Sequence[Answers], archive: Archive) -> None:
         table = Table()
         table.add_column("#", justify="right")
         table.add_column("score", justify="right")
-        for column in ("key", "split", "labels"):
+        placed, dated = _knows_places(archive), bool(archive.places.dated.any())
+        more = [*(["date"] if dated else []), *(["lon, lat"] if placed else [])]
+        for column in ("key", "split", *more, "labels"):
             table.add_column(column, overflow="fold")
         for at, hit in enumerate(answers.hits, 1):
             names = Text(", ".join(labels_of(dataset, hit.id)))
             key = Text(key_of(dataset, hit.id) + (f" ({ITSELF})" if hit.same else ""))
-            table.add_row(str(at), f"{hit.score:.4f}", key, Text(split_of(dataset, hit.id)), names)
+            facts = [*([archive.places.date(hit.id)] if dated else []), *([_middle(archive, hit.id)] if placed else [])]
+            split = Text(split_of(dataset, hit.id))
+            table.add_row(str(at), f"{hit.score:.4f}", key, split, *map(Text, facts), names)
         console.print(table)
+
+
+def _middle(archive: Archive, row: int) -> str:
+    """Longitude and latitude of the middle of an image's footprint, or empty."""
+    if not archive.places.placed[row]:
+        return ""
+    lon, lat = middle(archive.places.wkb[row].as_py())
+    return f"{lon:.4f}, {lat:.4f}"
 
 
 def _plain(found: Sequence[Answers], archive: Archive, request: Request, out: Path | None) -> dict[str, Any]:
     """The answers as ``--json`` prints them; names are as they are, not as a terminal may show them."""
     dataset = archive.dataset
+    known = _knows_places(archive) or bool(archive.places.dated.any())
+    placed = out is not None and _knows_places(archive)
 
     def answer(rank: int, hit: Hit) -> dict[str, Any]:
         return {
@@ -119,6 +164,7 @@ def _plain(found: Sequence[Answers], archive: Archive, request: Request, out: Pa
             "split": str(dataset.split[hit.id]),
             "labels": [name for name, on in zip(dataset.classes, dataset.label_rows(hit.id), strict=True) if on],
             "same": hit.same,
+            **(facts_of(dataset, archive.places, hit.id) if known else {}),
         }
 
     return {
@@ -128,16 +174,20 @@ def _plain(found: Sequence[Answers], archive: Archive, request: Request, out: Pa
         "features": archive.embedder.features,
         "index": archive.spec.text,
         "labels": request.labels.text or None,
-        "searched": len(archive.carriers(request.labels)),
+        "where": request.where.text or None,
+        "searched": len(archive.carriers(request.labels, request.where)),
         "sheet": None if out is None else str(out / SHEET),
         "page": None if out is None else str(out / PAGE),
+        "geojson": str(out / GEOJSON) if placed and out is not None else None,
+        "geoparquet": str(out / GEOPARQUET) if placed and out is not None else None,
         "queries": [
             {
-                "path": os.fsencode(one.path).decode("utf-8", "replace"),
+                "path": os.fsencode(one.path).decode("utf-8", "replace") if own is None else None,
+                "key": None if own is None else own.key,
                 "remark": one.picture.remark or None,
                 "answers": [answer(rank, hit) for rank, hit in enumerate(one.hits, 1)],
             }
-            for one in found
+            for one, own in zip(found, request.own, strict=True)
         ],
     }
 
@@ -145,16 +195,21 @@ def _plain(found: Sequence[Answers], archive: Archive, request: Request, out: Pa
 def _write_pages(found: Sequence[Answers], archive: Archive, request: Request, out: Path) -> None:
     """The contact sheet and the page."""
     dataset, labels = archive.dataset, request.labels
-    title = printable(f"Nearest images in {dataset.title}{f', with {labels.text}' if labels.text else ''}")
+    asked = [f"with {labels.text}" if labels.text else "", request.where.text]
+    title = printable(", ".join([f"Nearest images in {dataset.title}", *filter(None, asked)]))
     facts = [
-        f"{len(archive.carriers(labels))} of {len(dataset)} images searched",
+        f"{len(archive.carriers(labels, request.where))} of {len(dataset)} images searched",
         f"{archive.embedder.features} searched",
         f"index {archive.spec.text}",
         f"encoder {archive.embedder.fingerprint[:12]}",
     ]
     reader = IndexedReader(dataset)
     sheet = contact_sheet(found, dataset, reader, title)
-    page = search_page(found, dataset, reader, title, facts, labels.wanted).encode()
+    page = search_page(found, dataset, reader, title, facts, labels.wanted, archive.places).encode()
     reader.close()
     write_atomic(out / SHEET, sheet)
     write_atomic(out / PAGE, page)
+    if _knows_places(archive):
+        names, places = _names(found), archive.places
+        write_atomic(out / GEOJSON, as_geojson(found, names, dataset, places))
+        write_atomic(out / GEOPARQUET, as_geoparquet(found, names, dataset, places))

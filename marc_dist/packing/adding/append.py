@@ -232,7 +232,7 @@ def _compare(
                 if sum_ != packed.row.source:
                     changes.changed.add(sample.origin)
                     continue
-                if (sample.labels, sample.scene) != (packed.labels, packed.scene):
+                if (sample.labels, sample.scene, sample.taken) != (packed.labels, packed.scene, packed.taken):
                     changes.relabelled.add(sample.origin)
                 done.add(1, packed.row.size)
         return []
@@ -248,7 +248,7 @@ def _add_staying(source: Source, plan: dict[str, list[Pair]], staying: Mapping[s
         if origin not in planned:
             meta = sample_json(source.classes, packed.labels, packed.scene, origin)
             entry = Entry(Path(), packed.row.key, packed.ext, packed.ext, meta)
-            sample = LabelledPicture(Path(), origin, packed.labels, packed.scene, packed.split)
+            sample = LabelledPicture(Path(), origin, packed.labels, packed.scene, packed.split, packed.taken)
             plan.setdefault(packed.split, []).append((sample, entry))
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from marc_dist.config import DataError
 from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.geography.acquisition import Acquisition
 from marc_dist.packing import sources
 from marc_dist.packing.adding.shard_rewriting import file_sums
 from marc_dist.packing.layout import Pairs
 from marc_dist.packing.reading.names import normal_name
 from marc_dist.packing.reading.recipes import Recipe
-from marc_dist.packing.reading.samples import Source, hold_samples
+from marc_dist.packing.reading.samples import LabelledPicture, Source, hold_samples
 from marc_dist.packing.reading.splits import draw_alone
 from marc_dist.packing.sources import PackedPicture
 from marc_dist.packing.worker_pool import PoolTask, work
@@ -31,7 +32,8 @@ class Changes:
     Attributes:
         new: split -> new pictures.
         changed: places of pictures whose content is another.
-        relabelled: places of pictures with other labels, or of another scene; their content is the same.
+        relabelled: places of pictures with other labels, or of another scene, place or date; their content is the
+            same.
         removed: places of pictures taken out.
         same: how many stay as they are, those that the source lacks included.
         gone: keys of pictures that the source lacks and that stay all the same.
@@ -244,14 +246,27 @@ def take_splits(
     if source.drawn:
         rule = source.recipe.splits
         past = {**sources.removed_splits(dataset), **{origin: packed.split for origin, packed in there.items()}}
+        of_group = {packed.taken.group: packed.split for packed in there.values() if packed.taken.group}
+
+        def split_of(sample: LabelledPicture) -> str:
+            if sample.origin in past:
+                return past[sample.origin]
+            group = sample.taken.group
+            return of_group.get(group) or draw_alone(group or sample.origin, rule.shares, rule.seed)
+
         source.samples = hold_samples(
-            replace(sample, split=past.get(sample.origin) or draw_alone(sample.origin, rule.shares, rule.seed))
-            for sample in source.samples
+            replace(sample, split=split_of(sample), taken=_kept(sample, staying)) for sample in source.samples
         )
         here = {*staying, *(sample.origin for sample in source.samples)}
         gone = {origin: split for origin, split in past.items() if origin not in here}
         if gone:
             source.beside[sources.REMOVED] = sources.removed_csv(gone)
+
+
+def _kept(sample: LabelledPicture, staying: Mapping[str, PackedPicture]) -> Acquisition:
+    """A picture of the folder keeps the group that it was drawn with, so that no group comes into two splits."""
+    there = staying.get(sample.origin)
+    return sample.taken if there is None else sample.taken._replace(group=there.taken.group)
 
 
 def one_kind(out: Path, staying: Mapping[str, PackedPicture], new: Mapping[str, Pairs]) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from marc_dist.config import DataError
+from marc_dist.packing.georeference.column_names import place_columns
 from marc_dist.packing.layouts.class_lists import is_class_list
 from marc_dist.packing.layouts.splits import DRAWN, find_splits, shortest_name
 from marc_dist.packing.layouts.tree import Layout, Tree
-from marc_dist.packing.reading.columns import Columns, UnclearColumns, find_columns
+from marc_dist.packing.reading.columns import Columns, NoLabelColumns, UnclearColumns, find_columns
 from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import one_split, pictures_named
 from marc_dist.packing.reading.names import name_of, stem_of
@@ -137,15 +138,18 @@ def _candidate(file: File, tree: Tree, tables: Sequence[str]) -> Candidate | Non
 def _with_labels(bare: Candidate, rows: Rows, tree: Tree, *, named: bool) -> Candidate | None:
     """The table with what is known about its labels; None when it has none."""
     file, width = bare.file, len(rows[0].cells)
+    placed = bool(place_columns(rows[0].cells, {}))  # metadata.csv may say where pictures were taken, and no more
     try:
         if rows.uneven(width) is not None:
             raise DataError(f"{file.path}: rows of unequal length")
         full = find_columns(file.path, rows, Columns(), tree.stems)
     except UnclearColumns as error:
         return replace(bare, fault="" if named else str(error))
+    except NoLabelColumns:
+        return bare if named and not placed else None
     except DataError:
         return bare if named else None
-    if full.labels is None and not named and not _any_binary(full.body, full.classes):
+    if full.labels is None and (placed or not named) and not _any_binary(full.body, full.classes):
         return None  # names of pictures with other facts about them
     if full.headless and not named and set(full.body.column(width - 1)) <= {"-1", "0", "1"}:
         return None  # Pascal VOC's list of a split and a class

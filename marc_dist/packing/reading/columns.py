@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from marc_dist.config import DataError
+from marc_dist.packing.georeference.column_names import is_place_column
 from marc_dist.packing.reading.label_cells import UnclearCell, literal
 from marc_dist.packing.reading.names import plain, split_word, stem_of
 from marc_dist.packing.reading.sheets import Rows
@@ -31,6 +32,10 @@ SAMPLE = 400  # rows that tell what a column holds
 
 class UnclearColumns(DataError):
     """Labels stand in a table, in more than one column that could be meant."""
+
+
+class NoLabelColumns(DataError):  # noqa: N818 - beside UnclearColumns
+    """A table that names pictures has no labels of them."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[s
         raise DataError(f"{path}: no column {sorted(missing)[0]!r} to ignore; there are {', '.join(header)}")
     rest = [place for place in rest if plain(header[place]) not in ignored]
     shape.split = _split(path, shape, rest, wanted)
-    rest = [place for place in rest if place != shape.split]
+    rest = [place for place in rest if place != shape.split and not _is_place(shape, place, wanted)]
     shape.labels = _labels(path, shape, rest, wanted)
     if shape.labels is None:
         shape.classes = [place for place in rest if not _is_other(shape, place)]
@@ -111,7 +116,9 @@ def find_columns(path: Path, rows: Rows, wanted: Columns, pictures: Collection[s
     if left:
         shape.notes.append(f"columns not read: {', '.join(header[place] or '(no name)' for place in left)}")
     if shape.labels is None and not shape.classes:
-        raise DataError(f"{path}: no column of labels among {', '.join(header)}; name it in the recipe (table: labels)")
+        raise NoLabelColumns(
+            f"{path}: no column of labels among {', '.join(header)}; name it in the recipe (table: labels)"
+        )
     return shape
 
 
@@ -160,6 +167,12 @@ def _is_other(shape: Shape, place: int) -> bool:
     """Whether a column of a table of 0 and 1 holds something else than labels, by its name and its cells."""
     name = plain(shape.header[place])
     return name in ("", "unnamed0") or (bool(OTHER.fullmatch(name)) and not _is_binary(shape, place))
+
+
+def _is_place(shape: Shape, place: int, wanted: Columns) -> bool:
+    """Whether a column says where or when, and is read for that; one of 0 and 1 is a class of that name."""
+    name = shape.header[place]
+    return name != wanted.labels and is_place_column(name) and not _is_binary(shape, place)
 
 
 def _labels(path: Path, shape: Shape, rest: list[int], wanted: Columns) -> int | None:

@@ -34,7 +34,7 @@ UNREAD = (
     ".svs",
     ".jxl",
 )
-TABLES = (".csv", ".tsv", ".xlsx", ".mat", ".parquet", ".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv", ".xlsx", ".mat", ".parquet", ".jsonl", ".ndjson", ".geojson")
 JUNK_FILES = re.compile(r"(?i)(\..*|thumbs\.db|desktop\.ini|(readme|legend|licen[cs]e)(\.[a-z]+)*)")
 JUNK_FOLDERS = ("__macosx", ".git", "@eadir", "lost+found")
 

@@ -64,6 +64,47 @@ class MaskEntry(Section):
     )
 
 
+class PlaceEntry(Section):
+    """Where it stands where and when pictures were taken; columns that are left empty are found by their names."""
+
+    tags: bool = Field(True, description="read footprint, CRS, date and scene from GeoTIFF tags")
+    crs: str = Field("", description="CRS of TIFF files that have coordinates and no CRS: EPSG:32633")
+    tables: tuple[str, ...] = Field((), description="names of tables that say it, * for any text, the preferred first")
+    image: str = Field("", description="column of those tables that names the pictures")
+    lat: str = Field("", description="column of latitude, degrees")
+    lon: str = Field("", description="column of longitude, degrees")
+    geometry: str = Field("", description="column of the footprint: WKT, WKB, GeoJSON or [west, south, east, north]")
+    date: str = Field("", description="column of the date of acquisition")
+    scene: str = Field("", description="column of the scene that pictures were cut from")
+    columns_crs: str = Field("", description="CRS of lon, lat and geometry; empty = WGS84, or what GeoParquet says")
+    side_m: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="side of the square around lon, lat that is the footprint, metres; null = a point",
+    )
+    date_pattern: str = Field(
+        "", description="regular expression that finds the date in a picture's name: _(\\d{8}T\\d{6})_"
+    )
+
+    @field_validator("date_pattern")
+    @classmethod
+    def _has_one_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups if value else 1
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        if groups != 1:
+            raise ValueError(f"expected one group in brackets, the date, got {groups}")
+        return value
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> PlaceEntry:
+        if bool(self.lat) != bool(self.lon):
+            raise ValueError("expected both lat and lon, or neither")
+        return self
+
+
 class SplitEntry(Section):
     """Where the splits come from: folders of the download, lists, a column of the table, or shares drawn by hash."""
 
@@ -74,6 +115,12 @@ class SplitEntry(Section):
     )
     shares: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = Field({}, description="split -> share of every scene")
     seed: int = Field(0, ge=0, description="of the draw by hash")
+    by: str = Field(
+        "",
+        description="with shares: what is drawn instead of pictures, so that it lies in one split: grid (cells of km), "
+        "scene, or a column of a table: country",
+    )
+    km: float | None = Field(None, gt=0, le=5000, description="side of a cell, with by: grid")
     source: str = Field("", description="where this split comes from, one line")
 
     @model_validator(mode="after")
@@ -82,7 +129,16 @@ class SplitEntry(Section):
             raise ValueError("expected either folders, lists, names or shares")
         if self.shares and abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must add up to 1, got {sum(self.shares.values())}")
+        if self.by and not self.shares:
+            raise ValueError("by: expected with shares")
+        if (self.by == "grid") != (self.km is not None):
+            raise ValueError("expected km, the side of a cell, with by: grid, and only there")
         return self
+
+    @property
+    def column(self) -> str:
+        """The column of a table that splits are drawn by; empty: none is."""
+        return "" if self.by in ("grid", "scene") else self.by
 
 
 class Expectation(Section):
@@ -121,6 +177,7 @@ class Policies(Section):
     bands: Policy = Field(
         "stop", description="a picture has a fourth band, which would be dropped; or lacks the file of a band"
     )
+    no_place: Policy = Field("stop", description="splits are drawn by place, and a picture has none to be drawn by")
 
 
 class Recipe(Section):
@@ -170,6 +227,7 @@ class Recipe(Section):
     companions: tuple[str, ...] = Field((), description="folders beside the download that may hold its pictures")
     tif: Literal["png", "keep"] = Field("png", description="TIFF pictures: stored as lossless PNG, or as they are")
     scene: Literal["folder", "name", "none"] = Field("none", description="where the scene of a picture is written")
+    place: PlaceEntry = PlaceEntry()
     splits: SplitEntry
     expect: Expectation = Expectation()
     policies: Policies = Policies()
@@ -225,7 +283,10 @@ class Recipe(Section):
         """What a folder was packed by, and pictures that are added later must be, too; plain values."""
         kept = {"name", "tif", "scene", "pair_by", "separator", "tile", "splits"}
         kept |= {"bands", "band_files", "band_resampling", "nodata"} if self.bands else set()
-        return self.model_dump(mode="json", include=kept, exclude={"splits": {"source"}})
+        rules = self.model_dump(mode="json", include=kept, exclude={"splits": {"source"}})
+        if not self.splits.by:  # as folders of an earlier state have it
+            rules["splits"] = {key: value for key, value in rules["splits"].items() if key not in ("by", "km")}
+        return rules
 
     def mask_rule(self, order: str | None = None) -> MaskRule:
         """How to read this set's masks.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from marc_dist.config import DataError
 from marc_dist.config.suggest import suggestion
+from marc_dist.geography.acquisition import UNKNOWN, Acquisition
 from marc_dist.packing.compact import Compact
 from marc_dist.packing.reading.names import composed, normal_name
 from marc_dist.packing.reading.recipes import Recipe
@@ -28,6 +29,7 @@ class LabelledPicture:
         labels: class numbers, ascending.
         scene: its scene, or empty.
         split: its split.
+        taken: where and when it was taken, as far as that is known.
     """
 
     file: Path
@@ -35,15 +37,17 @@ class LabelledPicture:
     labels: tuple[int, ...]
     scene: str
     split: str
+    taken: Acquisition = UNKNOWN
 
 
 def compact_samples(
-    rows: Iterable[tuple[Path, str, tuple[int, ...], str, str]],
+    rows: Iterable[tuple[Path, str, tuple[int, ...], str, str, Acquisition]],
 ) -> Compact[LabelledPicture]:
     """Many pictures to be packed, in little memory.
 
     Args:
-        rows: folder in which the download begins, place below it, labels, scene and split of each, in order.
+        rows: folder in which the download begins, place below it, labels, scene, split and acquisition of each, in
+            order.
     """
     roots: dict[Path, int] = {}
     shared: dict[tuple[int, ...] | str, tuple[int, ...] | str] = {}  # one object for equal ones: packed once a block
@@ -51,13 +55,13 @@ def compact_samples(
     def one(value: tuple[int, ...] | str) -> tuple[int, ...] | str:
         return shared.setdefault(value, value)
 
-    def made(plain: tuple[int, str, tuple[int, ...], str, str]) -> LabelledPicture:
-        root, place, labels, scene, split = plain
-        return LabelledPicture(folders[root] / place, composed(place), labels, scene, split)
+    def made(plain: tuple[int, str, tuple[int, ...], str, str, tuple[bytes, str, str]]) -> LabelledPicture:
+        root, place, labels, scene, split, taken = plain
+        return LabelledPicture(folders[root] / place, composed(place), labels, scene, split, Acquisition(*taken))
 
     plain = (
-        (roots.setdefault(root, len(roots)), place, one(labels), one(scene), one(split))
-        for root, place, labels, scene, split in rows
+        (roots.setdefault(root, len(roots)), place, one(labels), one(scene), one(split), tuple(taken))
+        for root, place, labels, scene, split, taken in rows
     )
     samples = Compact(plain, made)
     folders = list(roots)
@@ -67,10 +71,10 @@ def compact_samples(
 def hold_samples(samples: Iterable[LabelledPicture]) -> Compact[LabelledPicture]:
     """Pictures to be packed that exist already, wherever their downloads begin, in little memory."""
 
-    def made(plain: tuple[str, str, tuple[int, ...], str, str]) -> LabelledPicture:
-        return LabelledPicture(Path(plain[0]), *plain[1:])
+    def made(plain: tuple[str, str, tuple[int, ...], str, str, tuple[bytes, str, str]]) -> LabelledPicture:
+        return LabelledPicture(Path(plain[0]), *plain[1:5], Acquisition(*plain[5]))
 
-    plain = ((str(one.file), one.origin, one.labels, one.scene, one.split) for one in samples)
+    plain = ((str(one.file), one.origin, one.labels, one.scene, one.split, tuple(one.taken)) for one in samples)
     return Compact(plain, made)
 
 

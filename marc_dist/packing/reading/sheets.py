@@ -244,6 +244,8 @@ def _cell(value: Any) -> str:
     """A value of JSON or Arrow as a cell."""
     if value is None or value != value:
         return ""
+    if isinstance(value, bytes):  # a shape, as WKB
+        return value.hex()
     if isinstance(value, list | tuple):
         return json.dumps([one for one in value if one is not None], ensure_ascii=False, default=str)
     if isinstance(value, dict):

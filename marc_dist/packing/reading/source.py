@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from marc_dist.config import DataError, list_presets
+from marc_dist.packing.georeference.collect import whereabouts
 from marc_dist.packing.layouts import coco, folders, objects, tables, yolo
 from marc_dist.packing.layouts.recognise import choose, is_drawn, nothing_there, with_layout
 from marc_dist.packing.layouts.tree import survey
@@ -89,8 +90,10 @@ def read_source(
     if not given:
         no_class = [name for name in source.classes if is_folder_word(name)]
         source.check("class_names", no_class, "classes called like folders of a download, not like what they show")
-    assign(source, pictures, known, split_of, found.lists)
-    _tell_passed_over(source, found)
+    taken, lines, read = whereabouts(source.recipe, found, pictures, workers)
+    source.warnings += lines
+    assign(source, pictures, known, split_of, found.lists, taken)
+    _tell_passed_over(source, found, read)
     expectations(source)
     return source
 
@@ -131,12 +134,14 @@ def _companions(recipe: Recipe, roots: Sequence[Path]) -> list[Path]:
     return sorted(path for path in beside if path.is_dir() and path not in {root.absolute() for root in roots})
 
 
-def _tell_passed_over(source: Source, found: DownloadContent) -> None:
-    if found.passed_over:
-        kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(found.passed_over.items()))
+def _tell_passed_over(source: Source, found: DownloadContent, read: Collection[str]) -> None:
+    read_too = Counter(file.path.suffix.lower() for file in found.other_tables if file.origin in read)
+    if passed_over := found.passed_over - read_too:
+        kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(passed_over.items()))
         source.warnings.append(f"files: passed over as neither pictures nor labels: {kinds}")
-    if found.other_tables and not found.tables:
-        names = ", ".join(file.origin for file in found.other_tables[:3])
+    unread = [file.origin for file in found.other_tables if file.origin not in read]
+    if unread and not found.tables:
+        names = ", ".join(unread[:3])
         source.warnings.append(f"files: tables that were not read: {names}; name one with --table to take its labels")
 
 

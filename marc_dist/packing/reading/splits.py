@@ -10,6 +10,9 @@ from fnmatch import fnmatchcase
 from itertools import accumulate
 
 from marc_dist.config import DataError
+from marc_dist.geography.acquisition import UNKNOWN, Acquisition
+from marc_dist.packing.georeference.facts import Known
+from marc_dist.packing.georeference.grouping import draw_groups, groups_of, largest
 from marc_dist.packing.reading.discover import File, matches
 from marc_dist.packing.reading.lists import listed_names, one_split, pictures_named, split_of_lists
 from marc_dist.packing.reading.names import composed, name_of, stem_of
@@ -63,6 +66,7 @@ def assign(
     labels: Mapping[str, tuple[int, ...]],
     split_of: Mapping[str, str],
     lists: Sequence[File] = (),
+    known: Mapping[str, Known] | None = None,
 ) -> None:
     """Fill ``source.samples``: every picture that has labels, with its scene and split.
 
@@ -72,11 +76,13 @@ def assign(
         labels: key -> class numbers.
         split_of: key -> split, when the table says so.
         lists: the files that the recipe's lists name.
+        known: key -> what is known of place and time.
 
     Raises:
         DataError: a picture outside the split folders, or a split name that is no word.
     """
-    recipe = source.recipe
+    groups: Mapping[str, str] = {}
+    recipe, known = source.recipe, known or {}
     kept = {key: pictures[key] for key in sorted(pictures) if key in labels}
     if recipe.splits.folders:
         chosen = _by_folder(recipe, kept)
@@ -85,13 +91,18 @@ def assign(
     elif recipe.splits.lists:
         chosen = _by_list(source, kept, lists)
         kept = {key: file for key, file in kept.items() if key in chosen}
+    elif recipe.splits.by:
+        groups = groups_of(source, kept, {key: _scene(recipe, kept[key], known.get(key)) for key in kept}, known)
+        chosen = draw_groups(groups, recipe.splits.shares, recipe.splits.seed)
+        source.drawn = True
+        source.warnings.append(f"splits: drawn by {recipe.splits.by}: {largest(groups)}")
     elif split_of:
         chosen = {key: one_split(split_of[key]) for key in kept}
     else:
-        groups: dict[str, list[str]] = defaultdict(list)
+        of_scene: dict[str, list[str]] = defaultdict(list)
         for key, file in kept.items():
-            groups[scene_of(recipe, file)].append(key)
-        chosen = draw_splits(groups, recipe.splits.shares, recipe.splits.seed)
+            of_scene[scene_of(recipe, file)].append(key)
+        chosen = draw_splits(of_scene, recipe.splits.shares, recipe.splits.seed)
         source.drawn = True
     for key, split in chosen.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", split):
@@ -99,8 +110,20 @@ def assign(
                 f"{kept[key].origin}: split {split!r}, expected a lower-case word such as train, val or test"
             )
     source.samples = compact_samples(
-        (file.root, file.place, labels[key], scene_of(recipe, file), chosen[key]) for key, file in kept.items()
+        (file.root, file.place, labels[key], _scene(recipe, file, one), chosen[key], _taken(one, groups.get(key, "")))
+        for key, file in kept.items()
+        for one in (known.get(key),)
     )
+
+
+def _scene(recipe: Recipe, file: File, known: Known | None) -> str:
+    return scene_of(recipe, file) or (known.scene if known is not None else "")
+
+
+def _taken(known: Known | None, group: str) -> Acquisition:
+    if known is None:
+        return Acquisition(group=group) if group else UNKNOWN
+    return Acquisition(known.footprint, known.date, group)
 
 
 def _by_folder(recipe: Recipe, kept: Mapping[str, File]) -> dict[str, str]:

@@ -145,6 +145,9 @@ def _cut(path: str, place: str, tile: int) -> None:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=KINDS) as image:
                 image.load()
+                if Path(path).suffix.lower() in (".tif", ".tiff"):  # the tiles' place stands in its tags
+                    os.makedirs(target.parent, exist_ok=True)  # noqa: PTH103 - a helper gets texts
+                    Path(f"{target.parent}/.{target.stem}.source").write_text(str(Path(path).absolute()), "utf-8")
                 for top in starts(image.height, tile):
                     for left in starts(image.width, tile):
                         part = image.crop((left, top, min(left + tile, image.width), min(top + tile, image.height)))
