@@ -130,9 +130,9 @@ def score_whole(
             for name in ("ANMRR", "ANMRR_mpeg7"):
                 out[name][row] = nmrr(ranks, num[row], float(most), mpeg7=name == "ANMRR_mpeg7")
         for label, ranks in zip(asked, found, strict=True):
-            have = labels.num_relevant(row, label) if labels else 0.0
-            label_ap[row, label] = average_precision_of(ranks, have, steps)
-            curved.append((label, recall_precision(ranks, have, steps)))
+            carriers = labels.num_relevant(row, label) if labels else 0.0
+            label_ap[row, label] = average_precision_of(ranks, carriers, steps)
+            curved.append((label, recall_precision(ranks, carriers, steps)))
     for name in levels or {}:
         out[f"mAP_{name}_oml"] = np.where(nums[-1] > 0, out[f"mAP_{name}"], np.nan)
     of = np.array([label for label, _ in curved], dtype=np.int64)
