@@ -119,7 +119,9 @@ class Scorer:
         own = self.protocol.self_positions(self.protocol.own_ids()[rows])
         short = max(0, TOP - ranking.shape[1])  # an archive of fewer images
         ranking = np.pad(ranking, ((0, 0), (0, short)), constant_values=-1) if short else ranking
-        cosine = cosine if self.extra else None
+        if cosine is not None:
+            missing = max(0, TOP - cosine.shape[1])
+            cosine = np.pad(cosine, ((0, 0), (0, missing)), constant_values=-np.inf) if self.extra else None
         first = ranking[:, :TOP]
         top = np.where(first < 0, -1, self.protocol.archive.ids[first])
         if curves is None:
