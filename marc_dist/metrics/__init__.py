@@ -1,6 +1,7 @@
 """Retrieval metrics for multi-label data: pure, in numbers alone, accumulated in float64."""
 
 from marc_dist.metrics.arguments import Bool, Int, as_labels, as_self_positions, check_k, check_ranking
+from marc_dist.metrics.complete import Whole
 from marc_dist.metrics.conventions import Gain, Relevance, Scoring
 from marc_dist.metrics.label_scores import (
     THIRDS,
@@ -19,6 +20,7 @@ from marc_dist.metrics.score import (
     lower_is_better,
     most_relevant,
     query_curves,
+    score_all,
     score_queries,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "Relevance",
     "Scoring",
     "THIRDS",
+    "Whole",
     "acg",
     "as_labels",
     "as_self_positions",
@@ -54,6 +57,7 @@ __all__ = [
     "query_curves",
     "recall",
     "relevant",
+    "score_all",
     "score_labels",
     "score_queries",
     "wap",

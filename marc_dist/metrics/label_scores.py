@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from marc_dist.metrics.arguments import Bool, Int
-from marc_dist.metrics.label_sets import DistinctSets, Float, bit_table, checked_block, in_order, num_hits, table
-from marc_dist.metrics.rank_metrics import LEVELS, average_precision_of, hit_ranks, recall_precision
+from marc_dist.metrics.complete import LabelQuestions, ranks_of
+from marc_dist.metrics.label_sets import DistinctSets, Float, checked_block
+from marc_dist.metrics.rank_metrics import LEVELS, average_precision_of, recall_precision
 
 THIRDS = ("rare", "medium", "common")
 
@@ -17,17 +18,12 @@ def _label_hits(
     ranking: Int, query_labels: Bool, archive: DistinctSets, self_position: Int
 ) -> Iterator[tuple[int, int, Float, float, Float]]:
     """Query, label, ranks of its carriers, their number, steps; of every label that query and archive carry."""
-    steps = np.arange(1.0, ranking.shape[1] + 1)
-    carriers = num_hits(table(archive.sets.T), archive, np.full(archive.sets.shape[1], -1))
-    own = np.pad(archive.sets, ((0, 1), (0, 0)))[archive.code[self_position]]
-    carried = np.ascontiguousarray(archive.sets.T)[:, None]
+    steps, questions = np.arange(1.0, ranking.shape[1] + 1), LabelQuestions(query_labels, archive, self_position)
     for row, order in enumerate(ranking):
-        labels = np.flatnonzero(query_labels[row] & (carriers > own[row]))
-        for start in range(0, len(labels), 8):
-            some = labels[start : start + 8]
-            answers = in_order(archive, bit_table(*carried[some])[0], order, int(self_position[row]))
-            for label, ranks in zip(some.tolist(), hit_ranks(answers, len(some), steps), strict=True):
-                yield row, label, ranks, float(carriers[label] - own[row, label]), steps
+        labels = questions.of(row)
+        found = ranks_of(archive, order, int(self_position[row]), [questions.carried[one] for one in labels], steps)
+        for label, ranks in zip(labels, found, strict=True):
+            yield row, label, ranks, questions.num_relevant(row, label), steps
 
 
 def score_labels(

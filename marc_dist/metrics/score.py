@@ -20,19 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marc_dist.metrics.arguments import Bool, Int, as_labels, as_self_positions
+from marc_dist.metrics.complete import Whole, ranks_of, score_whole
 from marc_dist.metrics.conventions import Gain, Relevance, Scoring
 from marc_dist.metrics.label_metrics import NEIGHBOURS, knn_f1, label_set_scores
 from marc_dist.metrics.label_sets import (
-    Byte,
     Count,
     DistinctSets,
     Float,
     best_gains,
-    bit_table,
     checked_block,
     first_codes,
     gains,
-    in_order,
     looked_up,
     num_hits,
     overlap,
@@ -44,19 +42,13 @@ from marc_dist.metrics.rank_metrics import (
     LEVELS,
     acg,
     average_precision,
-    average_precision_of,
     cut,
-    hit_ranks,
     ndcg,
-    nmrr,
     precision,
-    r_precision,
     recall,
     recall_precision,
     reciprocal_rank,
-    reciprocal_rank_of,
     success,
-    trapezoidal_ap,
     wap,
 )
 
@@ -133,6 +125,65 @@ def score_queries(
     ranking, query_labels, archive, self_position = checked_block(
         ranking, query_labels, archive_labels, self_position, checked=checked
     )
+    sides = query_labels, archive, self_position
+    return _scores(ranking, *sides, scoring, complete, extra, most, cosine, labels=False)[0]
+
+
+def score_all(
+    ranking: Int,
+    query_labels: Bool,
+    archive_labels: Bool | DistinctSets,
+    self_position: Int,
+    scoring: Scoring,
+    *,
+    extra: bool = False,
+    most: int | None = None,
+    cosine: NDArray[np.floating] | None = None,
+    checked: bool = False,
+) -> Whole:
+    """Everything about a block of complete rankings, each list gone through once.
+
+    To the last bit what ``score_queries``, ``score_labels`` and ``query_curves`` return; the curves of the labels, one
+    by one, are those that ``label_curves`` adds up.
+
+    Args:
+        ranking: (B, N) archive positions of the whole archive, best first, -1 for none.
+        query_labels: (B, L).
+        archive_labels: (N, L), or ``distinct_sets`` of it.
+        self_position: (B,) the query's own archive position, or -1.
+        scoring: what to compute.
+        extra: see ``score_queries``, as the others.
+        most: M of ANMRR.
+        cosine: (B, >= 10) of the first answers.
+        checked: see ``checked_block``.
+
+    Raises:
+        ValueError: see ``checked_block``.
+    """
+    ranking, query_labels, archive, self_position = checked_block(
+        ranking, query_labels, archive_labels, self_position, checked=checked
+    )
+    scores, whole = _scores(
+        ranking, query_labels, archive, self_position, scoring, True, extra, most, cosine, labels=True
+    )
+    assert whole is not None
+    return whole._replace(scores=scores)
+
+
+def _scores(
+    ranking: Int,
+    query_labels: Bool,
+    archive: DistinctSets,
+    self_position: Int,
+    scoring: Scoring,
+    complete: bool,
+    extra: bool,
+    most: int | None,
+    cosine: NDArray[np.floating] | None,
+    *,
+    labels: bool,
+) -> tuple[dict[str, Float], Whole | None]:
+    """The metrics of ``score_queries`` and, if the rankings are complete, all that one pass gave."""
     shared = overlap(query_labels, archive.sets)
     gain_table = table(gains(query_labels, archive.sets, scoring.gain, shared))
     hit_sets = relevant(query_labels, archive.sets, scoring.relevance, shared)
@@ -142,8 +193,13 @@ def score_queries(
     num = num_hits(table(hit_sets), archive, self_position)
     best = best_gains(gain_table, archive, self_position, max(scoring.ks))
     out: dict[str, Float] = {"num_relevant": num}
+    levels, whole = None, None
+    if extra:
+        levels = {name: relevant(query_labels, archive.sets, least, shared) for name, least in DIFFICULTIES.items()}
     if complete:
-        out["mAP"] = _full_ap(ranking, archive, self_position, bit_table(hit_sets), num)
+        asked = query_labels if labels else None
+        whole = score_whole(ranking, archive, self_position, hit_sets, levels=levels, most=most, query_labels=asked)
+        out["mAP"] = whole.scores["mAP"]
     for k in scoring.ks:
         ideal = best if scoring.ideal == "database" else cut(gain, k)
         out[f"mAP@{k}"] = average_precision(hit, num, k, scoring.denominator)
@@ -151,15 +207,14 @@ def score_queries(
         out[f"nDCG@{k}"] = ndcg(gain, ideal, k, linear=scoring.linear)
         out[f"ACG@{k}"] = acg(gain, k)
         out[f"P@{k}"] = precision(hit, k)
-    if extra:
-        levels = {name: relevant(query_labels, archive.sets, least, shared) for name, least in DIFFICULTIES.items()}
+    if levels is not None:
         out |= _first_hits(hit, num, scoring.ks)
         out |= _extra_at(codes, query_labels, archive, scoring, levels, shared, cosine)
-        if complete:
-            out |= _extra_full(ranking, archive, self_position, hit_sets, levels, most)
+    if whole is not None:
+        out |= whole.scores  # mAP keeps its place
     if scoring.without_relevant == "skip":
         out |= {name: np.where(num > 0, values, np.nan) for name, values in out.items() if name != "num_relevant"}
-    return out
+    return out, whole
 
 
 def _first_hits(hit: Float, num: Float, ks: tuple[int, ...]) -> dict[str, Float]:
@@ -170,10 +225,6 @@ def _first_hits(hit: Float, num: Float, ks: tuple[int, ...]) -> dict[str, Float]
         out[f"hit@{k}"] = success(hit, k)
         out[f"MRR@{k}"] = reciprocal_rank(hit, k)
     return out
-
-
-def _steps(ranking: Int) -> Float:
-    return np.arange(1.0, ranking.shape[1] + 1)
 
 
 def full_average_precision(
@@ -201,18 +252,7 @@ def full_average_precision(
     ranking, query_labels, archive, self_position = checked_block(
         ranking, query_labels, archive_labels, self_position, checked=checked
     )
-    hit_sets = relevant(query_labels, archive.sets, rule)
-    num = num_hits(table(hit_sets), archive, self_position)
-    return _full_ap(ranking, archive, self_position, bit_table(hit_sets), num)
-
-
-def _full_ap(ranking: Int, archive: DistinctSets, self_position: Int, bits: Byte, num: Float) -> Float:
-    """AP of the whole ranking; query by query, because a row of a large archive fills the cache."""
-    out, steps = np.zeros(len(ranking)), _steps(ranking)
-    for row, order in enumerate(ranking):
-        (ranks,) = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), 1, steps)
-        out[row] = average_precision_of(ranks, num[row], steps)
-    return out
+    return score_whole(ranking, archive, self_position, relevant(query_labels, archive.sets, rule)).scores["mAP"]
 
 
 def _extra_at(
@@ -240,32 +280,6 @@ def _extra_at(
     if cosine is not None:
         out[f"kNN_F1@{NEIGHBOURS}"] = knn_f1(top, codes < len(archive.counts), cosine, query_labels)
     return out
-
-
-def _extra_full(
-    ranking: Int,
-    archive: DistinctSets,
-    self_position: Int,
-    hit_sets: Bool,
-    levels: dict[str, Bool],
-    most: int | None,
-) -> dict[str, Float]:
-    """The further metrics of the whole ranking."""
-    rules = [hit_sets, *levels.values()]
-    bits, steps = bit_table(*rules), _steps(ranking)
-    num, *nums = (num_hits(table(rule), archive, self_position) for rule in rules)
-    out = {f"mAP_{name}": np.zeros(len(ranking)) for name in DIFFICULTIES}
-    first = {name: np.zeros(len(ranking)) for name in ("MRR", "R_precision")}
-    losses = {} if most is None else {name: np.ones(len(ranking)) for name in ("ANMRR", "ANMRR_mpeg7")}
-    for row, order in enumerate(ranking):
-        ranks, *found = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), len(rules), steps)
-        for values, one, have in zip(out.values(), found, nums, strict=True):
-            values[row] = trapezoidal_ap(one, have[row], steps)
-        first["MRR"][row], first["R_precision"][row] = reciprocal_rank_of(ranks), r_precision(ranks, num[row])
-        for name, values in losses.items():
-            values[row] = nmrr(ranks, num[row], float(most or 0), mpeg7=name == "ANMRR_mpeg7")
-    kept = {f"{name}_oml": np.where(nums[-1] > 0, values, np.nan) for name, values in out.items()}
-    return {**out, **kept, **first, **losses}
 
 
 def query_curves(
@@ -296,9 +310,9 @@ def query_curves(
         ranking, query_labels, archive_labels, self_position, checked=checked
     )
     hit_sets = relevant(query_labels, archive.sets, rule)
-    bits, num = bit_table(hit_sets), num_hits(table(hit_sets), archive, self_position)
-    out, steps = np.zeros((len(ranking), LEVELS)), _steps(ranking)
+    num = num_hits(table(hit_sets), archive, self_position)
+    out, steps = np.zeros((len(ranking), LEVELS)), np.arange(1.0, ranking.shape[1] + 1)
     for row, order in enumerate(ranking):
-        (ranks,) = hit_ranks(in_order(archive, bits[row], order, int(self_position[row])), 1, steps)
+        (ranks,) = ranks_of(archive, order, int(self_position[row]), [hit_sets[row]], steps)
         out[row] = recall_precision(ranks, num[row], steps)
     return out

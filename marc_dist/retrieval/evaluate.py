@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,22 +21,23 @@ from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.metrics.metric_help import SEARCHED
+from marc_dist.progress_bar import LINE_S, shown_time
 from marc_dist.retrieval import results
 from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
-from marc_dist.retrieval.exact import Float32, Int, full_ranking
+from marc_dist.retrieval.exact import Float32, Int, Rows, Signs, full_ranking, queries_at_once
 from marc_dist.retrieval.index.kept import kept_part
-from marc_dist.retrieval.index.parts import FactoryPart, check_spec
+from marc_dist.retrieval.index.parts import BinaryPart, FactoryPart, FlatPart, check_spec
 from marc_dist.retrieval.index.spec import IndexSpec, parse_spec
 from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
+from marc_dist.retrieval.scoring import Part as ScoringPart
 from marc_dist.retrieval.search import Part, make_part, recall, top_k
 from marc_dist.retrieval.store import Store, splits_of
 from marc_dist.run.evaluations import evaluation_folder
 
-FULL_LIMIT = 20_000
-"""The index finds the first answers in any archive; up to this size an exhaustive sort ranks the rest as well."""
 BLOCK = 64
+"""Queries that a rank scores between two meetings; of a large archive, fewer are ranked at a time."""
 LIMIT_S = 7200.0
 """Ranks wait so long for rank 0, which may learn an index or read a large store alone."""
 KNOWN = ("backbone", "head_hidden", "head_dim")
@@ -218,14 +220,6 @@ def search(
     return Answered(searched, np.concatenate(shown), found)
 
 
-def _continued(head: Int, whole: Int) -> Int:
-    """The whole ranking, after a check that it begins with the lists that the index found."""
-    depth = min(head.shape[1], whole.shape[1])
-    if not np.array_equal(head[:, :depth], whole[:, :depth]):
-        raise RuntimeError("the index and the exhaustive sort order an archive differently; please report this")
-    return whole
-
-
 def rank_and_score(
     asking: Store,
     answering: Store,
@@ -256,22 +250,77 @@ def rank_and_score(
     else:
         index = make_part(spec, answering.rows, archive_ids, mine, gpu, float16=config.eval.float16, say=say)
     scores, listed = top_k(index, queries, own_ids, depth, device=device)
-    space = found = None
-    if not isinstance(index, FactoryPart):
-        space = index.space if len(archive_ids) <= FULL_LIMIT else None
+    found = None
     if spec.kind != "flat":
         k = min(*config.eval.ks, depth)
         found = recall(answering.rows(mine), mine, queries, own_ids, listed, k, device)
         say(f"index: finds {100 * found:.1f} % of the exact first {k}")
-    archive = None if space is None else space(np.asarray(answering.rows(archive_ids)))
-    scoring = scorer(protocol, config.eval, complete=archive is not None)
+    whole = None if isinstance(index, FactoryPart) else _Whole(index, answering.rows(archive_ids))
+    scoring = scorer(protocol, config.eval, complete=whole is not None)
+    cosines = None if spec.kind == "binary" else scores
+
+    def parts(start: int) -> Iterator[ScoringPart]:
+        end = min(start + BLOCK, len(queries))
+        size = BLOCK if whole is None else queries_at_once(len(archive_ids), BLOCK)
+        for at in range(start, end, size):
+            rows = slice(at, min(at + size, end))
+            ranking = np.where(listed[rows] < 0, -1, np.searchsorted(archive_ids, listed[rows]))
+            if whole is not None:
+                ranking = whole.continued(ranking, queries[rows], protocol.self_positions(own_ids[rows]))
+            yield ranking, None if cosines is None else cosines[rows]
+            del ranking
+
     blocks = []
-    starts = np.arange(0, len(queries), BLOCK, dtype=np.int64)
-    for start in rank_part(starts, comm.rank(), comm.world()).tolist():
-        block = slice(start, start + BLOCK)
-        ranking = np.where(listed[block] < 0, -1, np.searchsorted(archive_ids, listed[block]))
-        if space is not None and archive is not None:
-            own = protocol.self_positions(own_ids[block])
-            ranking = _continued(ranking, full_ranking(space(queries[block]), archive, own))
-        blocks.append(scoring.block(start, ranking, None if spec.kind == "binary" else scores[block]))
+    starts, tell = range(0, len(queries), BLOCK), _Progress(len(queries), say)
+    for turn in range(0, len(starts), comm.world()):
+        for start in starts[turn + comm.rank() : turn + comm.world()][:1]:
+            blocks.append(scoring.block_in_parts(start, parts(start)))
+        comm.barrier()  # block by block: none waits longer for another than a block takes
+        tell(min((turn + comm.world()) * BLOCK, len(queries)))
     return gathered(blocks), found
+
+
+class _Whole:
+    """Whole rankings of an archive, by the scores of an exact index.
+
+    Args:
+        index: flat, or of binary codes.
+        archive: (N, d) unit vectors in ascending order of id; may be mapped.
+    """
+
+    def __init__(self, index: FlatPart | BinaryPart, archive: Rows) -> None:
+        self._space = index.space
+        self._archive: Rows | Signs = archive
+        if isinstance(index, BinaryPart):
+            self._archive = Signs(index.coder.codes(archive), index.coder.bits)
+
+    def continued(self, head: Int, queries: Float32, own: Int) -> Int:
+        """(B, N) the whole ranking of each query, after a check that it begins with the lists that the index found."""
+        whole = full_ranking(self._space(queries), self._archive, own)
+        depth = min(head.shape[1], whole.shape[1])
+        if not np.array_equal(head[:, :depth], whole[:, :depth]):
+            raise RuntimeError("the index and the exhaustive sort order an archive differently; please report this")
+        return whole
+
+
+class _Progress:
+    """Says from time to time how many queries are ranked and scored.
+
+    Args:
+        total: queries.
+        say: takes one line for people.
+    """
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self._total, self._say = total, say
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last < LINE_S or done == self._total:
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-3)
+        left = shown_time((self._total - done) / rate)
+        share = f"{done:,} of {self._total:,} queries ({done / self._total:.0%})"
+        self._say(f"ranking: {share}, {rate:,.1f} queries/s, {left} left")

@@ -25,7 +25,12 @@ GRID = 2.0**24
 ARCHIVE_BLOCK = 16384
 QUERIES_AT_ONCE = 256
 SCORED_AT_ONCE = 2**19
-"""Candidates' coordinates that are held in float64 at a time."""
+"""Coordinates of candidates, or of the archive, that are held in float64 at a time."""
+LEAST_ROWS = 256
+RANKED_AT_ONCE = 1 << 28
+"""Bytes of whole rankings that are held at a time."""
+BITS = 30
+"""Of the whole numbers that ``full_ranking`` sorts first."""
 NONE = -1
 
 
@@ -76,6 +81,26 @@ class Pieces:
 
 
 Rows = Float32 | Pieces
+
+
+class Signs:
+    """Binary codes, (n, bits) of +1 and -1, held packed; a slice is unpacked.
+
+    Args:
+        codes: (n, bytes) packed, as ``BinaryPart`` has them; 1 is +1.
+        bits: of a code.
+    """
+
+    def __init__(self, codes: NDArray[np.uint8], bits: int) -> None:
+        self._codes = codes
+        self.shape = len(codes), bits
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice) -> Float32:
+        ones = np.unpackbits(self._codes[key], axis=1, count=self.shape[1])
+        return np.where(ones, np.float32(1), np.float32(-1))
 
 
 def rounding_bound(d: int) -> float:
@@ -197,11 +222,12 @@ def exhaustive(queries: Float32, own_ids: Int, archive: Rows, ids: Int, k: int) 
     return scores, found
 
 
-def full_ranking(queries: Float32, archive: Float32, self_position: Int) -> Int:
+def full_ranking(queries: Float32, archive: Rows | Signs, self_position: Int) -> Int:
     """The whole archive in order for each query, (B, N) archive positions, by (score descending, position ascending).
 
     Archive rows in ascending order of id make that the order of ``top_k``. The query's own item is taken out; -1 then
-    fills the last rank.
+    fills the last rank. Needs 8 bytes a query and item, and about 50 an item beside that: ``queries_at_once`` says how
+    many queries to hand over. Of a mapped archive, a block of rows at a time is read.
 
     Args:
         queries: (B, d) from ``exact_unit``, or of +1 and -1.
@@ -210,11 +236,71 @@ def full_ranking(queries: Float32, archive: Float32, self_position: Int) -> Int:
     """
     wide = queries.astype(np.float64)
     scores = np.empty((len(queries), len(archive)))
-    for start in range(0, len(archive), ARCHIVE_BLOCK):  # no second copy of the whole archive
-        block = slice(start, start + ARCHIVE_BLOCK)
-        scores[:, block] = wide @ archive[block].astype(np.float64).T
-    own = np.flatnonzero(self_position >= 0)
-    scores[own, self_position[own]] = -np.inf
-    ranking = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)
-    ranking[own, -1] = NONE
+    step = max(LEAST_ROWS, SCORED_AT_ONCE // max(1, queries.shape[1]))
+    for start in range(0, len(archive), step):
+        block = slice(start, start + step)
+        np.matmul(wide, archive[block].astype(np.float64).T, out=scores[:, block])
+    ranking = scores.view(np.int64)  # a query's order takes the place of its scores
+    for row, own in enumerate(self_position.tolist()):
+        ranking[row] = _order(scores[row], own)
     return ranking
+
+
+def queries_at_once(num_archive: int, most: int) -> int:
+    """Queries for one call of ``full_ranking``: ``RANKED_AT_ONCE`` bytes of rankings, at least one query.
+
+    Args:
+        num_archive: N.
+        most: wanted where the archive is small.
+    """
+    return max(1, min(most, RANKED_AT_ONCE // (8 * max(1, num_archive))))
+
+
+def _order(scores: Float, own: int) -> Int:
+    """One query's items by (score descending, position ascending), (N,).
+
+    A radix sort orders whole numbers of 30 bits, the distance to the best score, rounded down; being stable, it leaves
+    what it sees as equal in order of position. Then the exact scores are gone through in that order: where one rises,
+    the items of that number are sorted again by score and position. So what comes out is exact, and a pass over the
+    scores has checked it.
+
+    Args:
+        scores: (N,) float64, exact.
+        own: position of the query's own item, which goes to the end as -1, or -1.
+    """
+    if not len(scores):
+        return np.empty(0, dtype=np.int64)
+    distance = scores.max() - scores  # without rounding: both are multiples of one grid
+    exponent = int(np.frexp(distance.max())[1])
+    distance *= 2.0 ** (BITS - exponent)
+    coarse = distance.astype(np.int32)
+    if own >= 0:
+        coarse[own] = 1 << BITS  # above all others
+    del distance
+    ordered, at = torch.sort(torch.from_numpy(coarse), stable=True)
+    order, found = at.numpy(), scores.take(at.numpy())
+    if own >= 0:
+        found[-1] = -np.inf
+    rising = np.flatnonzero(found[1:] > found[:-1])
+    if len(rising):
+        _sort_again(order, ordered.numpy(), found, rising)
+    if own >= 0:
+        order[-1] = NONE
+    return order
+
+
+def _sort_again(order: Int, coarse: NDArray[np.int32], found: Float, rising: Int) -> None:
+    """Sort, by exact score and position, the items whose rounded number is that of an item at one of ``rising``.
+
+    Args:
+        order: (N,) positions, changed in place.
+        coarse: (N,) the numbers, in that order.
+        found: (N,) the exact scores, in that order.
+        rising: places in that order after which a larger score follows.
+    """
+    number = np.unique(coarse[rising])
+    first, end = np.searchsorted(coarse, number), np.searchsorted(coarse, number, side="right")
+    length = end - first
+    place = np.arange(length.sum()) + np.repeat(first - (np.cumsum(length) - length), length)
+    sorted_again = np.lexsort((order[place], -found[place], coarse[place]))
+    order[place] = order[place[sorted_again]]

@@ -124,9 +124,9 @@ def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
             )
         target = plan.datasets[evaluation.target or task.dataset]
         archive = one.eval.query_split if one.eval.protocol in ("oml", "leave_one_out") else one.eval.archive_split
-        num = len(target.rows(archive))
-        target.rows(one.eval.query_split)
-        check_metrics(list(evaluation.metrics), one, num, f"{place}metrics: ")
+        for split in (archive, one.eval.query_split):
+            target.rows(split)  # there is one
+        check_metrics(list(evaluation.metrics), one, f"{place}metrics: ")
 
 
 def _check_targets(plan: Plan, settings: Settings, entry: Settings, place: str) -> None:

@@ -11,17 +11,14 @@ from marc_dist.metrics.conventions import Scoring
 
 LABEL_METRICS = {"label_mAP": "all", "rare_mAP": "rare", "medium_mAP": "medium", "common_mAP": "common"}
 """Mean over labels of their average precision, by the group of labels in ``metrics.json``; names as in training."""
-FULL_LIMIT = 20_000
-"""As ``marc_dist.retrieval.evaluate``, which imports torch: a larger archive has no complete ranking."""
 USUAL = ("mAP", "nDCG@10", "wAP@10", "label_mAP", "rare_mAP", "medium_mAP", "common_mAP")
 
 
-def given(config: Config, num_archive: int, *, extra: bool | None = None) -> list[str]:
+def given(config: Config, *, extra: bool | None = None) -> list[str]:
     """Names of all metrics of an evaluation.
 
     Args:
         config: ``eval``.
-        num_archive: images that may answer.
         extra: in place of ``eval.extra``.
     """
     one = config.eval
@@ -33,7 +30,7 @@ def given(config: Config, num_archive: int, *, extra: bool | None = None) -> lis
         np.ones((10, 1), dtype=np.bool_),
         np.array([-1], dtype=np.int64),
         scoring,
-        complete=flat and num_archive <= FULL_LIMIT,
+        complete=flat,
         extra=one.extra if extra is None else extra,
         most=10,
         cosine=np.ones((1, 10)) if one.index == "flat" else None,
@@ -41,30 +38,31 @@ def given(config: Config, num_archive: int, *, extra: bool | None = None) -> lis
     return [*(name for name in found if name != "num_relevant"), *LABEL_METRICS]
 
 
-def check_metrics(wanted: list[str], config: Config, num_archive: int, place: str) -> None:
+def check_metrics(wanted: list[str], config: Config, place: str) -> None:
     """Refuse a metric that an evaluation does not give.
 
     Args:
         wanted: names.
         config: ``eval``.
-        num_archive: images that may answer.
         place: put before the message.
 
     Raises:
         ConfigError: names the metric and what would give it.
     """
-    have = given(config, num_archive)
+    have = given(config)
     for name in wanted:
         if name in have:
             continue
         stem, at, k = name.rpartition("@")
         if at and k.isdigit() and any(other.startswith(f"{stem}@") for other in have):
             remedy = f"; its cut-offs are {', '.join(map(str, config.eval.ks))}: add {k} to eval.ks"
-        elif name in given(config, num_archive, extra=True):
+        elif name in given(config, extra=True):
             remedy = "; it is one of the further metrics: set eval.extra: true"
         elif name in ("mAP", "MRR", "R_precision") or name.startswith("mAP_"):
-            why = f"{num_archive} images" if num_archive > FULL_LIMIT else f"eval.index={config.eval.index}"
-            remedy = f"; it needs the complete ranking, and {why} has none: use mAP@{config.eval.ks[0]}"
+            remedy = (
+                f"; it needs the complete ranking, which eval.index={config.eval.index} does not give: "
+                f"use mAP@{config.eval.ks[0]}, or eval.index=flat"
+            )
         else:
             remedy = suggestion(name, have)
         raise ConfigError(f"{place}{name}: protocol {config.eval.protocol} does not give this metric{remedy}")

@@ -18,16 +18,17 @@ from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.export import load_encoder
 from marc_dist.encoder.model import build_encoder
 from marc_dist.retrieval import evaluate as ev
-from marc_dist.retrieval import results
+from marc_dist.retrieval import exact, results
 from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.run import evaluations
 from tests.retrieval.runs import CLASSES, OTHERS, make_run, pack_tiny
 from tests.worlds import run_in_world
 
 
-def run(config: Config, folder: Path, limit: int | None = None) -> dict[str, Any]:
-    if limit is not None:
-        ev.FULL_LIMIT = limit
+def run(config: Config, folder: Path, at_once: int | None = None) -> dict[str, Any]:
+    """``at_once``: bytes of whole rankings."""
+    if at_once is not None:
+        exact.RANKED_AT_ONCE = at_once
     return evaluate(config, folder, lambda line: None)
 
 
@@ -141,16 +142,28 @@ def test_transfer_against_loops(tiny: Dataset, tmp_path: Path) -> None:
         assert row["P@3"] == pytest.approx(np.mean(hits[:3])) and row["num_relevant"] == sum(hits)
 
 
-def test_cut_rankings_agree_with_full_ones(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive beyond the limit goes through FAISS; what both know must be equal."""
-    config = make_run(tmp_path / "run", tiny, eval__protocol="leave_one_out", eval__query_split="train")
-    full = run(config, tmp_path / "run")
+def test_rankings_cut_by_an_approximate_index_agree_with_full_ones(tiny: Dataset, tmp_path: Path) -> None:
+    """An index that proposes everything; what both know must be equal."""
+    words = {"eval__protocol": "leave_one_out", "eval__query_split": "train"}
+    full = run(make_run(tmp_path / "run", tiny, **words), tmp_path / "run")
     tops = [row["top"] for row in evaluations.read(tmp_path / "run" / "eval" / "leave_one_out")[1]]
-    for summary in [*run_in_world(run, 3, config, tmp_path / "run", 10)]:
+    config = make_run(tmp_path / "run", tiny, **words, eval__index="IVF1,Flat")
+    for summary in [*run_in_world(run, 3, config, tmp_path / "run")]:
         assert not summary["full_ranking"] and "mAP" not in summary["scores"]["trained"]
+        assert set(summary["index_recall"].values()) == {1.0}
         for name, scores in summary["scores"].items():
             assert scores == {key: value for key, value in full["scores"][name].items() if key != "mAP"}
     assert [row["top"] for row in evaluations.read(tmp_path / "run" / "eval" / "leave_one_out")[1]] == tops
+
+
+def test_an_archive_too_large_for_a_block_of_rankings_is_evaluated_alike(tiny: Dataset, tmp_path: Path) -> None:
+    """Whole rankings of three queries at a time, on one rank and on two: the files of a small archive."""
+    config = make_run(tmp_path / "run", tiny, eval__extra=True)
+    run(config, tmp_path / "run")
+    alone = files(tmp_path / "run")
+    for world in (1, 2):
+        run_in_world(run, world, config, tmp_path / "run", 3 * 8 * 30)
+        assert files(tmp_path / "run") == alone
 
 
 def test_every_archive_goes_through_the_index(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

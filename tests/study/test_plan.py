@@ -172,6 +172,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("seeds", [1, 1, 2], r"seeds: expected each once"),
     ("evaluations/count/metrics", ["nDCG@10"], r"evaluations\.count: metrics: nDCG@10: .*add 10 to eval\.ks"),
     ("evaluations/count/metrics", ["jaccard@3"], r"jaccard@3: .*set eval\.extra: true"),
+    ("evaluations/count/eval.index", "IVF4,Flat", r"mAP: .*eval\.index=IVF4,Flat does not give: use mAP@3, or .*=flat"),
     ("evaluations/count/metrics", ["mpA"], r"mpA: protocol test_vs_train does not give this metric; did you mean mAP"),
     ("evaluations/count/eval.protocol", "transfer", r"transfer searches other data sets; there is only one"),
     ("evaluations/count/eval.query_split", "tset", r"no split named 'tset'"),

@@ -29,6 +29,8 @@ is the report of the last one. Vectors are kept in RUN/embeddings: another
 evaluation of the same encoder embeds nothing.
 Several runs are compared with the first; those without an evaluation of this
 protocol and name are evaluated before (docs/comparing.md).
+Archives of any size are ranked in full, for mAP, label AP and curves; only an
+approximate --index (IVF..., HNSW..., PQ...) ends at the largest of eval.ks.
 The metrics are defined in docs/metrics.md.
 
 examples:
