@@ -127,7 +127,7 @@ class _Seen:
     host: str = "?"
     end: RankEnd | None = None
     asked: float | None = None
-    answered: float = field(default_factory=time.time)
+    answered: float = 0.0
     ref: Any = None
 
     def lose(self, why: str) -> None:
@@ -157,7 +157,7 @@ class Ranks:
         for rank, bundle in enumerate(bundles):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
             actor = ray.remote(Rank).options(scheduling_strategy=place, **options).remote(rank, str(run_dir))
-            self.all.append(_Seen(rank, actor))
+            self.all.append(_Seen(rank, actor, answered=time.time()))
 
     @property
     def ends(self) -> list[RankEnd | None]:
