@@ -106,8 +106,8 @@ class Rank:
             time.sleep(WATCH_S)
 
     def poll(self) -> RankEnd | None:
-        """How it ended; None while it runs."""
-        if self.process is None or self.process.ended is None or self.process.code is None:
+        """How it ended; None while it runs, and while its end is not noted yet: the note tells when it was."""
+        if self.process is None or not self.process.noted:
             return self.trouble
         return self.process.end()._replace(code=self.process.code, asked=self.process.asked)
 

@@ -155,8 +155,8 @@ class Checks:
         self.story.saved(world, step)
 
     def starts(self, job: RayJob) -> None:
-        """Ray's supervisor asks for nodes."""
-        if job.start > 1:
+        """Ray's supervisor asks for nodes; a cancel may reach it in the same moment."""
+        if job.start > 1 and self.story.kernel.now - self.cancelled.get(job.id, -9.0) > 1.0:
             self._asks_again(job)
 
     def is_cancelled(self, job: RayJob) -> None:
@@ -232,6 +232,8 @@ class Checks:
             who = ", ".join(p.name for p in alive) + ", ".join(f"job {job.id} {job.state}" for job in living)
             self.fail(4, f"it does not end: {who or 'events go on'}")
             return
+        if story.ray is not None and any(group.state != "removed" for group in story.ray.groups):
+            self.fail(4, "nodes of Ray's are not given back")
         for _, who, text in kernel.story:
             if text.startswith("traceback") and "/rank " not in who and "/train" not in who:
                 self.fail(8, f"{who}: {text}")

@@ -138,6 +138,13 @@ def _ends(story: Story) -> None:
     story.hangs_at_end = True
 
 
+def _lost_and_killed(story: Story) -> None:
+    """A node is lost, and before anybody can know, another rank is killed."""
+    when = story.rng.uniform(0.0, 20.0)
+    story.waiting.append((1, when, "lose node"))
+    story.waiting.append((1, when + story.rng.uniform(0.5, 9.0), "kill rank"))
+
+
 def _ray(story: Story) -> None:
     """A job of Ray's: anything that happens to a job of Slurm's, and its supervisor is lost."""
     story.use_ray()
@@ -145,6 +152,7 @@ def _ray(story: Story) -> None:
     themes: tuple[Callable[[], None], ...] = (
         lambda: _one_fault(story, [*way_back, *RAY_WAY_BACK, *RAY_WAY_BACK]),
         lambda: _one_fault(story, ["lose node", *RAY_WAY_BACK]),
+        lambda: _lost_and_killed(story),
         lambda: _kills(story),
         lambda: _cancels(story),
         lambda: _launches(story),

@@ -8,8 +8,8 @@ What is assumed of it, after Ray's documentation and our tests on a real cluster
 - A detached actor with ``max_restarts=-1`` is made again on any node, 1 to 8 s after its end was noticed; calls fail
   with ActorUnavailableError meanwhile. Any other actor ends for good, and soon after the process that made it.
 - A name is given to one living actor; asking for one that nobody has is a ValueError.
-- A placement group waits until enough nodes are free, and may get one of which it is not yet known that it is lost: its
-  actors never start. Removing a group ends the actors in it.
+- A placement group waits until enough nodes are free. Ray asks each of them first: one that is lost does not answer, and
+  the group waits until that is noticed. Removing a group ends the actors in it.
 - A node that comes back is another node. A lost one writes nothing more (no split brain).
 """
 
@@ -294,9 +294,13 @@ class RayCluster:
             if group.state != "waiting":
                 continue
             free = [one for one in self.nodes if one.known and self._left(one) >= group.needs[0]["CPU"]]
-            if len(free) >= len(group.needs):
+            asked = [one for one in group.places if one.known and not one.node.up]
+            if len(free) >= len(group.needs) and not asked:
                 self.kernel.rng.shuffle(free)
-                group.places, group.state = free[: len(group.needs)], "ready"
+                group.places = free[: len(group.needs)]
+                if not all(one.node.up for one in group.places):
+                    continue
+                group.state = "ready"
                 self.kernel.tell(f"Ray gives {', '.join(one.node.name for one in group.places)} to {group.name}")
                 self.kernel.notify(group.ready)
 
@@ -335,6 +339,7 @@ class RayCluster:
         def noticed() -> None:
             self.kernel.tell(f"Ray: node {node.node.name} is dead")
             node.known = False
+            self._soon(0.1, 1.0, self._place)
             for actor in self.actors:
                 if actor.where is node and actor.process is not None and actor.state == "alive":
                     self._ended(actor, actor.process)
