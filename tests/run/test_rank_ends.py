@@ -110,7 +110,7 @@ def test_a_rank_that_was_told_to_end_stays_one_when_it_fails_on_its_way(launched
 
 
 def test_a_rank_that_was_asked_to_end_ended_when_it_ended(tmp_path: Path) -> None:
-    """Found by the simulator: asked at 5 s, killed at 30 s since a peer had failed at 19 s, it was named as the cause."""
+    """Found by the simulator: asked at 5 s, killed at 30 s since a peer had failed at 19 s, it was named first."""
     mine, offset = AttemptId("abc", 0), time.time()
     for rank in (0, 1):
         make_room(end_path(tmp_path, rank), mine)

@@ -74,7 +74,9 @@ def main() -> int:
     journal = CampaignJournal(options.journal, options.limit_s)
     with laboratory() as lab:
         commands = [one for one in all_commands(lab) if not chosen or one.name in chosen]
-        over = all(_one(command, lab / f"calls-{number}", journal, options.every) for number, command in enumerate(commands))
+        over = all(
+            _one(command, lab / f"calls-{number}", journal, options.every) for number, command in enumerate(commands)
+        )
     faults = _show(commands, journal)
     print(f"{len(faults)} faults" + ("" if over else "; not over yet, start it again"))
     return 1 if faults else 0 if over else NOT_OVER

@@ -214,7 +214,11 @@ class Checks:
     def _parts(self, job: Job) -> set[str]:
         """Slurm's names for a job, or for the elements of an array; of a job of Ray's, its token."""
         jobs = self.story.jobs.values()
-        return {one.id for one in jobs if one.id in (job.id, job.token) or (one.array is not None and one.array[0] == job.id)}
+        return {
+            one.id
+            for one in jobs
+            if one.id in (job.id, job.token) or (one.array is not None and one.array[0] == job.id)
+        }
 
     def answered(self, what: str, code: int) -> None:
         """A command has ended with a code."""

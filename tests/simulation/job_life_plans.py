@@ -28,7 +28,7 @@ COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "t
 
 
 def plan(story: Story) -> None:
-    """What comes, after a theme of ``DRAWN``; two of five stories are of the theme ``any``. Ray is played when asked for."""
+    """What comes, after a theme of ``DRAWN``; two of five stories are of the theme ``any``. Ray is asked for."""
     rng = story.rng
     drawn = story.theme or rng.choice(("any", "any", "calm", "any", *DRAWN))
     if drawn == "arrays":

@@ -8,8 +8,8 @@ What is assumed of it, after Ray's documentation and our tests on a real cluster
 - A detached actor with ``max_restarts=-1`` is made again on any node, 1 to 8 s after its end was noticed; calls fail
   with ActorUnavailableError meanwhile. Any other actor ends for good, and soon after the process that made it.
 - A name is given to one living actor; asking for one that nobody has is a ValueError.
-- A placement group waits until enough nodes are free. Ray asks each of them first: one that is lost does not answer, and
-  the group waits until that is noticed. Removing a group ends the actors in it.
+- A placement group waits until enough nodes are free. Ray asks each of them first: a lost one does not answer, and the
+  group waits until that is noticed. Removing a group ends the actors in it.
 - A node that comes back is another node. A lost one writes nothing more (no split brain).
 """
 
@@ -199,7 +199,9 @@ class RayCluster:
             return
         name = "supervisor" if actor.name is not None else f"actor {actor.args[0]}"
         delay = self.kernel.rng.uniform(0.3, 2.0)
-        process = self.kernel.spawn(name, actor.where.node, lambda: self._serve(actor), {"PATH": "/usr/bin"}, delay=delay)
+        process = self.kernel.spawn(
+            name, actor.where.node, lambda: self._serve(actor), {"PATH": "/usr/bin"}, delay=delay
+        )
         actor.process, actor.state = process, "alive"
         process.facts["job"] = actor.job
         if actor.name is None and actor.job is not None:

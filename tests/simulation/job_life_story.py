@@ -216,7 +216,9 @@ class Story:
         return new_job(kind, arguments, **values)
 
     def _launch(self) -> int:
-        backends.submit(self._job(self.preset.kind, self.preset, self.preset.nodes, self.preset.num_procs), Path(FOLDER))
+        backends.submit(
+            self._job(self.preset.kind, self.preset, self.preset.nodes, self.preset.num_procs), Path(FOLDER)
+        )
         return 0
 
     def _launch_local(self, folder: str) -> int:
