@@ -99,8 +99,10 @@ class RankProcess:
             self.ended = time.time()
             self.send(signal.SIGKILL, group=True)  # loader workers that would outlive it
             self.process.wait()
-            note_end(self.end_file, self.process.returncode, self.alive_at, self.mine, asked=self.asked)
-            self.noted = True
+            try:
+                note_end(self.end_file, self.process.returncode, self.alive_at, self.mine, asked=self.asked)
+            finally:
+                self.noted = True
         return self.ended is not None
 
     def send(self, number: int, *, group: bool = False) -> None:
