@@ -31,8 +31,10 @@ def _one(command: Command, place: Path, journal: CampaignJournal, every: int) ->
         return True
     case = Failing(command, place)
     if not known:
-        journal.note(command.name, count=case.count)
+        journal.note(command.name, count=case.count, aims=case.aims)
         left = _cases(case.count)[::every]
+    else:
+        case.aims = [aim if isinstance(aim, int) else (aim[0], aim[1]) for aim in known["aims"]]
     for k, error in left:
         if journal.out_of_time:
             return False
