@@ -206,9 +206,10 @@ def end_in(told: Mapping[str, object], rank: int, mine: AttemptId | None) -> Ran
 
 
 def clear_ends(log_dir: Path) -> None:
-    """Forget how the ranks of an earlier attempt ended."""
-    for path in log_dir.glob(".end-*.json"):
-        path.unlink(missing_ok=True)
+    """Forget how the ranks of an earlier attempt ended; what cannot be removed says which attempt it is of."""
+    with suppress(OSError):
+        for path in log_dir.glob(".end-*.json"):
+            path.unlink(missing_ok=True)
 
 
 def failed(end: RankEnd) -> bool:
