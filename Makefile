@@ -70,6 +70,7 @@ campaign: $(DEVSTAMP)
 	$(BIN)/python -m tests.simulation.crash_campaign
 	$(BIN)/python -m tests.simulation.failing_campaign
 	$(BIN)/python -m tests.simulation.job_life --seeds 10000 --procs $(JOBS)
+	$(BIN)/python -m tests.simulation.job_life --theme ray --seeds 5000 --procs $(JOBS)
 	$(BIN)/python -m tests.simulation.job_life --planted --seeds 200
 
 clean:

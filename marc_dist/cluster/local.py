@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -185,15 +185,22 @@ class LocalJob:
         """End what is left, processes and loader workers, whatever made us leave."""
         for rank in self.ranks:
             rank.kill()
-            rank.end_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                rank.end_file.unlink(missing_ok=True)
 
     def _copy(self) -> None:
-        """Bring what rank 0 has written since the last call to the terminal."""
+        """Bring what rank 0 has written since the last call to the terminal.
+
+        A log that cannot be read just now ends no training: the next call brings it.
+        """
         if not self.ranks or self._deaf:
             return
-        with self.ranks[0].log.open("rb") as file:
-            file.seek(self._copied)
-            news = file.read()
+        try:
+            with self.ranks[0].log.open("rb") as file:
+                file.seek(self._copied)
+                news = file.read()
+        except OSError:
+            return
         self._copied += len(news)
         if news:
             try:

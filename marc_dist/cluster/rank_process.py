@@ -39,6 +39,7 @@ class RankProcess:
 
     Attributes:
         ended: when it was seen to have ended, in seconds since 1970.
+        noted: its end is noted, too, which takes its time on a slow file system.
         alive_at: when it was last seen alive. A rank that has no time to say so is taken to have failed then: before
             its peers, which hear of it at once.
         asked: it was told to end by us.
@@ -58,6 +59,7 @@ class RankProcess:
         self.rank, self.log_dir = rank, log_dir
         self.log, self.end_file = log_dir / f"rank-{rank}.log", end_path(log_dir, rank)
         self.ended: float | None = None
+        self.noted = False
         self.alive_at = time.time()
         self.asked = False
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,10 @@ class RankProcess:
             self.ended = time.time()
             self.send(signal.SIGKILL, group=True)  # loader workers that would outlive it
             self.process.wait()
-            note_end(self.end_file, self.process.returncode, self.alive_at, self.mine, asked=self.asked)
+            try:
+                note_end(self.end_file, self.process.returncode, self.alive_at, self.mine, asked=self.asked)
+            finally:
+                self.noted = True
         return self.ended is not None
 
     def send(self, number: int, *, group: bool = False) -> None:

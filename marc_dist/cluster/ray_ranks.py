@@ -106,8 +106,8 @@ class Rank:
             time.sleep(WATCH_S)
 
     def poll(self) -> RankEnd | None:
-        """How it ended; None while it runs."""
-        if self.process is None or self.process.ended is None or self.process.code is None:
+        """How it ended; None while it runs, and while its end is not noted yet: the note tells when it was."""
+        if self.process is None or not self.process.noted:
             return self.trouble
         return self.process.end()._replace(code=self.process.code, asked=self.process.asked)
 
@@ -127,7 +127,7 @@ class _Seen:
     host: str = "?"
     end: RankEnd | None = None
     asked: float | None = None
-    answered: float = field(default_factory=time.time)
+    answered: float = 0.0
     ref: Any = None
 
     def lose(self, why: str) -> None:
@@ -157,7 +157,7 @@ class Ranks:
         for rank, bundle in enumerate(bundles):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
             actor = ray.remote(Rank).options(scheduling_strategy=place, **options).remote(rank, str(run_dir))
-            self.all.append(_Seen(rank, actor))
+            self.all.append(_Seen(rank, actor, answered=time.time()))
 
     @property
     def ends(self) -> list[RankEnd | None]:

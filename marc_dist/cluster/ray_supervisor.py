@@ -155,7 +155,7 @@ class Supervisor:
         self.now = State("pending", f"waiting for {asked}")
         group = placement_group([needs] * nodes, strategy="STRICT_SPREAD" if nodes > 1 else "PACK", name=name)
         deadline = time.monotonic() + self.preset.place_timeout_s
-        while not group.wait(POLL_S):
+        while self.cancelled is not None or not group.wait(POLL_S):
             if self.cancelled is not None:
                 self._give_up(EXIT_REQUEUE, None, CANCELLED)
                 return None

@@ -22,7 +22,7 @@ from marc_dist.run.attempts import begin_attempt, end_attempt, first_steps, newe
 from marc_dist.run.exit_codes import EXIT_REQUEUE
 from marc_dist.run.job import CANCELLED, Job, attempts_of_job, element_dir, read_job, write_job
 from marc_dist.run.job import start_again as rule
-from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read_end
+from marc_dist.run.rank_ends import JobEnd, clear_ends, job_end, node_name, read_ends
 
 EXIT_LIMIT = 1
 LAUNCH_FAILURE = "JobLaunchFailure"
@@ -96,7 +96,7 @@ def end(job_dir: Path, code: int) -> int:
     """
     job, preset = own_job(job_dir)
     mine, log_dir = _attempt(job, os.environ), job_dir / "logs"
-    found = job_end([read_end(log_dir, rank, mine) for rank in range(job.world)], code, log_dir)
+    found = job_end(read_ends(log_dir, job.world, mine), code, log_dir)
     begun, step = first_steps(attempts_of_job(job, job_dir)), newest_step(job_dir)
     again, why = rule(found.code, found.lost, begun, step, preset.max_restarts, preset.max_stalls)
     if job.cancelled_at is not None and found.code != 0:

@@ -84,6 +84,7 @@ class _Parser:
         self._shown: list[str] = []
         self._rest = " ".join(unicodedata.normalize("NFC", text).split())
         self._known = {_plain(name) for name in classes} - {""}
+        self._longest = max(map(len, self._known), default=0) + 1  # a blank may follow; casefold shortens nothing
         self._denied, self._depth = False, 0
 
     def question(self) -> Test:
@@ -156,7 +157,7 @@ class _Parser:
 
     def _starts(self) -> int:
         """Length of the longest known name that the rest begins with, at the end of a word; 0: none."""
-        for end in range(len(self._rest), 0, -1):
+        for end in range(min(len(self._rest), self._longest), 0, -1):
             whole = end == len(self._rest) or not (self._rest[end - 1].isalnum() and self._rest[end].isalnum())
             if whole and _plain(self._rest[:end]) in self._known:
                 return end

@@ -135,7 +135,7 @@ def note_end(path: Path, code: int | None, ended: float, mine: AttemptId, *, ask
         path: see ``end_path``.
         code: exit code, negative for a signal; None when it was only asked to end, so far.
         ended: when, in seconds since 1970 by this machine's clock; the rank's own time of failure is kept when it told
-            one.
+            one, the time at which it was asked to end is not.
         mine: the attempt that the rank is of.
         asked: it was told to end.
     """
@@ -143,8 +143,9 @@ def note_end(path: Path, code: int | None, ended: float, mine: AttemptId, *, ask
     if _is_later(told, mine):
         return
     told = told if mine.wrote(told) else {}
-    when = ended if "time" in told else ended + file_time(path) - time.time()
-    seen = {"time": when, "error": None, "host": node_name(), **told, "code": code, "asked": asked}
+    spoke = told.get("error") is not None and "time" in told
+    when = told["time"] if spoke else ended + file_time(path) - time.time()
+    seen = {"error": None, "host": node_name(), **told, "time": when, "code": code, "asked": asked}
     _note(path, seen | mine.record())
 
 
@@ -157,6 +158,27 @@ def read_end(log_dir: Path, rank: int, mine: AttemptId | None = None) -> RankEnd
         mine: the attempt that is asked for: notes of others do not count. None takes any.
     """
     return end_in(_read(end_path(log_dir, rank)), rank, mine)
+
+
+def read_ends(log_dir: Path, world: int, mine: AttemptId) -> list[RankEnd | None]:
+    """How all ranks of an attempt ended, for whoever decides on it.
+
+    On NFS a machine may remember for a minute that a file of another one is not there; a change of its own to the
+    folder makes it forget. So where a note is missing, the folder is changed and looked at again.
+
+    Args:
+        log_dir: ``RUN/logs``.
+        world: number of ranks.
+        mine: the attempt.
+    """
+    ends = [read_end(log_dir, rank, mine) for rank in range(world)]
+    if None in ends:
+        with suppress(OSError):
+            look = log_dir / ".end-look.json"
+            look.write_bytes(b"")
+            look.unlink()
+        ends = [end or read_end(log_dir, rank, mine) for rank, end in enumerate(ends)]
+    return ends
 
 
 def end_in(told: Mapping[str, object], rank: int, mine: AttemptId | None) -> RankEnd | None:
@@ -184,9 +206,10 @@ def end_in(told: Mapping[str, object], rank: int, mine: AttemptId | None) -> Ran
 
 
 def clear_ends(log_dir: Path) -> None:
-    """Forget how the ranks of an earlier attempt ended."""
-    for path in log_dir.glob(".end-*.json"):
-        path.unlink(missing_ok=True)
+    """Forget how the ranks of an earlier attempt ended; what cannot be removed says which attempt it is of."""
+    with suppress(OSError):
+        for path in log_dir.glob(".end-*.json"):
+            path.unlink(missing_ok=True)
 
 
 def failed(end: RankEnd) -> bool:

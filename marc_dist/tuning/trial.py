@@ -10,7 +10,7 @@ from marc_dist.config import Config, ConfigError, dump_yaml, flatten, user_path
 from marc_dist.files import write_atomic
 from marc_dist.run.attempt_id import AttemptId, attempt_from_env, new_token
 from marc_dist.run.folder import VALIDATION, prepare, read_lines
-from marc_dist.run.rank_ends import job_end, read_end
+from marc_dist.run.rank_ends import job_end, read_ends
 from marc_dist.tuning.journal import SearchPlan
 from marc_dist.tuning.search_space.space import Point, Space
 from marc_dist.tuning.state import Search, Trial
@@ -107,7 +107,7 @@ def trial_end(run_dir: Path, world: int, code: int, mine: AttemptId) -> tuple[in
         code: of whatever looked after them; 0 when all ended well.
         mine: the attempt that has ended.
     """
-    found = job_end([read_end(run_dir / "logs", rank, mine) for rank in range(world)], code, run_dir / "logs")
+    found = job_end(read_ends(run_dir / "logs", world, mine), code, run_dir / "logs")
     if code and found.rank is None:
         return found.code or code, "its processes or their node were lost"
     return found.code, found.error or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,24 @@ def test_logs_are_appended_and_only_the_new_part_is_shown(tmp_path: Path) -> Non
     assert (tmp_path / "logs/rank-0.log").read_text() == "first\nsecond\n"
 
 
+def test_storage_that_fails_for_a_moment_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be read, a note of an end that cannot be removed: the ranks' work is not thrown away for it."""
+    real, looks = Path.open, iter(range(10**6))
+
+    def fails(path: Path, mode: str = "r", *words: Any, **rest: Any) -> Any:
+        if path.name == "rank-0.log" and mode == "rb" and next(looks) < 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, mode, *words, **rest)
+
+    def stays(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(Path, "unlink", stays)
+    job = _job(tmp_path, "print('worked'); time.sleep(0.5)")
+    assert job.run() == 0 and _shown(job) == "worked\n"
+
+
 def test_one_process_per_gpu_or_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
@@ -130,11 +150,13 @@ def test_a_persons_mistake_is_told_once_and_as_such(tmp_path: Path, capsys: pyte
 def test_the_first_failure_is_shown_not_its_echo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = """
     import json
-    if rank == 0:
-        time.sleep(0.3)
+    mine = os.environ["MARC_FAILURE_FILE"]
+    while rank == 0 and "the cause" not in open(mine.replace("-0.json", "-1.json")).read():
+        time.sleep(0.02)
+    time.sleep(0.1)
     kind = "RuntimeError: lost rank 1" if rank == 0 else "ValueError: the cause"
     text = json.dumps({"time": time.time(), "error": kind})
-    open(os.environ["MARC_FAILURE_FILE"], "w").write(text)
+    open(mine, "w").write(text)
     print("says", kind, file=sys.stderr)
     if rank == 1:
         time.sleep(0.6)  # it takes longer to go than the one that it broke
@@ -150,9 +172,17 @@ def test_the_first_failure_is_shown_not_its_echo(tmp_path: Path, capsys: pytest.
 def test_a_killed_rank_is_the_cause_even_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = """
     import json
+    note = os.path.join(os.path.dirname(os.environ["MARC_FAILURE_FILE"]), "pid-of-1")
     if rank == 1:
+        open(note + ".new", "w").write(str(os.getpid()))
+        os.rename(note + ".new", note)
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.4)
+    while not os.path.exists(note):
+        time.sleep(0.02)
+    stat = "/proc/" + open(note).read() + "/stat"
+    while os.path.exists(stat) and open(stat).read().rsplit(")", 1)[1].split()[0] != "Z":
+        time.sleep(0.02)
+    time.sleep(0.1)
     text = json.dumps({"time": time.time(), "error": "RuntimeError: connection closed"})
     open(os.environ["MARC_FAILURE_FILE"], "w").write(text)
     sys.exit(1)

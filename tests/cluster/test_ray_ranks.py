@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from marc_dist.cluster.ray_ranks import Ranks, _Seen
+from marc_dist.cluster import rank_process
+from marc_dist.cluster.ray_ranks import Rank, Ranks, _Seen
 from marc_dist.run.rank_ends import RankEnd, job_end
 
 SEEN = 1000.0
@@ -51,3 +54,29 @@ def test_one_that_was_alive_when_another_failed_did_not_fail_first(monkeypatch: 
     fault = RankEnd(0, SEEN - 1, 1, "ValueError: x", "one", False)
     end = job_end(ranks(SEEN + 2, fault, monkeypatch).ends, 1, Path("/run/logs"))
     assert end.rank == 0 and "ValueError: x" in str(end.error)
+
+
+def test_an_end_is_told_once_it_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the simulator: before, its time was that of the own clock, which may be minutes off."""
+    storage, real = threading.Event(), rank_process.note_end
+
+    def slow(*words: Any, **rest: Any) -> None:
+        assert storage.wait(120)
+        real(*words, **rest)
+
+    def soon(true: Any) -> bool:
+        deadline = time.monotonic() + 120
+        while not true() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return bool(true())
+
+    monkeypatch.setattr(rank_process, "note_end", slow)
+    monkeypatch.setenv("MARC_NODE", "one")
+    actor = Rank(0, str(tmp_path))
+    actor.start(["-c", "raise SystemExit(7)"], str(tmp_path), "127.0.0.1", {"MARC_NODE": "one"})
+    assert soon(lambda: actor.process is not None and actor.process.code == 7)
+    assert actor.poll() is None
+    storage.set()
+    assert soon(actor.poll)
+    end = actor.poll()
+    assert end is not None and (end.code, end.host) == (7, "one")

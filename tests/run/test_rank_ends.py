@@ -15,10 +15,12 @@ from marc_dist.run.rank_ends import (
     ROOM,
     end_path,
     failures_noted,
+    job_end,
     make_room,
     note_end,
     note_failure,
     read_end,
+    read_ends,
 )
 
 
@@ -105,3 +107,18 @@ def test_a_rank_that_was_told_to_end_stays_one_when_it_fails_on_its_way(launched
     note_failure("connection closed by peer")
     told = read_end(launched.parent, 0)
     assert told is not None and told.asked and told.error == "connection closed by peer"
+
+
+def test_a_rank_that_was_asked_to_end_ended_when_it_ended(tmp_path: Path) -> None:
+    """Found by the simulator: asked at 5 s, killed at 30 s since a peer had failed at 19 s, it was named first."""
+    mine, offset = AttemptId("abc", 0), time.time()
+    for rank in (0, 1):
+        make_room(end_path(tmp_path, rank), mine)
+    note_end(end_path(tmp_path, 1), None, offset - 100.0, mine, asked=True)
+    note_end(end_path(tmp_path, 0), 2, offset - 50.0, mine)
+    note_end(end_path(tmp_path, 1), -9, offset - 20.0, mine, asked=True)
+    ends = read_ends(tmp_path, 2, mine)
+    assert ends[1] is not None and abs(ends[1].time - (offset - 20.0)) < 10.0
+    assert job_end(ends, 137, tmp_path).rank == 0
+    note_end(end_path(tmp_path, 1), -9, offset - 60.0, mine, asked=True)  # killed while it saved, before any failed
+    assert job_end(read_ends(tmp_path, 2, mine), 137, tmp_path).rank == 1

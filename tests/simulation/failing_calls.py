@@ -13,12 +13,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import traceback
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,18 +57,28 @@ PATH_CALLS = (
     "scandir",
 )
 FD_CALLS = ("fsync", "fdatasync", "ftruncate", "write")
+MOST_ALIKE = 5
+"""Calls of one kind that fail, of a command that starts processes: it looks at their files ten times a second."""
 OK, MEND, AGAIN = 0, EXIT_USER, EXIT_HUNG
 
 
 @dataclass
 class Calls:
-    """Counts the calls on paths under ``root``; the one with number ``fails`` (from 1) ends with ``error``."""
+    """Counts the calls on paths under ``root``; one of them ends with ``error``.
+
+    Attributes:
+        fails: its number, from 1; or what it is, and how many such calls there were then, itself among them.
+        kinds: how often each call came, by function and path without numbers.
+        calls: all of them, as ``fails`` names them.
+    """
 
     root: Path
-    fails: int = 0
+    fails: int | tuple[str, int] = 0
     error: int = errno.EIO
     count: int = 0
     failed: str = ""
+    kinds: Counter[str] = field(default_factory=Counter)
+    calls: list[tuple[str, int]] = field(default_factory=list)
 
     def take(self, name: str, path: Any) -> None:
         """One call."""
@@ -76,8 +88,11 @@ class Calls:
             return
         if not os.path.abspath(path).startswith(str(self.root)):
             return
+        kind = f"{name} {re.sub('[0-9a-f]{8,}|[0-9]+', 'N', os.path.relpath(path, self.root))}"
         self.count += 1
-        if self.count == self.fails:
+        self.kinds[kind] += 1
+        self.calls.append((kind, self.kinds[kind]))
+        if self.fails in (self.count, self.calls[-1]):
             self.failed = f"{name} {path}"
             raise OSError(self.error, os.strerror(self.error), *([] if name in FD_CALLS else [path]))
 
@@ -310,7 +325,9 @@ class Failing:
     """A command, undisturbed once, ready to fail at any call.
 
     Attributes:
-        count: calls that may fail.
+        aims: calls that may fail, as ``Calls.fails`` names them: all, by number; of a command that starts processes, by
+            their kind, ``MOST_ALIKE`` of each, since their number depends on how fast those are.
+        count: of them.
     """
 
     def __init__(self, command: Command, place: Path) -> None:
@@ -323,7 +340,11 @@ class Failing:
         calls = Calls(self.root)
         said = command.start(self.root, calls)
         assert said.code == OK, said
-        self.count, self.new = calls.count, self._shows()
+        self.new = self._shows()
+        self.aims: list[int | tuple[str, int]] = list(range(1, calls.count + 1))
+        if command.processes:
+            self.aims = [one for one in calls.calls if one[1] <= MOST_ALIKE]
+        self.count = len(self.aims)
 
     def _shows(self) -> Hashable:
         return self.command.shows(self.root)
@@ -335,8 +356,10 @@ class Failing:
     def at(self, k: int, error: int) -> str | None:
         """What is wrong when the k-th call fails; None when nothing is."""
         self._reset()
-        calls = Calls(self.root, k, error)
+        calls = Calls(self.root, self.aims[k - 1], error)
         said = self.command.start(self.root, calls)
+        if not calls.failed:
+            return None  # it did not come to this call: fewer processes, or faster ones
         where = f"{self.command.name}: call {k} of {self.count} ({calls.failed}) fails with {errno.errorcode[error]}: "
         if said.code not in (OK, AGAIN if error in PASSING else MEND, MEND):
             return f"{where}exit code {str(said.code)[-1500:]}; {said.err[-500:]}"

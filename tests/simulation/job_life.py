@@ -1,9 +1,10 @@
 """A simulator of a job's life: ``python -m tests.simulation.job_life --seeds 10000 --procs 2``, ``--replay SEED``.
 
-Ranks, batch scripts, requeues, Slurm, login nodes and users' commands, clocks that differ by minutes, a shared file
+Ranks, batch scripts, requeues, Slurm, Ray, login nodes, users' commands, clocks that differ by minutes, a shared file
 system that shows news late: a deterministic model, in which the code of marc-dist that decides runs unchanged. What the
-model assumes stands at the top of ``job_life_files.py``, ``job_life_slurm.py`` and ``job_life_ranks.py``, what is
-promised in ``job_life_checks.py``. A seed draws a cluster, users and faults; the same seed is the same story.
+model assumes stands at the top of ``job_life_files.py``, ``job_life_slurm.py``, ``job_life_ray.py`` and
+``job_life_ranks.py``, what is promised in ``job_life_checks.py``. A seed draws a cluster, users and faults; the same
+seed is the same story.
 """
 
 from __future__ import annotations

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from marc_dist.cluster import backends, rank_process, sbatch_hooks, slurm, slurm_cancel, srun_task
+from marc_dist.cluster import (
+    backends,
+    rank_process,
+    ray_ranks,
+    ray_supervisor,
+    sbatch_hooks,
+    slurm,
+    slurm_cancel,
+    srun_task,
+)
 from marc_dist.config import LaunchError
 from marc_dist.run import heartbeats, job, rank_ends, run_lock
 from marc_dist.run.lock_file import read_holder
@@ -215,6 +224,45 @@ def _left_are_late() -> AbstractContextManager[Any]:
     return mock.patch.object(watchdog, "late_ranks", lambda beats, timeout_s, **rest: real(beats, timeout_s))
 
 
+def _forgetful_supervisor() -> AbstractContextManager[Any]:
+    """Ray's supervisor knows its last start only."""
+    real = ray_supervisor.attempts_of_job
+    return mock.patch.object(ray_supervisor, "attempts_of_job", lambda *words: real(*words)[-1:])
+
+
+def _end_before_its_note() -> AbstractContextManager[Any]:
+    """A rank's actor tells of its end before that is noted, with the time of its own clock."""
+
+    def poll(self: Any) -> Any:
+        if self.process is None or self.process.ended is None or self.process.code is None:
+            return self.trouble
+        return self.process.end()._replace(code=self.process.code, asked=self.process.asked)
+
+    return mock.patch.object(ray_ranks.Rank, "poll", poll)
+
+
+def _silence_is_late() -> AbstractContextManager[Any]:
+    """A rank that was lost with its node failed when that was noticed."""
+
+    def lose(self: Any, why: str) -> None:
+        self.end = rank_ends.RankEnd(self.rank, time.time(), None, why, self.host, self.asked is not None)
+
+    return mock.patch.object(ray_ranks._Seen, "lose", lose)
+
+
+def _nodes_kept() -> AbstractContextManager[Any]:
+    """The nodes of a start are not given back."""
+    return mock.patch.object(ray_supervisor, "_remove_group", lambda name: None)
+
+
+def _lost_supervisor_is_no_end() -> AbstractContextManager[Any]:
+    """A supervisor that finds the start of a lost one writes it off as a mistake."""
+    real = ray_supervisor.start_again
+    return mock.patch.object(
+        ray_supervisor, "start_again", lambda code, lost, *words: real(code, lost and code != 1, *words)
+    )
+
+
 BUGS: dict[str, tuple[str | None, Plant]] = {
     "attempts matched by clocks": ("kills", _by_clock),
     "restart count forgotten": ("kills", _count_forgotten),
@@ -238,5 +286,10 @@ BUGS: dict[str, tuple[str | None, Plant]] = {
     "an array's word is that of its first element": ("arrays", _first_element),
     "elements of an array share a folder": ("arrays", _one_folder),
     "ranks that have left are late": ("ends", _left_are_late),
+    "Ray's supervisor forgets its starts": ("ray", _forgetful_supervisor),
+    "Ray: an end is told before it is noted": ("ray", _end_before_its_note),
+    "Ray: a lost rank failed when it was noticed": ("ray", _silence_is_late),
+    "Ray: nodes are not given back": ("ray", _nodes_kept),
+    "Ray: a lost supervisor is a mistake": ("ray", _lost_supervisor_is_no_end),
 }
 """Name -> the theme of the stories that look for it, and the patch."""

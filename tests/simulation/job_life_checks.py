@@ -37,6 +37,7 @@ from marc_dist.run.job import OVER, Job, State, ended, read_job
 from marc_dist.run.run_lock import REFRESH_S
 from tests.simulation.job_life_kernel import Process
 from tests.simulation.job_life_ranks import OF_A_PEER, WITH_NODE, World, named
+from tests.simulation.job_life_ray import RayJob
 from tests.simulation.job_life_saved import Saved
 from tests.simulation.job_life_slurm import LIVE, SlurmJob
 
@@ -60,6 +61,7 @@ WAY_BACK = {
     "kill task",
     "deaf",
 }
+RAY_WAY_BACK = {"kill supervisor"}
 EXCUSES = {"full", "deaf", "crash", "kill batch", "lose node", "time limit", "preempt", "requeue", "kill task"}
 
 
@@ -139,10 +141,10 @@ class Checks:
         if job.id in self.cancelled and kernel.now > self.cancelled[job.id] + 31.0:
             self.fail(6, f"job {job.id} trains after its cancel")
 
-    def _job_of(self, world: World) -> SlurmJob | None:
+    def _job_of(self, world: World) -> SlurmJob | RayJob | None:
         found = next(iter(world.ranks.values())).parent if world.ranks else None
         key = found.facts.get("start") if found is not None else None
-        return None if key is None else self.story.slurm.jobs[key[0]]
+        return None if key is None else self.story.jobs[key[0]]
 
     def _saves(self, world: World, step: int) -> None:
         num, newest = len(self._writers(world.folder)), self.saved(world.folder).newest()
@@ -152,7 +154,17 @@ class Checks:
             self.fail(2, f"step {step} was saved, but the newest whole checkpoint is {newest}")
         self.story.saved(world, step)
 
-    def _asks_again(self, job: SlurmJob) -> None:
+    def starts(self, job: RayJob) -> None:
+        """Ray's supervisor asks for nodes; a cancel may reach it in the same moment."""
+        if job.start > 1 and self.story.kernel.now - self.cancelled.get(job.id, -9.0) > 1.0:
+            self._asks_again(job)
+
+    def is_cancelled(self, job: RayJob) -> None:
+        """Ray's supervisor hears that it is to end."""
+        self.asked.add(job.id)
+        self.cancelled.setdefault(job.id, self.story.kernel.now)
+
+    def _asks_again(self, job: SlurmJob | RayJob) -> None:
         """The batch script asks for a further start."""
         if job.id in self.cancelled:
             self.fail(6, f"job {job.id} asks for another start after its cancel")
@@ -174,7 +186,7 @@ class Checks:
         if self.story.files.locks != "all":
             return  # two may be taken at the same moment; one of them trains
         crashed = "crash" in self.story.kernel.faults_seen  # a launch after sbatch: its job gives its id when it starts
-        jobs = [job for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None]
+        jobs = [job for job in self.story.jobs.values() if job.state in LIVE and job.finish is None]
         live = [job.id for job in jobs if job.run_dir in folders and (job.start > 0 or not crashed)]
         writers = [one for folder in folders for one in self._writers(folder)]
         if live:
@@ -184,7 +196,7 @@ class Checks:
 
     def living(self) -> set[str]:
         """Jobs that are waiting or running, and do not end just now."""
-        return {job.id for job in self.story.slurm.jobs.values() if job.state in LIVE and job.finish is None}
+        return {job.id for job in self.story.jobs.values() if job.state in LIVE and job.finish is None}
 
     def called(self, job: Job, told: State, before: set[str]) -> None:
         """Somebody was told how a job stands; ``before``: what lived when he asked."""
@@ -193,16 +205,20 @@ class Checks:
         lived = parts & before & self.living()
         if lived and told.word in OVER:
             self.fail(5, f"job {', '.join(sorted(lived))} lives, and is called {told}")
-        gone = job.kind == "slurm" and parts and not parts & (before | self.living())
-        ending = any(self.story.slurm.jobs[one].state in LIVE for one in parts)
+        gone = job.kind != "local" and parts and not parts & (before | self.living())
+        ending = any(self.story.jobs[one].state in LIVE for one in parts)
         others = bool(job.run_dirs) and bool(before | self.living())  # an element may go on as a job of its own
         if gone and not ending and not others and told.word in ("pending", "running"):
             self.fail(5, f"job {job.id} is over, and is called {told}")
 
     def _parts(self, job: Job) -> set[str]:
-        """Slurm's names for a job, or for the elements of an array."""
-        jobs = self.story.slurm.jobs.values()
-        return {one.id for one in jobs if one.id == job.id or (one.array is not None and one.array[0] == job.id)}
+        """Slurm's names for a job, or for the elements of an array; of a job of Ray's, its token."""
+        jobs = self.story.jobs.values()
+        return {
+            one.id
+            for one in jobs
+            if one.id in (job.id, job.token) or (one.array is not None and one.array[0] == job.id)
+        }
 
     def answered(self, what: str, code: int) -> None:
         """A command has ended with a code."""
@@ -215,18 +231,20 @@ class Checks:
         story, kernel = self.story, self.story.kernel
         self.after_event()
         alive = [p for node in kernel.nodes.values() for p in node.processes if not p.frozen]
-        living = [job for job in story.slurm.jobs.values() if job.state in LIVE]
+        living = [job for job in story.jobs.values() if job.state in LIVE]
         if not quiet or alive or living:
             who = ", ".join(p.name for p in alive) + ", ".join(f"job {job.id} {job.state}" for job in living)
             self.fail(4, f"it does not end: {who or 'events go on'}")
             return
+        if story.ray is not None and any(group.state != "removed" for group in story.ray.groups):
+            self.fail(4, "nodes of Ray's are not given back")
         for _, who, text in kernel.story:
             if text.startswith("traceback") and "/rank " not in who and "/train" not in who:
                 self.fail(8, f"{who}: {text}")
         states: dict[str, list[State]] = {}
         kernel.spawn("judge", kernel.nodes["login2"], lambda: self._judge(states), {}, delay=100.0)
         kernel.run(kernel.now + 400.0)
-        if story.slurm.jobs and self._folder() not in states:
+        if story.jobs and self._folder() not in states:
             self.fail(5, "a job was handed in, and nobody can tell how it stands")
         for folder in story.folders:
             if states.get(folder):
@@ -274,12 +292,12 @@ class Checks:
         story = self.story
         faults = story.kernel.faults_seen
         meddled = self.commands & {"cancel", "launch", "launch local", "train", "resume"}
-        if not story.slurm.jobs or meddled or story.training.poison is not None or story.limit_s < 1000.0:
+        if not story.jobs or meddled or story.training.poison is not None or story.limit_s < 1000.0:
             return False
         if not faults:
             return True
         enough = story.preset.max_restarts >= 1 and story.preset.max_stalls >= 1
-        return len(faults) == 1 and faults[0] in WAY_BACK and enough
+        return len(faults) == 1 and faults[0] in WAY_BACK | RAY_WAY_BACK and enough
 
     def _culprits(self, folder: str) -> None:
         """The rank that each attempt's line names, against the truth."""
@@ -319,7 +337,8 @@ class Checks:
             self.fail(7, f"{sorted(said)} are called late in {world.who}; truly {sorted(truly)}: {reason}")
 
     def _possible(self, world: World, rank: int) -> bool:
-        seen = [one for one in world.failures if WITH_NODE not in one[2]]  # a lost machine says nothing
+        told = self.story.ray is not None  # Ray's supervisor notices a lost machine; srun does not say which it was
+        seen = [one for one in world.failures if told or WITH_NODE not in one[2]]
         own = [one for one in seen if OF_A_PEER not in one[2]]
         first = min(own or seen, default=None)
         mine = min((one for one in world.failures if one[1] == rank), default=None)
@@ -335,6 +354,6 @@ class Checks:
         return mine[0] - first[0] <= SETTLE_S
 
 
-def job_folder(job: SlurmJob | None, folder: str) -> str:
+def job_folder(job: SlurmJob | RayJob | None, folder: str) -> str:
     """The folder that a job is to train in; ``folder`` where no job of Slurm's trains."""
     return folder if job is None else job.run_dir

@@ -256,9 +256,10 @@ class Kernel:
             self.wake(process)
 
     def wake(self, process: Process) -> None:
-        """A child ended or a signal came: the main thread looks up from its sleep."""
-        if process.tasklets and process.alive:
-            self._wake_later(process.tasklets[0], 0.0)
+        """A child ended or a signal came: the main thread, and who looks after children, look up from their sleep."""
+        for number, tasklet in enumerate(process.tasklets):
+            if process.alive and (number == 0 or tasklet.quiet):
+                self._wake_later(tasklet, 0.0)
 
     def freeze(self, process: Process) -> None:
         process.frozen = True

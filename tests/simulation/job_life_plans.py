@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tests.simulation.job_life_checks import WAY_BACK
+from tests.simulation.job_life_checks import RAY_WAY_BACK, WAY_BACK
 
 if TYPE_CHECKING:
     from tests.simulation.job_life_story import Story
@@ -16,16 +16,21 @@ FAULTS = (
     "requeue", "preempt", "time limit", "full disk", "crash begin", "crash end", "crash rank", "crash submit",
     "crash cancel", "deaf slurm", "kill task",
 )  # fmt: skip
+RAY_FAULTS = (
+    "kill rank", "exit 1", "exit 2", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "full disk",
+    "crash rank", "crash submit", "crash cancel", "kill task", "kill supervisor",
+)  # fmt: skip
 CRASHES = [what for what in FAULTS if what.startswith("crash")]
-THEMES = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches", "arrays", "ends")
+DRAWN = ("calm", "stops", "holds", "kills", "cancels", "silence", "crashes", "launches", "arrays", "ends")
+THEMES = (*DRAWN, "ray")
 """What stories may be about, beside ``any``."""
 COMMANDS = ("cancel", "cancel", "resume", "status", "launch", "launch local", "train")
 
 
 def plan(story: Story) -> None:
-    """What comes, after a theme: ``THEMES``; two of five stories are of the theme ``any``."""
+    """What comes, after a theme of ``DRAWN``; two of five stories are of the theme ``any``. Ray is asked for."""
     rng = story.rng
-    drawn = story.theme or rng.choice(("any", "any", "calm", "any", *THEMES))
+    drawn = story.theme or rng.choice(("any", "any", "calm", "any", *DRAWN))
     if drawn == "arrays":
         story.make_array(rng.choice((2, 3)), rng.choice((1, 2, 3)))
     story.user("login1", "launch", 0.0)
@@ -40,6 +45,7 @@ def plan(story: Story) -> None:
         "launches": lambda: _launches(story),
         "arrays": lambda: _arrays(story),
         "ends": lambda: _ends(story),
+        "ray": lambda: _ray(story),
         "any": lambda: _anything(story),
     }
     plans[drawn]()
@@ -95,7 +101,7 @@ def _anything(story: Story) -> None:
     if rng.random() < 0.25:
         story.user("login2", rng.choice(("launch", "launch local", "train")), rng.uniform(0.0, 4.0))
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-        what = rng.choice(FAULTS)
+        what = rng.choice(FAULTS if story.ray is None else RAY_FAULTS)
         if what.startswith("crash") or rng.random() < 0.3:
             story.fault(what, rng.uniform(0.0, rng.choice((5.0, 40.0, 100.0))))
         else:
@@ -130,3 +136,27 @@ def _ends(story: Story) -> None:
     """A rank hangs once all have met for the last time: its peers have done their work and leave."""
     story.preset = story.preset.model_copy(update={"max_restarts": 1, "max_stalls": 1})
     story.hangs_at_end = True
+
+
+def _lost_and_killed(story: Story) -> None:
+    """A node is lost, and before anybody can know, another rank is killed."""
+    when = story.rng.uniform(0.0, 20.0)
+    story.waiting.append((1, when, "lose node"))
+    story.waiting.append((1, when + story.rng.uniform(0.5, 9.0), "kill rank"))
+
+
+def _ray(story: Story) -> None:
+    """A job of Ray's: anything that happens to a job of Slurm's, and its supervisor is lost."""
+    story.use_ray()
+    way_back = ["kill rank", "ask rank", "stuck rank", "freeze rank", "pause rank", "lose node", "kill task"]
+    themes: tuple[Callable[[], None], ...] = (
+        lambda: _one_fault(story, [*way_back, *RAY_WAY_BACK, *RAY_WAY_BACK]),
+        lambda: _one_fault(story, ["lose node", *RAY_WAY_BACK]),
+        lambda: _lost_and_killed(story),
+        lambda: _kills(story),
+        lambda: _cancels(story),
+        lambda: _launches(story),
+        lambda: _anything(story),
+        lambda: _anything(story),
+    )
+    story.rng.choice(themes)()

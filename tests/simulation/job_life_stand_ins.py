@@ -102,12 +102,13 @@ class Event:
 class Thread:
     """A ``threading.Thread`` of a simulated process."""
 
-    def __init__(self, kernel: Kernel, target: Callable[[], None]) -> None:
-        self.kernel, self.target, self.over = kernel, target, Condition()
+    def __init__(self, kernel: Kernel, target: Callable[[], None], *, quiet: bool = False) -> None:
+        self.kernel, self.target, self.over, self.quiet = kernel, target, Condition(), quiet
         self.tasklet: Tasklet | None = None
 
     def start(self) -> None:
         self.tasklet = self.kernel.thread(self._run)
+        self.tasklet.quiet = self.quiet
 
     def _run(self) -> None:
         self.target()

@@ -23,7 +23,7 @@ import submitit
 
 from marc_dist.cli.jobs import run as jobs_command
 from marc_dist.cluster import backends, sbatch_hooks, srun_task
-from marc_dist.cluster.preset import LocalPreset, SlurmPreset
+from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset
 from marc_dist.config import EXIT_USER, MarcError
 from marc_dist.run.job import new_job, read_job
 from tests.simulation.job_life_checks import Checks
@@ -32,6 +32,7 @@ from tests.simulation.job_life_kernel import Kernel, Process
 from tests.simulation.job_life_patches import Patches
 from tests.simulation.job_life_plans import plan
 from tests.simulation.job_life_ranks import Ranks, Training, World
+from tests.simulation.job_life_ray import RayCluster
 from tests.simulation.job_life_slurm import Slurm, SlurmJob, numbers
 from tests.simulation.job_life_slurm_commands import SlurmCommands
 
@@ -93,7 +94,7 @@ class Story:
         )
         self.limit_s = rng.choice((40.0, 90.0)) if rng.random() < 0.15 else 2000.0
         size = rng.choice(((1, 2), (2, 1), (2, 2), (3, 1)))
-        self.preset = SlurmPreset(
+        self.preset: SlurmPreset | RayPreset = SlurmPreset(
             nodes=size[0],
             procs_per_node=size[1],
             max_restarts=rng.choice((0, 1, 2, 5)),
@@ -108,6 +109,7 @@ class Story:
         self.parallel = 1
         self.hangs_at_end = False  # a rank of the first training that saves its last step
         self.patches = Patches(kernel, self.files, self._rank, SlurmCommands(self.slurm).programs())
+        self.ray: RayCluster | None = None
         self.checks = Checks(self)
 
     # --- what processes run
@@ -120,6 +122,22 @@ class Story:
     def make_array(self, num: int, parallel: int) -> None:
         """Have the job be an array of so many elements, of which so many run at a time."""
         self.elements, self.parallel = [f"{FOLDER}/seed-{number}" for number in range(num)], parallel
+
+    @property
+    def jobs(self) -> dict[str, Any]:
+        """Jobs that the batch system has taken, by its name for them."""
+        return dict(self.slurm.jobs) if self.ray is None else dict(self.ray.jobs)
+
+    def use_ray(self) -> None:
+        """Have the job be one of Ray's."""
+        slurm = self.preset
+        keys = ("nodes", "procs_per_node", "max_restarts", "max_stalls", "stop_grace_s")
+        self.preset = RayPreset(**{key: getattr(slurm, key) for key in keys}, preflight=False)
+        nodes = [self.kernel.nodes[name] for name in ("n1", "n2", "n3", "n4")]
+        self.ray = RayCluster(self.kernel, self.files, nodes)
+        self.ray.on_submit = lambda run_dir: self.checks.submitting([run_dir])
+        self.ray.on_start = self.checks.starts
+        self.ray.on_cancel = self.checks.is_cancelled
 
     def _rank(self, folder: str) -> int:
         self._may_crash("rank")
@@ -190,7 +208,7 @@ class Story:
 
         self.kernel.spawn(f"{what} ({node})", self.kernel.nodes[node], main, {"PATH": "/usr/bin"})
 
-    def _job(self, kind: Any, preset: SlurmPreset | LocalPreset, nodes: int, procs: int) -> Any:
+    def _job(self, kind: Any, preset: SlurmPreset | LocalPreset | RayPreset, nodes: int, procs: int) -> Any:
         arguments = ["-m", "marc_dist.cli.train", FOLDER]
         values: dict[str, Any] = {"nodes": nodes, "procs_per_node": procs, "preset": preset.model_dump(mode="json")}
         if kind == "slurm":
@@ -198,7 +216,9 @@ class Story:
         return new_job(kind, arguments, **values)
 
     def _launch(self) -> int:
-        backends.submit(self._job("slurm", self.preset, self.preset.nodes, self.preset.num_procs), Path(FOLDER))
+        backends.submit(
+            self._job(self.preset.kind, self.preset, self.preset.nodes, self.preset.num_procs), Path(FOLDER)
+        )
         return 0
 
     def _launch_local(self, folder: str) -> int:
@@ -261,6 +281,9 @@ class Story:
         ranks = [p for node in kernel.nodes.values() for p in node.processes if "world" in p.facts]
         if what in ("stuck rank", "freeze rank"):  # nobody looks after a single process but its user
             ranks = [p for p in ranks if p.facts["world"].size > 1]
+        if self.ray is not None and what in ("lose node", "kill supervisor"):
+            self._strike_ray(self.ray, what)
+            return
         jobs = [job for job in self.slurm.jobs.values() if job.state == "RUNNING" and job.finish is None]
         rank: Process | None = rng.choice(ranks) if ranks else None
         job: SlurmJob | None = rng.choice(jobs) if jobs else None
@@ -290,6 +313,19 @@ class Story:
             kernel.faults_seen.append(what)
             by_job[what](job)
 
+    def _strike_ray(self, ray: RayCluster, what: str) -> None:
+        """A node on which something of a job runs is lost, or its supervisor is killed."""
+        running = [one for one in ray.actors if one.process is not None and one.process.alive]
+        chosen = [one for one in running if what == "lose node" or one.name is not None]
+        if chosen:
+            one = self.rng.choice(chosen)
+            self.kernel.tell(f"fault: {what}: {one.process.name} on {one.process.node.name}")
+            self.kernel.faults_seen.append(what)
+            if what == "lose node":
+                ray.lose(one.where, self.rng.uniform(5.0, 40.0))
+            else:
+                self.kernel.end(one.process, -9)
+
     def _pause(self, process: Process) -> None:
         """It stands still for a while, as when its storage does not answer, or somebody sends SIGSTOP."""
         self._held(process)
@@ -314,6 +350,8 @@ class Story:
             stack.enter_context(mock.patch("shutil.which", lambda name, **rest: f"/usr/bin/{name}"))
             stack.enter_context(mock.patch.object(sbatch_hooks, "WAIT_S", 40.0))
             plan(self)
+            if self.ray is not None:
+                stack.enter_context(self.ray.installed())
             for path in ("/sim/runs", FOLDER, *self.elements):
                 self.files.mkdir(path)
             for path in self.folders:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def story(found: Search) -> list[Any]:
     return [found.points, runs]
 
 
-def kill_elsewhere(run_dir: Path, pid: int, driver: int, gone: Callable[[], bool]) -> None:
+def kill_elsewhere(run_dir: Path, pid: int, driver: int, gone: Callable[[], bool]) -> bool:
     """Kill a rank of a trial and let its lock look as if it had run on another machine, where nobody sees processes.
 
     Args:
@@ -97,15 +98,36 @@ def kill_elsewhere(run_dir: Path, pid: int, driver: int, gone: Callable[[], bool
         pid: of its rank.
         driver: process of the search, which must not start the trial again before the lock is changed.
         gone: whether the rank has gone.
+
+    Returns:
+        False, and nothing has happened, when the rank does not hold the folder: it has just begun, or ends.
     """
+    lock = run_dir / RUN_LOCK
     os.kill(driver, signal.SIGSTOP)
     try:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        told = _lock_of(run_dir)
+        if gone() or told.get("pid") != pid or not told["token"]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            return False
         os.kill(pid, signal.SIGKILL)
         while not gone():
             time.sleep(0.02)
-        lock = run_dir / RUN_LOCK
-        told = json.loads(lock.read_text())
-        assert told["token"] and told["pid"] == pid, told
         lock.write_text(json.dumps({**told, "machine": "another", "host": "elsewhere"}))
+        return True
     finally:
         os.kill(driver, signal.SIGCONT)
+
+
+def taken_over(run_dir: Path) -> bool:
+    """Whether the trial that ``kill_elsewhere`` has killed runs again: the lock is its own, or it has ended."""
+    return _lock_of(run_dir).get("host") != "elsewhere"
+
+
+def _lock_of(run_dir: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run_dir / RUN_LOCK).read_text()))
+    except (OSError, ValueError):
+        return {}

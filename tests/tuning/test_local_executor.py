@@ -78,7 +78,7 @@ def test_trials_that_fail_are_recorded_with_their_reason(tiny_dir: Path, tmp_pat
     assert "no_such_model" in broken.reason and "rank-0.log" in broken.reason
 
 
-def _soon(true: Any, seconds: float = 60.0) -> bool:
+def _soon(true: Any, seconds: float = 240.0) -> bool:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -96,7 +96,7 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(tiny_dir: Path, tmp_path: Pa
     assert second.returncode == 2 and "another marc-tune searches here" in second.stderr
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert _soon(lambda: not pids_that_name(str(folder / "trials")), 60)
+    assert _soon(lambda: not pids_that_name(str(folder / "trials")))
     before = events(folder)
     done = subprocess.run(
         [*command, "--resume", str(folder), "--executor", "local", "--trials", "3"], capture_output=True
@@ -113,15 +113,15 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(tiny_dir: Path, tmp_path: Pa
 
 def test_a_trial_that_moves_starts_at_once(tiny_dir: Path, tmp_path: Path) -> None:
     """The driver's own token tells that the earlier holder is gone; without one it is watched for 15 s."""
-    run, folder = run_file(tmp_path, tiny_dir, **{"train.epochs": 4}), tmp_path / "search"
+    run, folder = run_file(tmp_path, tiny_dir, **{"train.epochs": 12}), tmp_path / "search"
     words = ["smoke", str(run), "--executor", "local", "--trials", "1", "--out", str(folder)]
     driver = subprocess.Popen([sys.executable, "-m", "marc_dist.cli.tune", *words], stdout=subprocess.DEVNULL)
     trial = folder / "trials/0000"
     try:
         assert _soon(lambda: (trial / "validation.jsonl").exists())
         pid = json.loads((trial / ".run.lock").read_text())["pid"]
-        kill_elsewhere(trial, pid, driver.pid, lambda: not is_running(pid))
-        assert driver.wait(timeout=60) == 0
+        assert kill_elsewhere(trial, pid, driver.pid, lambda: not is_running(pid))
+        assert driver.wait(timeout=240) == 0
     finally:
         driver.kill()
         driver.wait()
