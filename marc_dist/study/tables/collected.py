@@ -82,6 +82,11 @@ class Pair:
     t_holm: float
     wilcoxon_holm: float
 
+    def seen_from(self, name: str) -> Interval:
+        """The difference of one of the two to the other, with its interval."""
+        difference, low, high = self.paired.difference, self.paired.low, self.paired.high
+        return Interval(difference, low, high) if name == self.one else Interval(-difference, -high, -low)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -99,6 +104,27 @@ class Block:
         known = [r for r in self.rows if not r.floor and column in r.figures and not math.isnan(r.figures[column].mean)]
         pick: Callable[..., Row] = min if column.lower else max
         return pick(known, key=lambda row: row.figures[column].mean).name if known else None
+
+    def against(self, plan: Plan) -> tuple[str, list[tuple[str, dict[Column, Pair]]]]:
+        """The loss that the others are shown against: the one that the study names, or the first that was tested.
+
+        Args:
+            plan: of the study.
+
+        Returns:
+            Its name, and of every other loss its name and tests, a pair a column: against the one whose settings were
+            chosen in the same way.
+        """
+        methods = {method.name: method for method in plan.methods}
+        first = plan.study.statistics.against or self.pairs[0].one
+        tested = []
+        for row in self.rows:
+            source = methods[row.name].tuned_on if row.name in methods else None
+            against = first if source is None else f"{first}@{source}"
+            mine = {pair.column: pair for pair in self.pairs if {pair.one, pair.other} == {row.name, against}}
+            if mine:
+                tested.append((row.name, mine))
+        return first, tested
 
 
 @dataclass(frozen=True)

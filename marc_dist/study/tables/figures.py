@@ -1,9 +1,10 @@
-"""Figures of sweeps, as PDF and PNG: a curve over one setting, a surface over two."""
+"""Figures of sweeps, a curve over one setting, a surface over two; and every figure as PDF and PNG."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,14 @@ LEAST = 2
 Points = list[tuple[tuple[Any, ...], Row]]
 
 
-def sweep_figures(plan: Plan, findings: Findings) -> dict[str, bytes]:
-    """Every figure that the study has points for: file name -> content.
+def sweep_figures(plan: Plan, findings: Findings) -> dict[str, Figure]:
+    """Every figure that the study has points for: file name without its end -> figure.
 
     Args:
         plan: of the study.
         findings: its scores.
     """
-    files: dict[str, bytes] = {}
+    figures: dict[str, Figure] = {}
     for block in findings.blocks:
         for loss, keys in _sweeps(plan).items():
             points = _points(plan, block, loss)
@@ -39,7 +40,19 @@ def sweep_figures(plan: Plan, findings: Findings) -> dict[str, bytes]:
                 )
                 figure = _drawn(block, column, loss, keys, points)
                 if figure is not None:
-                    files[f"{name}.png"], files[f"{name}.pdf"] = _png(figure), _pdf(figure)
+                    figures[name] = figure
+    return figures
+
+
+def figure_files(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Each figure as PNG and as PDF; equal figures give equal bytes.
+
+    Args:
+        figures: file name without its end -> figure.
+    """
+    files = {}
+    for name, figure in figures.items():
+        files[f"{name}.png"], files[f"{name}.pdf"] = _png(figure), _pdf(figure)
     return files
 
 
