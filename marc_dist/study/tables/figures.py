@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LEAST = 2
 """Points of a curve, and values of each side of a surface."""
+TITLE_SIZE = 9.0
 Points = list[tuple[tuple[Any, ...], Row]]
 
 
@@ -94,7 +95,8 @@ def _curve(block: Block, column: Column, loss: str, keys: list[str], points: Poi
         axes.set_xticks(places, [str(value) for value, _ in known])
     elif min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
-    axes.set(xlabel=keys[0], ylabel=column.metric, title=f"{loss}: {block.title}")
+    axes.set(xlabel=keys[0], ylabel=column.metric)
+    axes.set_title(f"{loss}: {block.title}", fontsize=TITLE_SIZE)
     axes.grid(axis="y")
     return True
 
@@ -118,7 +120,8 @@ def _surface(block: Block, column: Column, loss: str, keys: list[str], points: P
             axes.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=7, color="black")
     axes.set_xticks(range(len(sides[0])), [str(value) for value in sides[0]])
     axes.set_yticks(range(len(sides[1])), [str(value) for value in sides[1]])
-    axes.set(xlabel=keys[0], ylabel=keys[1], title=f"{loss}, {column.metric}: {block.title}")
+    axes.set(xlabel=keys[0], ylabel=keys[1])
+    axes.set_title(f"{loss}, {column.metric}: {block.title}", fontsize=TITLE_SIZE)
     figure.colorbar(image, ax=axes)
     return True
 
