@@ -1,4 +1,4 @@
-"""The page of a study: what it says, and a real browser's word on it; from scores that are made up, and full of figures."""
+"""The page of a study: what it says, and a real browser's word on it; from scores that are made up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from marc_dist.study.page.study_page import study_page
 from marc_dist.study.plan import Plan
 from marc_dist.study.statistics import Interval, rank_diagram
 from marc_dist.study.tables.chosen import Chosen
-from marc_dist.study.tables.collected import Block, Column, Findings, Pair, Ranking, Row, corrected_tests, families
+from marc_dist.study.tables.collected import Block, Column, Findings, Ranking, Row, corrected_tests, families
 from marc_dist.study.tables.figures import figure_files, sweep_figures
 from marc_dist.study.tables.rank_figures import rank_figures
 from tests.report.test_browser import BROWSER, FLAGS, look
@@ -33,7 +33,9 @@ SEEDS = 12
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Plan:
     folder = tmp_path_factory.mktemp("page")
-    study = tiny_study(tiny_dir, title="Losses <compared>, " + "word " * 12, seeds=SEEDS, claim="MACL is the best of all.")
+    study = tiny_study(
+        tiny_dir, title="Losses <compared>, " + "word " * 12, seeds=SEEDS, claim="MACL is the best of all."
+    )
     other = pack_tiny(folder / "data", seed=1).root
     study["datasets"]["other"] = {"title": f"other & {'x' * 40}", "data.dir": str(other), "data.image_size": 32}
     study["losses"] = {name: {"title": f"{name}, every anchor equal", "loss.name": name} for name in LOSSES}
@@ -55,14 +57,21 @@ def findings(plan: Plan) -> Findings:
         for method in plan.methods_on(dataset):
             means = 0.5 + 0.02 * rng.standard_normal() + 0.01 * rng.standard_normal((len(columns), SEEDS))
             rows.append(_row(method.name, method.title, means, columns))
-        pairs = [pair for column in columns for family in families(plan, rows) for pair in corrected_tests(column, family, 0.95)]
+        pairs = [
+            pair
+            for column in columns
+            for family in families(plan, rows)
+            for pair in corrected_tests(column, family, 0.95)
+        ]
         title = f"{plan.study.datasets[dataset].get('title', dataset)}, head"
         blocks.append(Block(dataset, "head", title, columns, tuple(rows), tuple(pairs)))
     rankings = []
     for column in blocks[0].columns:
         scores = [[_mean(block, name, column) for name in LOSSES] for block in blocks]
         rankings.append(Ranking("head", column, LOSSES, rank_diagram(np.array(scores))))
-    return Findings(tuple(blocks), tuple(rankings), {"tiny/head/macl/seed-3": "its process ended: " + "y" * 90}, ("A note.",))
+    return Findings(
+        tuple(blocks), tuple(rankings), {"tiny/head/macl/seed-3": "its process ended: " + "y" * 90}, ("A note.",)
+    )
 
 
 def _row(name: str, title: str, means: Any, columns: tuple[Column, ...], *, floor: bool = False) -> Row:
@@ -138,7 +147,12 @@ def test_a_click_sorts_best_first_then_worst_then_as_it_was(
     assert none["words"] == [row.title for row in rows]
     assert set(words["values"]) == {row.title for row in rows} and words["sort"][0] == "ascending"
     assert [float(v) for v in other["values"]] == sorted((row.figures[column[1]].mean for row in rows), reverse=True)
-    assert [one["sort"][one["at"]] for one in (down, up, none, other)] == ["descending", "ascending", "none", "descending"]
+    assert [one["sort"][one["at"]] for one in (down, up, none, other)] == [
+        "descending",
+        "ascending",
+        "none",
+        "descending",
+    ]
     assert other["sort"].count("none") == len(other["sort"]) - 1
 
 

@@ -156,12 +156,14 @@ def _told(plan: Plan, block: Block, lead: Column, best: Row | None) -> list[str]
     if block.pairs:
         first, tested = block.against(plan)
         marks = [
-            _difference(pairs[lead], name).mark for name, pairs in tested if lead in pairs and not _other_source(plan, name)
+            _difference(pairs[lead], name).mark
+            for name, pairs in tested
+            if lead in pairs and not _other_source(plan, name)
         ]
         title = next((row.title for row in block.rows if row.name == first), first)
         told.append(
-            f"{title} is better than {marks.count('worse')}, worse than {marks.count('better')} and not told apart from "
-            f"{marks.count('')} of {len(marks)} other{'' if len(marks) == 1 else 's'}"
+            f"{title} is better than {marks.count('worse')}, worse than {marks.count('better')} and not told apart "
+            f"from {marks.count('')} of {len(marks)} other{'' if len(marks) == 1 else 's'}"
         )
     return told
 

@@ -115,7 +115,9 @@ def _script() -> tuple[Markup, Markup]:
 def _facts(plan: Plan) -> list[str]:
     study = plan.study
     counted = ((study.datasets, "data set"), (study.encoders, "encoder"), (plan.methods, "loss"), (study.seeds, "seed"))
-    return [f"{len(of)} {name if len(of) == 1 else f'{name}es' if name == 'loss' else f'{name}s'}" for of, name in counted]
+    return [
+        f"{len(of)} {name if len(of) == 1 else f'{name}es' if name == 'loss' else f'{name}s'}" for of, name in counted
+    ]
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:

@@ -272,7 +272,9 @@ def _pairs(plan: Plan, rows: list[Row], columns: tuple[Column, ...]) -> list[Pai
     if not plan.study.statistics.tests:
         return []
     level = plan.study.statistics.level
-    return [pair for column in columns for family in families(plan, rows) for pair in corrected_tests(column, family, level)]
+    return [
+        pair for column in columns for family in families(plan, rows) for pair in corrected_tests(column, family, level)
+    ]
 
 
 def corrected_tests(column: Column, family: list[tuple[Row, Row]], level: float) -> list[Pair]:
@@ -346,7 +348,8 @@ def note_on_tests(plan: Plan) -> str:
     num = sum(not method.sweep and method.tuned_on is None for method in plan.methods)
     pairs = num - 1 if plan.study.statistics.against is not None else num * (num - 1) // 2
     needed, seeds = seeds_needed(max(pairs, 1)), len(plan.study.seeds)
-    told = f"Tests are paired over seeds and corrected by Holm for the {pairs} pair{'' if pairs == 1 else 's'} of a metric."
+    many = "" if pairs == 1 else "s"
+    told = f"Tests are paired over seeds and corrected by Holm for the {pairs} pair{many} of a metric."
     if seeds < needed:
         told += (
             f" With {seeds} seeds no Wilcoxon test can be significant after that; it takes {needed} seeds. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 LEAST = 2
 """Points of a curve, and values of each side of a surface."""
-TITLE_SIZE = 9.0
+TITLE_SIZE, LINE = 9.0, 32
+"""Points of a title, and letters of a line of it: narrow windows show them a third larger."""
 Points = list[tuple[tuple[Any, ...], Row]]
 
 
@@ -96,7 +98,7 @@ def _curve(block: Block, column: Column, loss: str, keys: list[str], points: Poi
     elif min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
     axes.set(xlabel=keys[0], ylabel=column.metric)
-    axes.set_title(f"{loss}: {block.title}", fontsize=TITLE_SIZE)
+    _entitle(figure, f"{loss}: {block.title}")
     axes.grid(axis="y")
     return True
 
@@ -121,9 +123,13 @@ def _surface(block: Block, column: Column, loss: str, keys: list[str], points: P
     axes.set_xticks(range(len(sides[0])), [str(value) for value in sides[0]])
     axes.set_yticks(range(len(sides[1])), [str(value) for value in sides[1]])
     axes.set(xlabel=keys[0], ylabel=keys[1])
-    axes.set_title(f"{loss}, {column.metric}: {block.title}", fontsize=TITLE_SIZE)
+    _entitle(figure, f"{loss}, {column.metric}: {block.title}")
     figure.colorbar(image, ax=axes)
     return True
+
+
+def _entitle(figure: Any, title: str) -> None:
+    figure.suptitle(textwrap.fill(title, LINE), fontsize=TITLE_SIZE)
 
 
 def _order(value: Any) -> tuple[int, Any]:

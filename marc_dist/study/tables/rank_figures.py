@@ -74,11 +74,15 @@ def _diagram(ranking: Ranking, titles: dict[str, str], encoder: str, figure: Any
         y = -below - STEP * (place if left else num - 1 - place) - 0.3
         end = 1.0 - 0.04 * side if left else last + 0.04 * side
         axes.plot([rank, rank, end], [0.0, y, y], color=faint, linewidth=0.7)
-        text = f"{_cut(titles[ranking.names[at]])}  {rank:.2f}" if left else f"{rank:.2f}  {_cut(titles[ranking.names[at]])}"
+        text = (
+            f"{_cut(titles[ranking.names[at]])}  {rank:.2f}"
+            if left
+            else f"{rank:.2f}  {_cut(titles[ranking.names[at]])}"
+        )
         axes.text(end + (-0.03 if left else 0.03) * side, y, text, ha="right" if left else "left", va="center")
-    axes.set_title(f"{ranking.column.metric} ({ranking.column.evaluation}): {encoder}", fontsize=9.0)
+    axes.set_title(_cut(f"{ranking.column.metric} ({ranking.column.evaluation}): {encoder}", 90), fontsize=9.0)
     return True
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+def _cut(name: str, longest: int = LONGEST) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."

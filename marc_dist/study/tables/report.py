@@ -13,8 +13,8 @@ from typing import Any
 
 from marc_dist import __version__
 from marc_dist.files import write_atomic
-from marc_dist.study.plan import Plan
 from marc_dist.study.page.study_page import study_page
+from marc_dist.study.plan import Plan
 from marc_dist.study.state import read_record
 from marc_dist.study.tables import text
 from marc_dist.study.tables.chosen import chosen_csv, chosen_settings
