@@ -19,7 +19,7 @@ from marc_dist.cluster.rank_process import RankProcess, num_cores, tail
 from marc_dist.config import EXIT_USER, LaunchError
 from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE, exit_text
 from marc_dist.study.plan import Plan
-from marc_dist.study.state import WORKERS, is_done, note_worker, read_record, read_workers, write_record
+from marc_dist.study.state import WORKERS, is_done, mark_failed, note_worker, read_record, read_workers
 from marc_dist.study.worker import EXIT_UNSOUND, WORKER
 from marc_dist.tuning.local_executor import termination_as_interrupt
 
@@ -145,8 +145,8 @@ class LocalStudy:
         self._start(seat)
 
     def _over(self) -> int:
-        records = {task: read_record(self.plan.folder(task)) for task in self.plan.tasks.values()}
-        return sum(one.word == "failed" or is_done(self.plan, task, one) for task, one in records.items())
+        records = [(task, read_record(self.plan.folder(task))) for task in self.plan.tasks.values()]
+        return sum(one.word == "failed" or is_done(self.plan, task, one) for task, one in records)
 
     def _lost(self, name: str, code: int) -> None:
         """A worker has gone in the middle of a task: say so, or the next one would go the same way."""
@@ -157,9 +157,7 @@ class LocalStudy:
             log = folder / "logs" / "study.log"
             said = [line for line in tail(log, 3) if line.startswith("marc-study: error: ")]
             reason = said[-1].removeprefix("marc-study: error: ") if said else f"its process ended: {exit_text(code)}"
-            mine = self.plan.fingerprint(task)
-            failed = record._replace(word="failed", reason=f"{reason}; log: {log}", fingerprint=mine)
-            write_record(folder, failed)
+            mark_failed(self.plan, task, f"{reason}; log: {log}")
 
     def _save(self) -> None:
         """Tell all workers to save, and wait a while."""

@@ -203,6 +203,21 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def mark_failed(plan: Plan, task: Task, reason: str) -> None:
+    """Write down that a task has failed; checkpoints of other settings do not become its own by that.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        reason: for people.
+    """
+    folder, mine = plan.folder(task), plan.fingerprint(task)
+    record = read_record(folder)
+    foreign = record.fingerprint != mine and begun(plan, task)
+    fingerprint = record.fingerprint if foreign else mine
+    write_record(folder, record._replace(word="failed", reason=reason, fingerprint=fingerprint))
+
+
 def forget_failures(plan: Plan) -> None:
     """Let what failed be tried again, and what workers were lost in."""
     for task in plan.tasks.values():

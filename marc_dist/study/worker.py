@@ -30,6 +30,7 @@ from marc_dist.study.state import (
     clear_starts,
     folder_size,
     is_done,
+    mark_failed,
     missing_evaluations,
     note_start,
     note_worker,
@@ -105,9 +106,7 @@ class Bench:
         return task.name in self.over
 
     def _failed(self, task: Task, reason: str) -> None:
-        folder = self.plan.folder(task)
-        record = read_record(folder)
-        write_record(folder, record._replace(word="failed", reason=reason, fingerprint=self.plan.fingerprint(task)))
+        mark_failed(self.plan, task, reason)
         self.over[task.name] = False
 
     def do(self, task: Task) -> bool:
