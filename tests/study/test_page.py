@@ -19,7 +19,7 @@ from marc_dist.study.page.study_page import study_page
 from marc_dist.study.plan import Plan
 from marc_dist.study.statistics import Interval, rank_diagram
 from marc_dist.study.tables.chosen import Chosen
-from marc_dist.study.tables.collected import Block, Column, Findings, Ranking, Row, corrected_tests, families
+from marc_dist.study.tables.collected import Block, Column, Findings, Ranking, Row, collect, corrected_tests, families
 from marc_dist.study.tables.figures import figure_files, sweep_figures
 from marc_dist.study.tables.rank_figures import rank_figures
 from tests.report.test_browser import BROWSER, FLAGS, look
@@ -187,6 +187,20 @@ def test_the_page_says_who_is_better_and_what_is_missing(page: Path, plan: Plan,
     text = page.read_text()
     assert "1 part missing" in text and "MACL is the best of all." in text and "no pictures: " in text
     assert "optim.lr=0.001235, loss.tau=0.1" in text and "1 failed" in text
+
+
+def test_a_study_that_has_not_begun_has_a_page(tiny_dir: Path, tmp_path: Path) -> None:
+    """And a data set that no evaluation looks at."""
+    study = tiny_study(tiny_dir, tune=None)
+    other = pack_tiny(tmp_path / "data", seed=1).root
+    study["datasets"]["other"] = {"data.dir": str(other), "data.image_size": 32}
+    study["evaluations"] = {"away": {"eval.protocol": "transfer", "datasets": ["other"], "eval.ks": [3]}}
+    study["evaluations"]["away"]["metrics"] = ["nDCG@3"]
+    plan = make_plan(str(write_study(tmp_path, study)), str(tmp_path / "out"))
+    findings = collect(plan)
+    text = study_page(plan, findings, [], {}, [], {})
+    assert "no loss is scored yet" in text and "no evaluation is of this data set" in text
+    assert f"{len(plan.tasks)} parts missing, 0 of {len(plan.tasks)} done" in text and "and 6 more, in MANIFEST" in text
 
 
 def test_rank_diagrams_show_the_ranks_and_have_the_same_bytes_twice(plan: Plan, findings: Findings) -> None:

@@ -47,7 +47,7 @@ def study(options: argparse.Namespace) -> int:
     preset = load_preset(options.on)
     with study_lock(plan.out):
         for name in refuse_changed(plan, again=options.again):
-            console.print(f"{name}: made with other settings; removed, and made again", markup=False, soft_wrap=True)
+            console.print(f"{name}: does not fit the study; removed, and made again", markup=False, soft_wrap=True)
         forget_failures(plan)
         write_atomic(plan.out / STUDY, path.read_bytes())
         if not isinstance(preset, LocalPreset):

@@ -43,10 +43,12 @@ def augmented_views(plan: Plan) -> list[Viewed]:
     """
     found, seen = [], set()
     for task in plan.cells:
+        if task.seed != plan.study.seeds[0]:
+            continue
         config = plan.config(task)
         settings = {key: value for key, value in flatten(config).items() if key.startswith(("augment.", "data."))}
         key = digest([task.dataset, config.augment.model_dump(mode="json"), settings, config.model.backbone])
-        if task.seed != plan.study.seeds[0] or key in seen:
+        if key in seen:
             continue
         seen.add(key)
         title = title_of(plan, "datasets", task.dataset)

@@ -99,13 +99,15 @@ def best_losses(plan: Plan, block: Block) -> list[Row]:
 def _answered(plan: Plan, block: Block) -> Answered:
     from marc_dist.report.example_queries import Galleries, choose_examples, score_name
 
+    evaluations = plan.evaluations(block.dataset)
+    if not evaluations:
+        return Answered(block.title, missing="no evaluation is of this data set")
     rows = best_losses(plan, block)
     if not rows:
         return Answered(block.title, missing="no loss is scored yet")
     seeds = [seed for seed in rows[0].seeds if all(seed in row.seeds for row in rows)]
     if not seeds:
         return Answered(block.title, missing="the best losses have no seed in common yet")
-    evaluations = plan.evaluations(block.dataset)
     evaluation = next((one for one in evaluations if one.target is None), evaluations[0])
     folder = plan.out / block.dataset / block.encoder
     places = {row.name: folder / row.name / f"seed-{seeds[0]}" for row in rows}

@@ -86,8 +86,8 @@ def shown_block(plan: Plan, block: Block) -> Shown:
             Line(titles[loss], False, [_difference(pairs.get(column), loss) for column in block.columns])
             for loss, pairs in tested
         ]
-    lead = block.columns[0]
-    best = next((row for row in block.rows if row.name == block.best(lead)), None)
+    lead = block.columns[0] if block.columns else None
+    best = None if lead is None else next((row for row in block.rows if row.name == block.best(lead)), None)
     return Shown(
         block.title,
         f"{block.dataset}-{block.encoder}",
@@ -95,9 +95,9 @@ def shown_block(plan: Plan, block: Block) -> Shown:
         [_scores(block, row) for row in block.rows],
         first,
         tests,
-        [_matrix(block, lead, family) for family in families(plan, block.rows)] if block.pairs else [],
-        None if best is None else (best.title, _score(best.figures[lead])),
-        _told(plan, block, lead, best),
+        [_matrix(block, lead, family) for family in families(plan, block.rows)] if lead and block.pairs else [],
+        None if lead is None or best is None else (best.title, _score(best.figures[lead])),
+        [] if lead is None else _told(plan, block, lead, best),
     )
 
 

@@ -114,7 +114,7 @@ def _script() -> tuple[Markup, Markup]:
 
 def _facts(plan: Plan) -> list[str]:
     study = plan.study
-    counted = ((study.datasets, "data set"), (study.encoders, "encoder"), (plan.methods, "loss"), (study.seeds, "seed"))
+    counted = ((study.datasets, "data set"), (study.encoders, "encoder"), (study.losses, "loss"), (study.seeds, "seed"))
     return [
         f"{len(of)} {name if len(of) == 1 else f'{name}es' if name == 'loss' else f'{name}s'}" for of, name in counted
     ]
