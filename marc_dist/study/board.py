@@ -44,7 +44,7 @@ class Board:
 
     def __enter__(self) -> Board:
         self.look()
-        self._told = {name for name, record in self.records.items() if record.word == "failed"}
+        self._told = {name for name, record in self.records.items() if record.reason}
         if self._live is not None:
             self._live.start()
         return self
@@ -60,6 +60,10 @@ class Board:
                 self.records[name] = read_record(self.plan.folder(task))
                 if is_done(self.plan, task, self.records[name]):
                     self._over.add(name)
+
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def show(self, workers: Iterable[str], *, now: bool = False) -> None:
         """Bring it up to date, not too often.
@@ -77,14 +81,17 @@ class Board:
         for name, record in self.records.items():
             if record.word == "failed" and name not in self._told:
                 self._told.add(name)
-                self.console.print(f"failed: {name}: {record.reason}", markup=False, soft_wrap=True)
+                self.say(f"failed: {name}: {record.reason}")
+            elif record.word == "done" and record.reason and name not in self._told:
+                self._told.add(name)
+                self.say(f"note: {name}: {record.reason}")
         if self._live is not None:
             self._live.update(self._table(busy), refresh=True)
             return
         line = self.line(busy)
         if line != self._line:
             self._line = line
-            self.console.print(line, markup=False, soft_wrap=True)
+            self.say(line)
 
     def _word(self, kind: str, found: Iterable[Task]) -> str:
         tasks = [task for task in found if task.kind == kind]

@@ -18,6 +18,20 @@ JOBS = "jobs"
 DEFAULT_JOBS = 16
 
 
+def workers_of(plan: Plan, preset: SlurmPreset | RayPreset, jobs: int | None, left: int) -> int:
+    """How many workers a cluster would be asked for.
+
+    Args:
+        plan: of the study.
+        preset: where it would run.
+        jobs: as on the command line; None = on Slurm ``DEFAULT_JOBS`` at most, on Ray as the preset says.
+        left: tasks to do.
+    """
+    if isinstance(preset, SlurmPreset):
+        return min(jobs or DEFAULT_JOBS, left)
+    return preset.nodes * (-(-min(jobs, left) // preset.nodes) if jobs is not None else preset.num_procs)
+
+
 def submit_study(plan: Plan, preset: SlurmPreset | RayPreset, jobs: int | None, console: Console) -> int:
     """Hand the workers over; the exit code.
 
@@ -56,7 +70,7 @@ def _array(plan: Plan, preset: SlurmPreset, jobs: int | None, left: int) -> Job:
     cpus = preset.cpus_per_proc or plan.study.threads
     preset = preset.model_copy(update={"procs_per_node": 1, "cpus_per_proc": cpus, "preflight": False})
     folder = plan.out / JOBS
-    elements = [str(folder / f"{number:03d}") for number in range(min(jobs or DEFAULT_JOBS, left))]
+    elements = [str(folder / f"{number:03d}") for number in range(workers_of(plan, preset, jobs, left))]
     return new_job(
         "slurm", _arguments(plan, elements[0]), what="study", preset=preset.model_dump(mode="json"), run_dirs=elements
     )
@@ -65,7 +79,7 @@ def _array(plan: Plan, preset: SlurmPreset, jobs: int | None, left: int) -> Job:
 def _ranks(plan: Plan, preset: RayPreset, jobs: int | None, left: int) -> Job:
     """One worker a rank; a worker joins nothing, and does with one of the node's shares of GPUs."""
     nodes = preset.nodes
-    procs = -(-min(jobs, left) // nodes) if jobs is not None else preset.num_procs
+    procs = workers_of(plan, preset, jobs, left) // nodes
     cpus = preset.cpus_per_proc or plan.study.threads
     preset = preset.model_copy(update={"procs_per_node": procs, "cpus_per_proc": cpus, "preflight": False})
     arguments = _arguments(plan, str(plan.out / JOBS))

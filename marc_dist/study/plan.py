@@ -254,6 +254,7 @@ class Plan:
             early_stopping=False,
             seeds=tune.seeds,
             seed=tune.seed,
+            retries=1000,  # training.run_search decides when a trial has failed for good
         )
         every = space.grid(plan.base) if plan.how == "grid" else space.every_point(plan.base)
         if every is not None and len(every) < tune.trials:

@@ -10,18 +10,20 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from marc_dist.config import ConfigError, LaunchError
 from marc_dist.files import make_folder, read_json, try_lock, write_atomic
+from marc_dist.run.attempts import SEARCH_LINES, newest_step
 from marc_dist.run.folder import checkpoints
 from marc_dist.study.plan import Plan, Task
 
 TASK = "task.json"
 WORKERS = ".workers"
 CLAIMS = ".claims"
+STARTS = ".starts"
 LOCK = ".lock"
 Word = Literal["open", "done", "failed"]
 SHOWN = 5
@@ -103,15 +105,24 @@ def missing_evaluations(plan: Plan, task: Task, record: Record) -> list[str]:
 
 
 def changed(plan: Plan) -> list[Task]:
-    """Tasks whose folder holds what another study made: its settings were others, or its data."""
+    """Tasks whose folder holds what another study made: its settings were others, or its data; or nobody knows."""
     found = []
     for task in plan.tasks.values():
-        folder = plan.folder(task)
-        record = read_record(folder)
-        if record.fingerprint and record.fingerprint != plan.fingerprint(task):
+        record = read_record(plan.folder(task))
+        if record.fingerprint != plan.fingerprint(task) and (record.fingerprint or begun(plan, task)):
             found.append(task)
-        elif record.word == "done" and missing_evaluations(plan, task, record) and not _can_score(plan, task):
-            found.append(task)
+    return found
+
+
+def unscorable(plan: Plan) -> dict[str, list[str]]:
+    """Cells that are done, but for evaluations that came later, and whose encoder was not kept: name -> evaluations."""
+    found = {}
+    for task in plan.tasks.values():
+        record = read_record(plan.folder(task))
+        if record.word != "done" or record.fingerprint != plan.fingerprint(task) or _can_score(plan, task):
+            continue
+        if missing := missing_evaluations(plan, task, record):
+            found[task.name] = missing
     return found
 
 
@@ -130,17 +141,51 @@ def refuse_changed(plan: Plan, *, again: bool) -> list[str]:
     Raises:
         ConfigError: names cells, and what to do.
     """
-    tasks = changed(plan)
-    names = [task.name for task in tasks]
-    if names and not again:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    other, gone = [task.name for task in changed(plan)], unscorable(plan)
+    if other and not again:
         raise ConfigError(
-            f"{plan.out}: {len(names)} done with other settings than {plan.path} has now: {', '.join(names[:SHOWN])}"
-            f"{more}; change the file back, choose another --out, or remove and repeat these with --again"
+            f"{plan.out}: {len(other)} made with other settings than {plan.path} has now, or with unknown ones: "
+            f"{_first(other)}; change the file back, choose another --out, or remove and repeat these with --again"
         )
-    for task in tasks:
-        _remove(plan.folder(task))
+    if gone and not again:
+        evaluations = ", ".join(dict.fromkeys(name for names in gone.values() for name in names))
+        raise ConfigError(
+            f"{plan.out}: evaluations.{evaluations}: new to {len(gone)} cells whose encoders were not kept "
+            f"(keep: scores): {_first(list(gone))}; leave it out, choose another --out, or train these again with "
+            "--again"
+        )
+    names = [*other, *gone]
+    if names:
+        with no_workers(plan):
+            for name in names:
+                _remove(plan.folder(plan.tasks[name]))
     return names
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+@contextmanager
+def no_workers(plan: Plan) -> Iterator[None]:
+    """Hold every claim of a study's folder: no worker of a cluster can be at anything meanwhile.
+
+    Raises:
+        LaunchError: one is at work.
+    """
+    with ExitStack() as held:
+        for path in sorted((plan.out / CLAIMS).glob("*")):
+            if path.suffix == STARTS:
+                continue
+            lock = try_lock(path)
+            if lock is None:
+                raise LaunchError(
+                    f"{plan.out}: a worker is at {path.name.replace('__', '/')}; wait for it, or end the workers with "
+                    f"marc-jobs cancel {plan.out}/jobs"
+                )
+            held.callback(lock.release)
+        yield
 
 
 def _remove(folder: Path) -> None:
@@ -158,9 +203,25 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def mark_failed(plan: Plan, task: Task, reason: str) -> None:
+    """Write down that a task has failed; checkpoints of other settings do not become its own by that.
+
+    Args:
+        plan: of the study.
+        task: of it.
+        reason: for people.
+    """
+    folder, mine = plan.folder(task), plan.fingerprint(task)
+    record = read_record(folder)
+    foreign = record.fingerprint != mine and begun(plan, task)
+    fingerprint = record.fingerprint if foreign else mine
+    write_record(folder, record._replace(word="failed", reason=reason, fingerprint=fingerprint))
+
+
 def forget_failures(plan: Plan) -> None:
-    """Let what failed be tried again."""
+    """Let what failed be tried again, and what workers were lost in."""
     for task in plan.tasks.values():
+        clear_starts(plan, task)
         record = read_record(plan.folder(task))
         if record.word == "failed":
             write_record(plan.folder(task), record._replace(word="open", reason=""))
@@ -169,7 +230,7 @@ def forget_failures(plan: Plan) -> None:
 def begun(plan: Plan, task: Task) -> bool:
     """Whether a task has left checkpoints or scored trials: an interrupted one goes on from there."""
     folder = plan.folder(task)
-    return bool(checkpoints(folder)) or (folder / "trials.jsonl").is_file()
+    return bool(checkpoints(folder)) or (folder / SEARCH_LINES).is_file()
 
 
 @contextmanager
@@ -196,7 +257,7 @@ def claim(plan: Plan, task: Task) -> Any | None:
     Raises:
         LaunchError: the folder cannot be written, or has no locks.
     """
-    path = plan.out / CLAIMS / task.name.replace("/", "__")
+    path = _claim_path(plan, task)
     try:
         make_folder(path.parent)
         return try_lock(path)
@@ -204,6 +265,49 @@ def claim(plan: Plan, task: Task) -> Any | None:
         raise LaunchError(
             f"{path.parent}: cannot be locked ({error.strerror}); put the study's folder where locks work"
         ) from None
+
+
+def _claim_path(plan: Plan, task: Task) -> Path:
+    return plan.out / CLAIMS / task.name.replace("/", "__")
+
+
+def _starts_path(plan: Plan, task: Task) -> Path:
+    path = _claim_path(plan, task)
+    return path.with_name(path.name + STARTS)
+
+
+def note_start(plan: Plan, task: Task) -> int:
+    """Write down that a worker begins a task, which it has claimed.
+
+    Args:
+        plan: of the study.
+        task: of it.
+
+    Returns:
+        How many workers in a row began it before, brought it no further, and ended without ``clear_starts``.
+    """
+    path, stand = _starts_path(plan, task), _stand(plan.folder(task))
+    lost = 0
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = read_json(path)
+        lost = int(told["starts"]) if told["stand"] == stand else 0
+    write_atomic(path, json.dumps({"starts": lost + 1, "stand": stand}).encode())
+    return lost
+
+
+def _stand(folder: Path) -> list[int]:
+    """How far a task is: steps of a cell, its evaluations, steps of all trials of a search, trials that are over."""
+    over = 0
+    with suppress(OSError):
+        over = (folder / SEARCH_LINES).read_bytes().count(b'"event": "end"')
+    trials = sum(newest_step(trial) for trial in (folder / "trials").glob("*"))
+    steps = max((int(path.stem.rpartition("-")[2]) for path in checkpoints(folder)), default=0)
+    return [steps, len(read_record(folder).evaluations), trials, over]
+
+
+def clear_starts(plan: Plan, task: Task) -> None:
+    """Say that whoever began a task has not been lost in it."""
+    _starts_path(plan, task).unlink(missing_ok=True)
 
 
 class Worker(NamedTuple):

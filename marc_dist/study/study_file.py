@@ -71,6 +71,7 @@ class StudyFile(Section):
     """A study, as its file says it."""
 
     title: str = Field("", description="one line for tables and pages")
+    claim: str = Field("", description="what is to be shown, for the page; changes nothing that is computed")
     datasets: dict[Name, Settings] = Field(min_length=1, description="settings of each; data.dir first of all")
     encoders: dict[Name, Settings] = Field(min_length=1, description="settings of each; recipe: one of recipes/")
     losses: dict[Name, Settings] = Field(min_length=1, description="settings of each; loss.name first of all")

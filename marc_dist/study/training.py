@@ -21,6 +21,7 @@ from marc_dist.study.study_file import Settings
 from marc_dist.training.signals import StopFlag
 from marc_dist.tuning.driver import Recorder, begin, open_search
 from marc_dist.tuning.journal import Journal, alone
+from marc_dist.tuning.state import DIVERGED, Search, Trial
 from marc_dist.tuning.trial import prepare_trial, reported
 
 HEAVY = ("encoder.safetensors", "head.safetensors", "encoder.json", "checkpoints", "embeddings")
@@ -59,8 +60,27 @@ def _leave(code: int) -> Callable[[str], None]:
     return leave
 
 
+STARTS = 3
+"""Errors of a trial that nobody can explain, each in a process of its own, before its search is given up."""
+
+
+class UnsoundError(Exception):
+    """A trial ended by an error that may have left this process unsound; another one tries it again.
+
+    Args:
+        reason: why it is not tried again; empty where it is.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def run_search(plan: Plan, task: Task, stop: StopFlag) -> bool:
     """Run the trials of a search that are left, one after the other; whether it was asked to stop before its end.
+
+    A trial whose loss was not finite is a result, a bad one. Any other failure ends the search for now: with fewer
+    trials a loss would have a smaller budget than the others. The next start of the study tries that trial again.
 
     Args:
         plan: of the study.
@@ -68,7 +88,8 @@ def run_search(plan: Plan, task: Task, stop: StopFlag) -> bool:
         stop: see ``train_run``.
 
     Raises:
-        LaunchError: no trial was trained to its end.
+        MarcError: of a trial, which keeps the search from going on; or no trial was trained to its end.
+        UnsoundError: of a trial, something else.
     """
     folder = plan.folder(task)
     _, wanted = plan.search_plan(task)
@@ -78,30 +99,55 @@ def run_search(plan: Plan, task: Task, stop: StopFlag) -> bool:
         search = open_search(folder, Journal(folder))
         recorder = Recorder(search, folder, lambda: None)
         while (run := search.next()) is not None:
-            run_dir = prepare_trial(search, run, folder)
-            search.began(run, node_name())
-            interrupted, code, reason = False, 0, ""
-            try:
-                interrupted = train_run(load_config(run_dir / "config.yaml"), stop)
-            except MarcError as error:
-                code, reason = EXIT_HUNG if error.passing else EXIT_USER, str(error)
-            except Exception as error:  # the other trials go on
-                traceback.print_exc()
-                code, reason = 1, f"{type(error).__name__}: {first_line(error)}"
-            for row in reported(run_dir):
-                search.report(run, row)
-            if interrupted:
+            if _run_trial(search, run, folder, stop):
                 return True
-            search.ended(run, code, reason)
             recorder.show()
         recorder.write()
         if plan.study.keep == "scores":
             for trial in sorted((folder / "trials").iterdir()):
                 lighten(trial)
+    lost = [run for run in search.runs.values() if run.state == "failed" and not run.diverged]
+    if lost:
+        raise LaunchError(
+            f"{folder}: trial {lost[0].name} has failed: {lost[0].reason}; remove the folder to search anew"
+        )
     if not search.finished():
         reasons = [run.reason for run in search.runs.values() if run.reason]
         raise LaunchError(f"{folder}: no trial was trained to its end; {reasons[-1] if reasons else 'see its logs'}")
     return False
+
+
+def _run_trial(search: Search, run: Trial, folder: Path, stop: StopFlag) -> bool:
+    """Train a trial and write down how it went; whether it was asked to stop before its end."""
+    run_dir = prepare_trial(search, run, folder)
+    search.began(run, node_name())
+    interrupted, code, reason = False, 0, ""
+    try:
+        interrupted = train_run(load_config(run_dir / "config.yaml"), stop)
+    except MarcError as error:
+        if DIVERGED not in str(error):
+            raise type(error)(f"trial {run.name}: {error}") from error
+        code, reason = EXIT_USER, str(error)
+    except Exception as error:
+        traceback.print_exc()
+        search.ended(run, 1, reason := f"{type(error).__name__}: {first_line(error)}")
+        told = f"trial {run.name}: failed {STARTS} times in a row: {reason}; log: {folder}/logs/study.log"
+        raise UnsoundError("" if run.faults % STARTS else told) from error
+    for row in reported(run_dir):
+        search.report(run, row)
+    if interrupted:
+        return True
+    search.ended(run, code, reason)
+    if run.state == "open":
+        raise LaunchError(f"trial {run.name}: {run.reason}; log: {folder}/logs/study.log")
+    return False
+
+
+def lost_trials(folder: Path) -> str:
+    """One line on the trials of a search whose loss was not finite; empty where there are none."""
+    search = open_search(folder, Journal(folder))
+    failed = [run for run in search.runs.values() if run.state == "failed"]
+    return f"{len(failed)} of {len(search.runs)} trials failed, the last: {failed[-1].reason}" if failed else ""
 
 
 def chosen(plan: Plan, task: Task) -> Settings:

@@ -16,29 +16,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from marc_dist.cluster.rank_process import RANK_VARIABLES
-from marc_dist.config import EXIT_USER, MarcError, first_line
+from marc_dist.config import EXIT_USER, ConfigError, MarcError, first_line
 from marc_dist.files import append_line
 from marc_dist.run.attempts import STUDY_LINES
-from marc_dist.run.exit_codes import EXIT_REQUEUE
+from marc_dist.run.exit_codes import EXIT_HUNG, EXIT_REQUEUE
 from marc_dist.run.rank_ends import node_name
 from marc_dist.study.checks import make_plan
 from marc_dist.study.plan import Plan, Task
 from marc_dist.study.state import (
     Record,
+    begun,
     claim,
+    clear_starts,
     folder_size,
     is_done,
+    mark_failed,
     missing_evaluations,
+    note_start,
     note_worker,
     read_record,
     write_record,
 )
-from marc_dist.study.training import chosen, lighten, run_search, train_run
+from marc_dist.study.training import UnsoundError, chosen, lighten, lost_trials, run_search, train_run
 from marc_dist.training.signals import StopFlag
 
 STUDY = "study.yaml"
 """The study as it was when the command began; workers read this copy."""
 POLL_S = 1.0
+LOST = 2
+"""Workers in a row that may vanish in a task without bringing it forward; the next one marks it as failed."""
 WORKER = "MARC_STUDY_WORKER"
 """Variable with a worker's name, under which it says what it does."""
 EXIT_UNSOUND = 70
@@ -78,7 +84,14 @@ class Bench:
                 left = True
                 continue
             if not self._is_over(task):  # somebody may have done it just now
-                return Found(task, lock)
+                lost = note_start(self.plan, task)
+                if lost < LOST:
+                    return Found(task, lock)
+                self._failed(
+                    task,
+                    f"{lost} workers in a row ended in it without a word (killed, or out of memory?); "
+                    f"log: {self.plan.folder(task)}/logs/study.log",
+                )
             lock.release()
         return True if left else None
 
@@ -93,9 +106,7 @@ class Bench:
         return task.name in self.over
 
     def _failed(self, task: Task, reason: str) -> None:
-        folder = self.plan.folder(task)
-        record = read_record(folder)
-        write_record(folder, record._replace(word="failed", reason=reason, fingerprint=self.plan.fingerprint(task)))
+        mark_failed(self.plan, task, reason)
         self.over[task.name] = False
 
     def do(self, task: Task) -> bool:
@@ -110,6 +121,10 @@ class Bench:
                     raise
                 self._failed(task, str(error))
                 return True
+            except UnsoundError as error:
+                if error.reason:
+                    self._failed(task, error.reason)
+                return False
             except Exception as error:  # nobody knows what state it leaves behind
                 traceback.print_exc()
                 self._failed(task, f"{type(error).__name__}: {first_line(error)}; log: {folder}/logs/study.log")
@@ -125,6 +140,7 @@ class Bench:
         record, mine = read_record(folder), plan.fingerprint(task)
         config = plan.config(task, chosen(plan, task))
         if record.fingerprint != mine:
+            self._refuse_foreign(task)
             record = Record(fingerprint=mine)
             write_record(folder, record)  # first: checkpoints of other settings are told by it
         if "train" not in record.seconds:
@@ -150,12 +166,25 @@ class Bench:
         write_record(folder, record._replace(word="done", reason="", size=folder_size(folder)))
         return True
 
+    def _refuse_foreign(self, task: Task) -> None:
+        """Refuse checkpoints and trials that nobody says are this study's: a training would go on from them."""
+        if begun(self.plan, task):
+            raise ConfigError(
+                f"{self.plan.folder(task)}: holds checkpoints or trials of other settings; start the study again with "
+                "--again, which removes them"
+            )
+
     def _search(self, task: Task) -> bool:
         folder, began = self.plan.folder(task), time.monotonic()
-        write_record(folder, read_record(folder)._replace(fingerprint=self.plan.fingerprint(task)))
+        record, mine = read_record(folder), self.plan.fingerprint(task)
+        if record.fingerprint != mine:
+            self._refuse_foreign(task)
+            record = Record()
+        write_record(folder, record._replace(fingerprint=mine))
         if run_search(self.plan, task, self.stop):
             return False
-        self._done(task, Record(seconds={"search": time.monotonic() - began}, size=folder_size(folder)))
+        spent = {"search": time.monotonic() - began}
+        self._done(task, Record(reason=lost_trials(folder), seconds=spent, size=folder_size(folder)))
         return True
 
     def _floors(self, task: Task) -> bool:
@@ -206,8 +235,8 @@ def work(plan: Plan, stop: StopFlag, name: str, job_dir: Path | None = None) -> 
         job_dir: of a job that a batch system starts again while it gets on: gets a line a task.
 
     Returns:
-        0; ``EXIT_UNSOUND`` after an error that may have left this process unsound: start another; 85 when asked to
-        stop.
+        0; ``EXIT_UNSOUND`` after an error that may have left this process unsound: start another; 75 when what it did
+        is to be tried again by another; 85 when asked to stop.
     """
     bench = Bench(plan, stop)
     while not stop:
@@ -220,13 +249,14 @@ def work(plan: Plan, stop: StopFlag, name: str, job_dir: Path | None = None) -> 
         note_worker(plan.out, name, found.task.name)
         try:
             sound = bench.do(found.task)
-        finally:
+        finally:  # whatever happens, but for an end without a word
+            clear_starts(plan, found.task)
             found.lock.release()
             note_worker(plan.out, name, "")
         if job_dir is not None and found.task.name in bench.over:
             append_line(job_dir / STUDY_LINES, f'{{"task": "{found.task.name}"}}'.encode())
         if not sound and not stop:
-            return EXIT_UNSOUND
+            return EXIT_UNSOUND if found.task.name in bench.over else EXIT_HUNG
     return EXIT_REQUEUE
 
 

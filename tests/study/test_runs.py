@@ -147,7 +147,7 @@ def test_other_settings_are_refused_by_name_and_repeated_when_asked(tiny_dir: Pa
     write_study(tmp_path, study)
     refused = run(path, out)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "1 done with other settings" in refused.stderr and "tiny/head/mulsupcon/seed-0" in refused.stderr
+    assert "1 made with other settings" in refused.stderr and "tiny/head/mulsupcon/seed-0" in refused.stderr
     assert (out / "tiny/head/macl/seed-0/task.json").stat().st_mtime_ns == before
     assert run(path, out, "--again").returncode == 0
     config = yaml.safe_load((out / "tiny/head/mulsupcon/seed-0/config.yaml").read_text())

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marc_dist.report.example_queries import SHOWN
 from marc_dist.run.evaluations import read
 from marc_dist.study.checks import make_plan
+from marc_dist.study.page.nearest_answers import best_losses, nearest_answers
 from marc_dist.study.scores import read_scores
 from marc_dist.study.statistics import hierarchical_interval, rank_diagram
 from marc_dist.study.tables.collected import Row, collect, families, note_on_tests
 from marc_dist.study.tables.text import latex
+from tests.report.test_browser import look
 from tests.retrieval.runs import pack_tiny
 from tests.study.studies import run, tiny_study, write_study
 
@@ -125,6 +129,58 @@ def test_only_scores_stay_where_the_study_says_so(done: tuple[Path, Path]) -> No
     assert run(*done).returncode == 0  # and it counts as done
 
 
+def test_the_answers_of_the_best_losses_are_shown_when_their_encoders_have_gone(done: tuple[Path, Path]) -> None:
+    """Found anew with numpy: six nearest by the order that the evaluation wrote down, labels from the shard folder."""
+    path, out = done
+    plan = make_plan(str(path), str(out))
+    blocks = collect(plan).blocks
+    with nearest_answers(plan, blocks) as every:
+        for block, found in zip(blocks, every, strict=True):
+            assert not found.missing and found.losses is not None and found.galleries is not None
+            means = {row.name: row.figures[block.columns[0]].mean for row in block.rows}
+            losses = sorted(("macl", "mulsupcon", "supcon"), key=lambda name: -means[name])
+            assert [row.name for row in best_losses(plan, block)] == losses
+            assert list(found.losses) == [*losses, "pretrained"]
+            scores: dict[int, list[float]] = {}
+            for name in losses:
+                _, rows = read(out / f"{block.dataset}/head/{name}/seed-0/eval/test_vs_train-own")
+                tops = {row["id"]: [at for at in row["top"] if at >= 0][:SHOWN] for row in rows}
+                for row in rows:
+                    scores.setdefault(row["id"], []).append(row["nDCG@3"])
+                for example in found.examples:
+                    assert example.answers[name] == tops[example.query]
+            for example in found.examples:
+                assert example.score == pytest.approx(np.mean(scores[example.query]))
+                answer = example.answers[losses[0]][0]
+                labels = plan.datasets[block.dataset].labels
+                shared = sum(same for _, same in found.galleries.shared_labels(example.query, answer))
+                assert shared == (labels[example.query] & labels[answer]).sum()
+
+
+def test_the_page_has_pictures_and_is_made_again_to_the_byte(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, out = done
+    page = out / "report/index.html"
+    before = page.read_bytes()
+    found = run(path, out, "--report")
+    assert found.returncode == 0 and found.stdout.splitlines()[-1] == f"page: {page}"
+    assert page.read_bytes() == before
+    seen, log = look(page, 400, tmp_path)
+    assert seen["scroll"] <= seen["width"] and seen["wide"] == [] and seen["small"] == 0
+    # each data set: queries with six answers of four, pictures with six views
+    assert seen["images"] >= 2 * (3 * (1 + 4 * 6) + 3 * (1 + 6)) and seen["broken"] == 0
+    assert seen["loaded"] == [] and "CONSOLE" not in log
+    assert b"no pictures" not in before
+
+
+def test_pictures_that_are_missing_are_told(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, out = done
+    plan = make_plan(str(path), str(out))
+    _, other = collect(plan).blocks
+    gone = replace(plan, datasets={**plan.datasets, "other": plan.datasets["tiny"]})
+    with nearest_answers(gone, (other,)) as found:
+        assert "was made with other data of" in found[0].missing
+
+
 def test_latex_has_a_tabular_for_each_table_and_escapes_names(done: tuple[Path, Path]) -> None:
     path, out = done
     text = (out / "report/tables.tex").read_text()
@@ -179,7 +235,7 @@ def test_losses_are_tested_against_those_chosen_in_the_same_way(tiny_dir: Path, 
 def test_a_reader_is_told_when_so_few_seeds_cannot_tell(tiny_dir: Path, tmp_path: Path) -> None:
     study = tiny_study(tiny_dir, tune=None)
     plan = make_plan(str(write_study(tmp_path, study)), str(tmp_path / "out"))
-    assert note_on_tests(plan) == "Tests are paired over seeds and corrected by Holm for the 1 pairs of a metric."
+    assert note_on_tests(plan) == "Tests are paired over seeds and corrected by Holm for the 1 pair of a metric."
     study["losses"] |= {name: {"loss.name": name} for name in ("supcon_any", "supcon_all", "jaccard", "msc")}
     plan = make_plan(str(write_study(tmp_path, study)), str(tmp_path / "out"))
     assert "With 6 seeds no Wilcoxon test can be significant after that; it takes 10 seeds." in note_on_tests(plan)

@@ -9,19 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from marc_dist.cli.sample_data import pack_sample
-from marc_dist.cluster.preset import LocalPreset, load_preset
+from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset, load_preset
 from marc_dist.config import Config, build
 from marc_dist.files import write_atomic
 from marc_dist.study.board import Board, clock
 from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
-from marc_dist.study.jobs import submit_study
+from marc_dist.study.jobs import submit_study, workers_of
 from marc_dist.study.local import LocalStudy, jobs_here
 from marc_dist.study.plan import Plan
 from marc_dist.study.state import forget_failures, refuse_changed, study_lock
 from marc_dist.study.study_file import StudyFile, leaves, read_study
 from marc_dist.study.tables.collected import Findings, note_on_tests
-from marc_dist.study.tables.report import REPORT, write_report
+from marc_dist.study.tables.report import PAGE, REPORT, write_report
 from marc_dist.study.worker import STUDY
 
 SHOWN = 10
@@ -40,14 +40,14 @@ def study(options: argparse.Namespace) -> int:
     _pack_sample(file)
     plan = make_plan(options.study, options.out)
     if options.dry_run:
-        _dry_run(plan, options.jobs, console)
+        _dry_run(plan, load_preset(options.on), options.jobs, console)
         return 0
     if options.report:
         return _end(plan, write_report(plan), console)
     preset = load_preset(options.on)
     with study_lock(plan.out):
         for name in refuse_changed(plan, again=options.again):
-            console.print(f"{name}: made with other settings; removed, and made again", markup=False, soft_wrap=True)
+            console.print(f"{name}: does not fit the study; removed, and made again", markup=False, soft_wrap=True)
         forget_failures(plan)
         write_atomic(plan.out / STUDY, path.read_bytes())
         if not isinstance(preset, LocalPreset):
@@ -73,7 +73,7 @@ def _run_here(plan: Plan, options: argparse.Namespace, console: Console) -> None
     console.print(f"{plan.out}: {_counts(plan)}; {jobs} at a time on this machine", markup=False, soft_wrap=True)
     with Board(plan, console, jobs) as board:
         try:
-            LocalStudy(plan, jobs, board.show).go()
+            LocalStudy(plan, jobs, board.show, board.say).go()
         except KeyboardInterrupt:
             words = shlex.join([options.study, *(["--out", options.out] if options.out else [])])
             console.print(f"stopped; go on with: marc-study {words}", markup=False, soft_wrap=True)
@@ -91,9 +91,13 @@ def _counts(plan: Plan) -> str:
     )
 
 
-def _dry_run(plan: Plan, jobs: int | None, console: Console) -> None:
+def _dry_run(plan: Plan, preset: LocalPreset | SlurmPreset | RayPreset, jobs: int | None, console: Console) -> None:
     found = estimate(plan)
-    jobs = jobs or jobs_here(plan.study.threads)
+    left = sum(found.left.values())
+    if isinstance(preset, LocalPreset):
+        jobs, place = min(jobs or jobs_here(plan.study.threads), max(1, left)), "here"
+    else:
+        jobs, place = max(1, workers_of(plan, preset, jobs, left)), f"on {preset.kind}"
     tune = plan.study.tune
     trials = 0 if tune is None else found.left["search"] * tune.trials * tune.seeds
     stand = f"measured on {found.measured} done" if found.measured else "a guess, for a CPU core; none is done yet"
@@ -102,7 +106,7 @@ def _dry_run(plan: Plan, jobs: int | None, console: Console) -> None:
         f"{len(plan.study.datasets)} data set(s) x {len(plan.study.encoders)} encoder(s) x {len(plan.methods)} "
         f"loss(es) x {len(plan.study.seeds)} seed(s)",
         f"left: {found.left['cell']} trainings, {trials} trials of {found.left['search']} searches",
-        f"time: {clock(found.seconds)} in all, {clock(found.seconds / jobs)} with {jobs} at a time ({stand})",
+        f"time: {clock(found.seconds)} in all, {clock(found.seconds / jobs)} with {jobs} at a time {place} ({stand})",
         f"disk: {found.size / 1e9:.2f} GB more",
         *([note_on_tests(plan)] if plan.study.statistics.tests else []),
     ):
@@ -117,6 +121,7 @@ def _end(plan: Plan, findings: Findings, console: Console) -> int:
         console.print(
             f"missing: {len(findings.missing) - SHOWN} more, in {REPORT}/MANIFEST.json", markup=False, soft_wrap=True
         )
-    page: Path = plan.out / REPORT / "tables.md"
-    console.print(f"tables: {page}", markup=False, soft_wrap=True)
+    folder: Path = plan.out / REPORT
+    console.print(f"tables: {folder / 'tables.md'}", markup=False, soft_wrap=True)
+    console.print(f"page: {folder / PAGE}", markup=False, soft_wrap=True)
     return 1 if findings.missing else 0

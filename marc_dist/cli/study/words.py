@@ -25,8 +25,9 @@ examples:
                                        as an array of 16 Slurm jobs
   marc-study ./mine.yaml --report      the tables again, from what is there
 
-OUT/report holds tables.md, tables.tex (booktabs), scores.csv, seeds.csv,
-pairs.csv (tests), figures of sweeps, and MANIFEST.json.
+OUT/report holds index.html, a page with everything; tables.md, tables.tex
+(booktabs), scores.csv, seeds.csv, pairs.csv (tests), ranks.csv; figures of
+ranks and sweeps; and MANIFEST.json.
 
 exit codes:
   0   all cells are done, or the jobs are queued

@@ -82,6 +82,11 @@ class Pair:
     t_holm: float
     wilcoxon_holm: float
 
+    def seen_from(self, name: str) -> Interval:
+        """The difference of one of the two to the other, with its interval."""
+        difference, low, high = self.paired.difference, self.paired.low, self.paired.high
+        return Interval(difference, low, high) if name == self.one else Interval(-difference, -high, -low)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -99,6 +104,27 @@ class Block:
         known = [r for r in self.rows if not r.floor and column in r.figures and not math.isnan(r.figures[column].mean)]
         pick: Callable[..., Row] = min if column.lower else max
         return pick(known, key=lambda row: row.figures[column].mean).name if known else None
+
+    def against(self, plan: Plan) -> tuple[str, list[tuple[str, dict[Column, Pair]]]]:
+        """The loss that the others are shown against: the one that the study names, or the first that was tested.
+
+        Args:
+            plan: of the study.
+
+        Returns:
+            Its name, and of every other loss its name and tests, a pair a column: against the one whose settings were
+            chosen in the same way.
+        """
+        methods = {method.name: method for method in plan.methods}
+        first = plan.study.statistics.against or self.pairs[0].one
+        tested = []
+        for row in self.rows:
+            source = methods[row.name].tuned_on if row.name in methods else None
+            against = first if source is None else f"{first}@{source}"
+            mine = {pair.column: pair for pair in self.pairs if {pair.one, pair.other} == {row.name, against}}
+            if mine:
+                tested.append((row.name, mine))
+        return first, tested
 
 
 @dataclass(frozen=True)
@@ -246,11 +272,20 @@ def _pairs(plan: Plan, rows: list[Row], columns: tuple[Column, ...]) -> list[Pai
     if not plan.study.statistics.tests:
         return []
     level = plan.study.statistics.level
-    return [pair for column in columns for family in families(plan, rows) for pair in _tested(column, family, level)]
+    return [
+        pair for column in columns for family in families(plan, rows) for pair in corrected_tests(column, family, level)
+    ]
 
 
-def _tested(column: Column, family: list[tuple[Row, Row]], level: float) -> list[Pair]:
-    tested: list[tuple[str, str, int, Paired]] = []
+def corrected_tests(column: Column, family: list[tuple[Row, Row]], level: float) -> list[Pair]:
+    """The tests of a group of pairs by one column, corrected for their number; pairs with too few seeds are left out.
+
+    Args:
+        column: a metric of an evaluation.
+        family: pairs of losses.
+        level: of intervals.
+    """
+    found: list[tuple[str, str, int, Paired]] = []
     for one, other in family:
         if column not in one.figures or column not in other.figures:
             continue
@@ -258,10 +293,10 @@ def _tested(column: Column, family: list[tuple[Row, Row]], level: float) -> list
         if len(both) < seeds_needed():
             continue
         a, b = (np.array([row.by_seed[column][row.seeds.index(seed)] for seed in both]) for row in (one, other))
-        tested.append((one.name, other.name, len(both), paired_tests(a, b, level=level)))
-    t = holm([paired.t_p for *_, paired in tested]) if tested else []
-    wilcoxon = holm([paired.wilcoxon_p for *_, paired in tested]) if tested else []
-    return [Pair(column, *told, *ps) for told, *ps in zip(tested, t, wilcoxon, strict=True)]
+        found.append((one.name, other.name, len(both), paired_tests(a, b, level=level)))
+    t = holm([paired.t_p for *_, paired in found]) if found else []
+    wilcoxon = holm([paired.wilcoxon_p for *_, paired in found]) if found else []
+    return [Pair(column, *told, *ps) for told, *ps in zip(found, t, wilcoxon, strict=True)]
 
 
 def _rankings(plan: Plan, blocks: list[Block]) -> list[Ranking]:
@@ -313,7 +348,8 @@ def note_on_tests(plan: Plan) -> str:
     num = sum(not method.sweep and method.tuned_on is None for method in plan.methods)
     pairs = num - 1 if plan.study.statistics.against is not None else num * (num - 1) // 2
     needed, seeds = seeds_needed(max(pairs, 1)), len(plan.study.seeds)
-    told = f"Tests are paired over seeds and corrected by Holm for the {pairs} pairs of a metric."
+    many = "" if pairs == 1 else "s"
+    told = f"Tests are paired over seeds and corrected by Holm for the {pairs} pair{many} of a metric."
     if seeds < needed:
         told += (
             f" With {seeds} seeds no Wilcoxon test can be significant after that; it takes {needed} seeds. "

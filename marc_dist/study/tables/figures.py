@@ -1,9 +1,11 @@
-"""Figures of sweeps, as PDF and PNG: a curve over one setting, a surface over two."""
+"""Figures of sweeps, a curve over one setting, a surface over two; and every figure as PDF and PNG."""
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +19,19 @@ if TYPE_CHECKING:
 
 LEAST = 2
 """Points of a curve, and values of each side of a surface."""
+TITLE_SIZE, LINE = 9.0, 32
+"""Points of a title, and letters of a line of it: narrow windows show them a third larger."""
 Points = list[tuple[tuple[Any, ...], Row]]
 
 
-def sweep_figures(plan: Plan, findings: Findings) -> dict[str, bytes]:
-    """Every figure that the study has points for: file name -> content.
+def sweep_figures(plan: Plan, findings: Findings) -> dict[str, Figure]:
+    """Every figure that the study has points for: file name without its end -> figure.
 
     Args:
         plan: of the study.
         findings: its scores.
     """
-    files: dict[str, bytes] = {}
+    figures: dict[str, Figure] = {}
     for block in findings.blocks:
         for loss, keys in _sweeps(plan).items():
             points = _points(plan, block, loss)
@@ -39,7 +43,19 @@ def sweep_figures(plan: Plan, findings: Findings) -> dict[str, bytes]:
                 )
                 figure = _drawn(block, column, loss, keys, points)
                 if figure is not None:
-                    files[f"{name}.png"], files[f"{name}.pdf"] = _png(figure), _pdf(figure)
+                    figures[name] = figure
+    return figures
+
+
+def figure_files(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Each figure as PNG and as PDF; equal figures give equal bytes.
+
+    Args:
+        figures: file name without its end -> figure.
+    """
+    files = {}
+    for name, figure in figures.items():
+        files[f"{name}.png"], files[f"{name}.pdf"] = _png(figure), _pdf(figure)
     return files
 
 
@@ -81,7 +97,8 @@ def _curve(block: Block, column: Column, loss: str, keys: list[str], points: Poi
         axes.set_xticks(places, [str(value) for value, _ in known])
     elif min(places) > 0 and max(places) / min(places) >= 10:
         axes.set_xscale("log")
-    axes.set(xlabel=keys[0], ylabel=column.metric, title=f"{loss}: {block.title}")
+    axes.set(xlabel=keys[0], ylabel=column.metric)
+    _entitle(figure, f"{loss}: {block.title}")
     axes.grid(axis="y")
     return True
 
@@ -105,9 +122,14 @@ def _surface(block: Block, column: Column, loss: str, keys: list[str], points: P
             axes.text(x, y, f"{value:.3f}", ha="center", va="center", fontsize=7, color="black")
     axes.set_xticks(range(len(sides[0])), [str(value) for value in sides[0]])
     axes.set_yticks(range(len(sides[1])), [str(value) for value in sides[1]])
-    axes.set(xlabel=keys[0], ylabel=keys[1], title=f"{loss}, {column.metric}: {block.title}")
+    axes.set(xlabel=keys[0], ylabel=keys[1])
+    _entitle(figure, f"{loss}, {column.metric}: {block.title}")
     figure.colorbar(image, ax=axes)
     return True
+
+
+def _entitle(figure: Any, title: str) -> None:
+    figure.suptitle(textwrap.fill(title, LINE), fontsize=TITLE_SIZE)
 
 
 def _order(value: Any) -> tuple[int, Any]:

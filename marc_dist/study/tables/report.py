@@ -1,29 +1,30 @@
-"""``OUT/report``: tables, tests, figures, and ``MANIFEST.json``, all from what lies in the study's folder."""
+"""``OUT/report``: page, tables, tests, figures, and ``MANIFEST.json``, all from what lies in the study's folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from marc_dist import __version__
-from marc_dist.config import MarcError
 from marc_dist.files import write_atomic
+from marc_dist.study.page.study_page import study_page
 from marc_dist.study.plan import Plan
-from marc_dist.study.state import is_done, read_record
+from marc_dist.study.state import read_record
 from marc_dist.study.tables import text
+from marc_dist.study.tables.chosen import chosen_csv, chosen_settings
 from marc_dist.study.tables.collected import Findings, collect
-from marc_dist.study.tables.figures import sweep_figures
-from marc_dist.tuning.driver import open_search
-from marc_dist.tuning.journal import Journal
+from marc_dist.study.tables.figures import figure_files, sweep_figures
+from marc_dist.study.tables.rank_figures import rank_figures
 
 REPORT = "report"
 MANIFEST = "MANIFEST.json"
+PAGE = "index.html"
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "faiss-gpu", "faiss-cpu", "optuna")
 
 
@@ -48,9 +49,12 @@ def write_report(plan: Plan) -> Findings:
         files["pairs.csv"] = text.pairs_csv(findings).encode()
     if findings.rankings:
         files["ranks.csv"] = text.ranks_csv(findings).encode()
+    chosen = chosen_settings(plan)
     if plan.study.tune is not None:
-        files["chosen.csv"] = _chosen_csv(plan).encode()
-    files |= sweep_figures(plan, findings)
+        files["chosen.csv"] = chosen_csv(chosen).encode()
+    figures = {**rank_figures(plan, findings), **sweep_figures(plan, findings)}
+    files |= figure_files(figures)
+    files[PAGE] = study_page(plan, findings, chosen, figures, [*files, MANIFEST], _versions()).encode()
     for name, data in files.items():
         write_atomic(folder / name, data)
     _clear(folder, set(files))
@@ -69,47 +73,27 @@ def _clear(folder: Path, names: set[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _chosen_csv(plan: Plan) -> str:
-    """What every search has chosen, with its validation score."""
-    rows: list[list[object]] = []
-    for task in plan.tasks.values():
-        if task.kind != "search" or not is_done(plan, task) or task.method is None:
-            continue
-        try:
-            search = open_search(plan.folder(task), Journal(plan.folder(task)))
-        except MarcError:
-            continue
-        metric = search.plan.objectives[0]
-        for best in search.finished()[:1]:
-            values = search.values(best, metric)
-            score = sum(values) / len(values) if values else math.nan
-            for key, value in search.space.settings(search.points[best]).items():
-                rows.append(
-                    [task.dataset, task.encoder, task.method.loss, key, value, metric, score, len(search.points)]
-                )
-    heads = ["dataset", "encoder", "loss", "setting", "value", "metric", "validation", "trials"]
-    return text.as_csv(heads, rows)
+def _versions() -> dict[str, str]:
+    """Of everything that numbers depend on."""
+    versions = {
+        "marc-dist": __version__,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _manifest(plan: Plan, findings: Findings, files: dict[str, bytes]) -> dict[str, Any]:
     """What the tables stand on."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     shown = plan.path.read_bytes()
     return {
         "title": plan.study.title,
         "study": {"name": plan.path.stem, "sha256": hashlib.sha256(shown).hexdigest(), "text": shown.decode()},
         "commands": [f"marc-study {plan.path} --out {plan.out}", f"marc-study {plan.path} --out {plan.out} --report"],
-        "versions": {
-            "marc-dist": __version__,
-            "python": platform.python_version(),
-            "platform": f"{sys.platform} {platform.machine()}",
-            **versions,
-        },
+        "versions": _versions(),
         "seeds": list(plan.study.seeds),
         "data": {
             name: {"dir": str(one.root), "title": one.title, "fingerprint": one.fingerprint, "samples": len(one)}

@@ -22,7 +22,7 @@ def _cell(figure: Interval | None, *, bold: bool) -> str:
     return mean if math.isnan(figure.low) else f"{mean} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _heads(block: Block) -> list[str]:
+def heads_of(block: Block) -> list[str]:
     """Names of the columns, with their evaluation where there are several."""
     several = len({column.evaluation for column in block.columns}) > 1
     return [f"{column.evaluation}: {column.metric}" if several else column.metric for column in block.columns]
@@ -60,23 +60,17 @@ def _scores(block: Block) -> list[str]:
             for column in block.columns
         ]
         rows.append([title, seeds, *cells])
-    return _table(["", "seeds", *_heads(block)], rows)
+    return _table(["", "seeds", *heads_of(block)], rows)
 
 
 def _tests(block: Block, plan: Plan) -> list[str]:
     """The tests against one loss: the one that the study names, or its first; all pairs are in pairs.csv."""
     if not block.pairs:
         return []
-    methods = {method.name: method for method in plan.methods}
     titles = {row.name: row.title for row in block.rows}
-    heads, rows = _heads(block), []
-    first = plan.study.statistics.against or block.pairs[0].one
-    for name in titles:
-        source = methods[name].tuned_on if name in methods else None
-        against = first if source is None else f"{first}@{source}"  # whose settings were chosen in the same way
-        mine = {pair.column: pair for pair in block.pairs if {pair.one, pair.other} == {name, against}}
-        if mine:
-            rows.append([titles[name], *(_test(mine.get(column), name) for column in block.columns)])
+    first, tested = block.against(plan)
+    heads = heads_of(block)
+    rows = [[titles[name], *(_test(pairs.get(column), name) for column in block.columns)] for name, pairs in tested]
     told = (
         f"Difference to {titles.get(first, first)} (settings chosen in the same way) with its "
         f"{100 * plan.study.statistics.level:g} % interval over seeds; p of the paired t test and of the Wilcoxon "
@@ -89,16 +83,13 @@ def _tests(block: Block, plan: Plan) -> list[str]:
 def _test(pair: Pair | None, name: str) -> str:
     if pair is None or math.isnan(pair.paired.difference):
         return MISSING
-    sign = 1.0 if pair.one == name else -1.0
-    low, high = sorted((sign * pair.paired.low, sign * pair.paired.high))
+    difference, low, high = pair.seen_from(name)
     star = "*" if pair.t_holm < SIGNIFICANT else ""
-    return (
-        f"{sign * pair.paired.difference:+.3f}{star} [{low:+.3f}, {high:+.3f}], p {_p(pair.t_holm)}, "
-        f"{_p(pair.wilcoxon_holm)}"
-    )
+    return f"{difference:+.3f}{star} [{low:+.3f}, {high:+.3f}], p {p_text(pair.t_holm)}, {p_text(pair.wilcoxon_holm)}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p value with three digits."""
     return MISSING if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
@@ -109,7 +100,7 @@ def _ranks(rankings: Sequence[Ranking]) -> list[str]:
         names = list(dict.fromkeys(name for ranking in mine for name in ranking.names))
         heads = [encoder, *(f"{one.column.evaluation}: {one.column.metric}" for one in mine)]
         rows = [[name, *(_rank(one, name) for one in mine)] for name in names]
-        rows.append(["*Friedman p*", *(_p(one.ranks.friedman_p) for one in mine)])
+        rows.append(["*Friedman p*", *(p_text(one.ranks.friedman_p) for one in mine)])
         rows.append(["*critical difference*", *(f"{one.ranks.critical_difference:.2f}" for one in mine)])
         lines += [*_table(heads, rows), ""]
     return [
@@ -207,7 +198,7 @@ def latex(findings: Findings) -> str:
     r"""Every table as a ``tabular`` for ``\usepackage{booktabs}``, to be put into a table with a caption."""
     lines = ["% Tables of marc-study; they need \\usepackage{booktabs}."]
     for block in findings.blocks:
-        heads = " & ".join(["", *(_tex(head) for head in _heads(block))])
+        heads = " & ".join(["", *(_tex(head) for head in heads_of(block))])
         lines += ["", f"% {_tex(block.title)}", f"\\begin{{tabular}}{{l{'c' * len(block.columns)}}}", "\\toprule"]
         lines += [f"{heads} \\\\", "\\midrule"]
         last = None
