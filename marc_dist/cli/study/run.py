@@ -12,6 +12,8 @@ from marc_dist.cli.sample_data import pack_sample
 from marc_dist.cluster.preset import LocalPreset, load_preset
 from marc_dist.config import Config, build, user_path
 from marc_dist.files import write_atomic
+from marc_dist.study.audit.run import audit
+from marc_dist.study.audit.text import PAGE
 from marc_dist.study.board import Board, clock
 from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
@@ -47,6 +49,8 @@ def study(options: argparse.Namespace) -> int:
         return _end(plan, write_report(plan), console)
     if options.export is not None:
         return _export(plan, options, console)
+    if options.audit:
+        return _audit(plan, console)
     preset = load_preset(options.on)
     with study_lock(plan.out):
         for name in refuse_changed(plan, again=options.again):
@@ -66,6 +70,19 @@ def _export(plan: Plan, options: argparse.Namespace, console: Console) -> int:
     out = user_path(options.export)
     for line in export_study(plan, out, say, cell=options.cell, licence=options.license, onnx=options.onnx):
         say(line)
+    return 0
+
+
+def _audit(plan: Plan, console: Console) -> int:
+    """Audit, then write the report anew: its page shows what was found."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    with study_lock(plan.out):
+        names = audit(plan, say)
+        write_report(plan)
+    say(f"audit: {plan.out / REPORT / PAGE} and {', '.join(name for name in names if name != PAGE)}")
     return 0
 
 
