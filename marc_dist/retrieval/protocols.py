@@ -35,7 +35,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The two sides, the classes that are scored, one sentence that says how the sides were chosen, what was renamed."""
+    """The two sides, the classes that are scored, one sentence on how the sides were chosen, and what was renamed."""
 
     queries: Side
     archive: Side
