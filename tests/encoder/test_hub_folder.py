@@ -172,4 +172,4 @@ def test_a_run_without_scores_says_so_on_its_card(
     make_run(tmp_path / "run", tiny)
     assert main([str(tmp_path / "run"), "--export", str(tmp_path / "out")]) == 0
     assert "no evaluation of eval.features=backbone, so the card has no scores" in capsys.readouterr().err
-    assert "None: the run has no evaluation." in (tmp_path / "out/README.md").read_text()
+    assert "None: the run has no evaluation." in (tmp_path / "out" / "README.md").read_text()

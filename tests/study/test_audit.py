@@ -214,7 +214,7 @@ def test_a_named_cell_is_exported_and_wrong_names_are_one_line(
     path, out = done
     words = [str(path), "--out", str(out), "--export", str(tmp_path / "s")]
     assert main([*words, "--cell", "tiny/head/macl/seed-1"]) == 0
-    assert "Chosen by hand: the cell tiny/head/macl/seed-1" in (tmp_path / "s/tiny-head-macl/README.md").read_text()
+    assert "Chosen by hand: the cell tiny/head/macl/seed-1" in (tmp_path / "s/tiny-head-macl" / "README.md").read_text()
     assert main([*words, "--cell", "tiny/head/macl/seed-9"]) == 2
     assert main([str(path), "--out", str(out), "--onnx"]) == 2
     assert main([str(path), "--out", str(tmp_path / "nothing"), "--export", str(tmp_path / "t")]) == 2

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marc_dist.study.audit.label_suspects import COMPONENTS, FOLDS, LEAST
 from marc_dist.study.audit.leaks import RULES
@@ -87,7 +88,7 @@ def _classes(one: Audited) -> Iterable[list[object]]:
         yield [name, int(given.sum()), missing, len(mine) - missing, _auc(given, one.probabilities[:, at])]
 
 
-def _auc(given: np.ndarray, p: np.ndarray) -> float:  # type: ignore[type-arg]
+def _auc(given: NDArray[np.bool_], p: NDArray[np.float64]) -> float:
     if np.isnan(p).any():
         return math.nan
     from sklearn.metrics import roc_auc_score
@@ -224,7 +225,7 @@ def _orders(cells: dict[tuple[str, str, str], dict[str, Rescored]], rules: Seque
 
 def _of_labels(one: Audited) -> list[str]:
     rows = [
-        [name, num, missing, extra, "not judged" if math.isnan(auc) else f"{auc:.3f}"]  # type: ignore[arg-type,str-format]
+        [name, num, missing, extra, "not judged" if math.isnan(auc) else f"{auc:.3f}"]  # type: ignore[arg-type]
         for name, num, missing, extra, auc in _classes(one)
     ]
     lines = [

@@ -77,6 +77,11 @@ def _best(plan: Plan, findings: Findings) -> Iterator[Choice]:
 def named_cell(plan: Plan, findings: Findings, name: str) -> Choice:
     """The cell that somebody names, as it is called in the study's folder.
 
+    Args:
+        plan: of the study.
+        findings: of ``collect``.
+        name: DATASET/ENCODER/LOSS/seed-N.
+
     Raises:
         ConfigError: no such cell, or one that is not done.
     """
