@@ -314,8 +314,9 @@ class Plan:
         told = flatten(self.eval_config(self.config(task), evaluation))
         target = evaluation.target or task.dataset
         values = {k: v for k, v in told.items() if k.startswith("eval.") and not k.endswith(("_dir", ".panels"))}
-        if told["eval.label_map"] is not None:
-            values["eval.label_map"] = read_label_map(told["eval.label_map"]).plain()  # wherever the file lies
+        label_map = values.pop("eval.label_map")
+        if label_map is not None:  # what it says, wherever it lies; without one, as before there were any
+            values["eval.label_map"] = read_label_map(label_map).plain()
         floors = list(self.study.floors) if task.kind == "floors" else []
         return digest({"eval": values, "data": self.datasets[target].fingerprint, "floors": floors})
 
