@@ -29,7 +29,7 @@ from marc_dist.files import write_set
 
 CARD, TIMM_CONFIG, LABELS, ONNX = "README.md", "config.json", "labels.txt", "model.onnx"
 BANDS = ("red", "green", "blue")
-"""Of an encoder whose ``encoder.json`` names none."""
+"""Of an encoder whose ``encoder.json`` says nothing of bands."""
 PRIVATE = ("sha256",)
 """Keys of a run's ``encoder.json`` that are about the run folder."""
 
@@ -51,7 +51,8 @@ class Shared:
 
 def bands_of(info: Mapping[str, Any]) -> list[str]:
     """Names of the bands that an encoder takes, in order."""
-    return [str(name) for name in info.get("bands") or BANDS]
+    told = info.get("bands")
+    return [str(name) for name in (told["names"] if isinstance(told, Mapping) else BANDS)]
 
 
 def timm_config(encoder: Encoder, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,12 +120,12 @@ def write_hub_folder(
         LABELS: "".join(f"{name}\n" for name in info.get("classes", [])).encode(),
         CARD: card.encode(),
     }
-    _check_timm(encoder, files, int(info["image_size"]))
+    _check_timm(encoder, files, (len(info["mean"]), int(info["image_size"]), int(info["image_size"])))
     difference = None
     if onnx:
-        files[ONNX], difference = as_onnx(encoder, features, int(info["image_size"]))
+        files[ONNX], difference = as_onnx(encoder, features, len(info["mean"]), int(info["image_size"]))
     told = {key: value for key, value in info.items() if key not in PRIVATE}
-    told |= {"bands": bands_of(info), "features": features}
+    told |= {"band_names": bands_of(info), "features": features}
     told["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     write_set(folder, files, INFO, _json(told))
     if not onnx:
@@ -166,7 +167,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _check_timm(encoder: Encoder, files: Mapping[str, bytes], side: int) -> None:
+def _check_timm(encoder: Encoder, files: Mapping[str, bytes], shape: tuple[int, int, int]) -> None:
     """Whether timm makes the same backbone of the files.
 
     Raises:
@@ -175,7 +176,7 @@ def _check_timm(encoder: Encoder, files: Mapping[str, bytes], side: int) -> None
     import timm
 
     parameter = next(encoder.parameters())
-    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(parameter.dtype)
+    pixels = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(parameter.dtype)
     with tempfile.TemporaryDirectory() as place:
         for name in (SHARED, TIMM_CONFIG):
             (Path(place) / name).write_bytes(files[name])

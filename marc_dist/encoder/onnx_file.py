@@ -21,7 +21,7 @@ BOUND = 1e-5
 """Largest difference of two unit vectors, number by number, between ONNX Runtime and torch, float32 on a CPU."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 PIXELS, VECTORS = "pixels", "vectors"
-"""Names of the file's input, (B, 3, S, S) normalised pixels, and of its output, (B, d) unit vectors."""
+"""Names of the file's input, (B, C, S, S) normalised pixels, and of its output, (B, d) unit vectors."""
 CHECKED = (1, 3, 4)
 """Numbers of pictures that it is compared with torch on."""
 
@@ -38,7 +38,7 @@ def check_onnx() -> None:
 
 
 class _Searched(nn.Module):
-    """(B, 3, S, S) normalised pixels -> (B, d) unit vectors."""
+    """(B, C, S, S) normalised pixels -> (B, d) unit vectors."""
 
     def __init__(self, encoder: Encoder, features: str) -> None:
         super().__init__()
@@ -49,12 +49,13 @@ class _Searched(nn.Module):
         return nn.functional.normalize(found, dim=1)
 
 
-def as_onnx(encoder: Encoder, features: str, image_size: int) -> tuple[bytes, float]:
+def as_onnx(encoder: Encoder, features: str, num_bands: int, image_size: int) -> tuple[bytes, float]:
     """The file's bytes, float32, and by how much its vectors differ from torch's.
 
     Args:
         encoder: in evaluation mode; a float64 one is made float32.
         features: which vectors: backbone, hidden, projection, concat.
+        num_bands: C, 3 for colours.
         image_size: S, side of the pictures; the file takes no other.
 
     Raises:
@@ -64,7 +65,8 @@ def as_onnx(encoder: Encoder, features: str, image_size: int) -> tuple[bytes, fl
     check_onnx()
     searched = _Searched(copy.deepcopy(encoder).float().cpu(), features).eval()
     rng = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, 3, image_size, image_size, generator=rng)
+    shape = num_bands, image_size, image_size
+    pixels = torch.randn(2, *shape, generator=rng)
     try:
         with _quiet():
             program: Any = torch.onnx.export(
@@ -82,7 +84,7 @@ def as_onnx(encoder: Encoder, features: str, image_size: int) -> tuple[bytes, fl
         raise ConfigError(
             f"--onnx: {encoder.name} cannot be written as ONNX ({first_line(error)}); leave --onnx out"
         ) from None
-    return data, _difference(data, searched, image_size, rng)
+    return data, _difference(data, searched, shape, rng)
 
 
 @contextmanager
@@ -100,7 +102,7 @@ def _quiet() -> Iterator[None]:
 
 
 def onnx_vectors(data: bytes, pixels: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """What ONNX Runtime makes of pixels on a CPU, with one thread: (B, 3, S, S) -> (B, d)."""
+    """What ONNX Runtime makes of pixels on a CPU, with one thread: (B, C, S, S) -> (B, d)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -109,10 +111,10 @@ def onnx_vectors(data: bytes, pixels: np.ndarray[Any, np.dtype[np.float32]]) -> 
     return np.asarray(session.run([VECTORS], {PIXELS: pixels})[0])
 
 
-def _difference(data: bytes, searched: _Searched, image_size: int, rng: torch.Generator) -> float:
+def _difference(data: bytes, searched: _Searched, shape: tuple[int, int, int], rng: torch.Generator) -> float:
     worst = 0.0
     for num in CHECKED:
-        pixels = torch.randn(num, 3, image_size, image_size, generator=rng)
+        pixels = torch.randn(num, *shape, generator=rng)
         pixels[0] = 0.0  # a plain picture
         with torch.inference_mode():
             wanted = searched(pixels).numpy()

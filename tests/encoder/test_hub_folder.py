@@ -20,6 +20,7 @@ from marc_dist.encoder import hub_folder, onnx_file
 from marc_dist.encoder.export import load_encoder, save_encoder
 from marc_dist.encoder.hub_folder import write_hub_folder
 from marc_dist.encoder.model import build_encoder
+from marc_dist.report.sharing.model_card import Facts, model_card
 from tests.encoder.test_weights import put
 from tests.retrieval.runs import make_run
 
@@ -60,7 +61,7 @@ def test_timm_and_marc_dist_load_the_folder(backbone: str, tmp_path: Path) -> No
     assert again.features == "projection" and again.dim == 6 and again.classes == ours.classes
     assert np.array_equal(marc_dist.embed(again, pictures(3)), marc_dist.embed(ours, pictures(3)))
     assert (tmp_path / "out/labels.txt").read_text() == "sea\nsand & <b>\n"
-    assert json.loads((tmp_path / "out/encoder.json").read_text())["bands"] == ["red", "green", "blue"]
+    assert json.loads((tmp_path / "out/encoder.json").read_text())["band_names"] == ["red", "green", "blue"]
 
 
 def test_a_repository_of_the_hub_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +174,15 @@ def test_a_run_without_scores_says_so_on_its_card(
     assert main([str(tmp_path / "run"), "--export", str(tmp_path / "out")]) == 0
     assert "no evaluation of eval.features=backbone, so the card has no scores" in capsys.readouterr().err
     assert "None: the run has no evaluation." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_of_an_encoder_of_named_bands_says_how_values_become_pixels() -> None:
+    bands = {"names": ["B04", "B08"], "dtype": "uint16", "scaling": "percentiles", "low": [10, 20], "high": [900, 4000]}
+    info = {"image_size": 120, "num_features": 96, "mean": [0.5, 0.25], "std": [0.1, 0.2], "bands": bands,
+            "classes": ["a"], "dataset": "ben"}  # fmt: skip
+    facts = Facts("x", info, "resnet18", "", "", "projection", 6, {"loss.name": "macl"}, {}, {}, [], 0.95, None, True)
+    card = model_card(facts)
+    assert "| 1 | B08 | 20 | 4000 | 0.25 | 0.2 |" in card and "Arrays of uint16" in card
+    assert "features = model(pixels)  # (B, 2, 120, 120)" in card and "Bands are B04, B08" in card
+    told = hub.ModelCard(card).data
+    assert told.license == "other" and told.eval_results is None and told.datasets == ["ben"]

@@ -163,6 +163,12 @@ vectors = session.run(["{VECTORS}"], {{"{PIXELS}": pixels}})[0]  # (B, {num_band
 `model.onnx` takes any number of pictures of {size} px, normalised as below. Its unit vectors differ from torch's by at
 most {BOUND:g} a number (checked at export).
 """
+    transform = (
+        f"features = model(pixels)  # (B, {num_bands}, {size}, {size}) float32, normalised as below"
+        if "bands" in facts.info
+        else "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n"
+        'features = model(transform(picture.convert("RGB"))[None])'
+    )
     return f"""## How to load it
 
 `FOLDER` is this folder; a repository on the Hugging Face Hub is written `hf-hub:ORG/NAME`.
@@ -182,14 +188,15 @@ The backbone alone ({facts.info["num_features"]} features), with timm:
 import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/NAME"
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-features = model(transform(picture.convert("RGB"))[None])
+{transform}
 ```
 {onnx if facts.onnx else ""}"""
 
 
 def _pixels(facts: Facts) -> str:
     info = facts.info
+    if isinstance(info.get("bands"), Mapping):
+        return _named_bands(info)
     rows = zip(bands_of(info), info["mean"], info["std"], strict=True)
     bands = "\n".join(f"| {at} | {_plain(name)} | {mean:g} | {std:g} |" for at, (name, mean, std) in enumerate(rows))
     side, how = info["image_size"], info.get("interpolation", "bilinear")
@@ -201,6 +208,26 @@ The whole picture, resized to {side} x {side} px ({how}, antialiased, without a 
 | place | band | mean | std |
 | --- | --- | --- | --- |
 {bands}
+"""
+
+
+def _named_bands(info: Mapping[str, Any]) -> str:
+    """The same of an encoder of named bands: ``bands`` says how the files' values become 0 to 1."""
+    told, side = info["bands"], info["image_size"]
+    columns = (told["names"], told["low"], told["high"], info["mean"], info["std"])
+    rows = "\n".join(
+        f"| {at} | {_plain(name)} | {low:g} | {high:g} | {mean:g} | {std:g} |"
+        for at, (name, low, high, mean, std) in enumerate(zip(*columns, strict=True))
+    )
+    return f"""## What it expects of pixels
+
+Arrays of {told["dtype"]} of the bands below, in this order. The whole picture, resized to {side} x {side} px
+({info.get("interpolation", "bilinear")}, antialiased, without a crop); a value v becomes (v - low) / (high - low), then
+(that - mean) / std. Where low and high come from: {told["scaling"]}.
+
+| place | band | low | high | mean | std |
+| --- | --- | --- | --- | --- | --- |
+{rows}
 """
 
 
@@ -255,8 +282,7 @@ def _limits(facts: Facts) -> str:
     lines = [
         f"- Trained on one data set of {len(info.get('classes', []))} labels. {seen} Other places, sensors and "
         "resolutions: measure before use.",
-        f"- Bands are {', '.join(map(_plain, bands_of(info)))}, in this order, 8 bits each; other bands are not "
-        "understood.",
+        f"- Bands are {', '.join(map(_plain, bands_of(info)))}, in this order; other bands are not understood.",
         f"- Pictures are seen at {info['image_size']} px: what is a few pixels large there is lost.",
         "- Labels of the training data are taken as they are; what is wrong or missing in them was learnt.",
         "- A vector is a measure of likeness, not a classifier: it has no probabilities and no threshold.",
