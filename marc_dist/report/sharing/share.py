@@ -150,7 +150,7 @@ def scores_of(summary: Mapping[str, Any]) -> list[Score]:
         means[metric] = summary["thirds"]["trained"].get(group, {}).get("mAP")
         pairs[metric] = ends["thirds"]["trained"].get(group)
     archive, queries = summary["archive"], summary["queries"]
-    told = ", ".join(f"{key} {summary[key]}" for key in ("gain", "relevance", "index"))
+    told = ", ".join(f"{key} {summary[key]}" for key in ("features", "gain", "relevance", "index"))
     about = f"{summary['protocol_sentence']}; {told}"
     return [
         Score(
