@@ -30,7 +30,7 @@ TEXTS = sorted(
 OUTSIDE = re.compile(r"\bDESIGN\b|\breference/|\b[Rr]eference (?:section )?\d|\b[Pp]romise \d")
 """Numbered sections and promises of documents that are not in the repository, and the folder in which they lay."""
 DOCUMENT = re.compile(r"[\w./-]+\.md\b")
-WRITTEN = {"tables.md"}
+WRITTEN = {"tables.md", "audit.md"}
 """Pages that a command writes."""
 ANCHORED = re.compile(r"\]\(([\w./-]+\.md)?#([^)\s]+)\)")
 """A link to a heading, of the same page where no page is named."""
@@ -161,7 +161,22 @@ def lost_names(path: Path) -> list[str]:
     """Dotted names in a module or page that begin with a room or module of ours and lead nowhere."""
     ours, own = {part for parts in places().values() for part in parts}, own_names(path)
     found = {tuple(name.split(".")) for name in DOTTED.findall(path.read_text())}
-    files = {"py", "json", "jsonl", "yaml", "png", "html", "j2", "parquet", "csv", "safetensors", "npy", "md", "tex"}
+    files = {
+        "py",
+        "json",
+        "jsonl",
+        "yaml",
+        "png",
+        "html",
+        "j2",
+        "parquet",
+        "csv",
+        "safetensors",
+        "npy",
+        "md",
+        "tex",
+        "onnx",
+    }
     asked = sorted(parts for parts in found if parts[0] in ours and parts[-1] not in files)
     rooms = {parts[1] for parts in places().values() if len(parts) > 1}
     asked = [parts for parts in asked if parts[0] not in own or (parts[0] in rooms and parts[1] in ours)]

@@ -104,7 +104,8 @@ def load_encoder(path: str | Path, *, features: str | None = None, device: str |
     """The encoder that a run wrote, in evaluation mode.
 
     Args:
-        path: a run folder, or its ``encoder.safetensors``.
+        path: a run folder or an exported one, or the ``.safetensors`` in it; or ``hf-hub:ORG/NAME``, an exported one
+            on the Hugging Face Hub.
         features: which vectors: backbone, hidden, projection, concat; None = the run's own ``eval.features``.
         device: where it shall run.
 
@@ -114,11 +115,10 @@ def load_encoder(path: str | Path, *, features: str | None = None, device: str |
     """
     check_path(path)
     encoder, info = export.load_encoder(path)
-    folder = user_path(path)
-    folder = folder.parent if folder.suffix == ".safetensors" else folder
     if features is None:
-        file = folder / "config.yaml"
+        file = export.encoder_home(path) / "config.yaml"
         features = (load_config(file) if file.is_file() else Config()).eval.features
+        features = str(info.get("features", features))
     check_choice("features", features, FEATURES)
     if features == "hidden" and not encoder.head.hidden:
         raise ValueError("features: hidden: this encoder's head has no hidden layer; use projection")

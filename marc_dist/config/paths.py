@@ -10,7 +10,7 @@ from marc_dist.config.errors import ConfigError
 
 PATHS = (
     "data.dir", "data.urls", "data.cache_dir", "data.features_dir", "model.weights", "train.run_dir",
-    "eval.queries_dir", "eval.archive_dir",
+    "eval.queries_dir", "eval.archive_dir", "eval.label_map",
 )  # fmt: skip
 """Settings that are paths, or a list of them."""
 

@@ -267,6 +267,9 @@ class EvalConfig(Section):
         description="which vector is searched: the backbone's features, the head's hidden layer, the head's output; or "
         "all three, each of length 1, one after the other",
     )
+    label_map: str | None = Field(
+        None, description="YAML file of transfer: which labels of the data sets mean the same, labels: {from: to}"
+    )
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 100), min_length=1, description="cut-offs")
     gain: Literal["count", "jaccard", "cosine"] = Field("count", description="graded relevance of ACG, nDCG, wAP")
     relevance: Literal["any", "exact", "subset"] | Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -318,6 +321,7 @@ class Config(Section):
             (not self.data.validation_share, "train", ["validate_every"]),
             (self.model.freeze != "backbone", "data", ["feature_views"]),
             (self.model.freeze != "backbone", "augment", [DROPOUT]),
+            (self.eval.protocol != "transfer", "eval", ["label_map"]),
             (self.model.freeze == "none", "model", ["thaw_after"]),
             # nothing decodes or augments pictures after the first run, and nothing runs the backbone
             (self.model.head_only, "data", ["cache", "cache_dir", "augment_on"]),

@@ -14,8 +14,9 @@ from torch.nn import Module
 from marc_dist.augment.bands import read_band_scale
 from marc_dist.augment.views import IMAGENET, PixelScale
 from marc_dist.config import Config, DataError, LaunchError, MarcError, ModelConfig, build, first_line, user_path
+from marc_dist.encoder.hub import NotAtHand, hub_file
 from marc_dist.encoder.model import Encoder, Head
-from marc_dist.encoder.published import check_backbone, resolve_scale, sound_options
+from marc_dist.encoder.published import HUB, check_backbone, resolve_scale, sound_options
 from marc_dist.files import read_json, set_member, write_set
 from marc_dist.torch_imports import load_timm
 
@@ -23,6 +24,8 @@ FORMAT = 2
 """Of format 1, ``mean`` and ``std`` are there and true, but every picture was resized bilinearly. One more, where the
 encoder takes named bands, so that an older version, which would take them for colours, refuses it."""
 BACKBONE, HEAD, INFO = "encoder.safetensors", "head.safetensors", "encoder.json"
+SHARED = "model.safetensors"
+"""The backbone's name in a folder for the Hugging Face Hub, where timm looks for it; see ``hub_folder``."""
 MODEL = ("backbone", "head_hidden", "head_dim")
 KINDS = {
     "backbone": str, "head_hidden": int, "head_dim": int, "create": dict, "num_features": int, "image_size": int,
@@ -32,7 +35,8 @@ WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}
 """timm's words for: no crop, the whole tile resized to a square. Reason: ``augment.views.eval_transform``."""
 
 
-def _plain(module: Module) -> dict[str, Tensor]:
+def plain_state(module: Module) -> dict[str, Tensor]:
+    """The tensors of a module as files hold them: on the CPU, one after the other."""
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
@@ -73,8 +77,8 @@ def save_encoder(encoder: Encoder, config: Config, extra: dict[str, Any], scale:
         **extra,
     }
     path = run_dir / BACKBONE
-    files = {BACKBONE: save(_plain(encoder.backbone), metadata={"format": "pt"})}
-    files[HEAD] = save(_plain(encoder.head), metadata={"format": "pt"})
+    files = {BACKBONE: save(plain_state(encoder.backbone), metadata={"format": "pt"})}
+    files[HEAD] = save(plain_state(encoder.head), metadata={"format": "pt"})
     info["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     write_set(run_dir, files, INFO, (json.dumps(info, indent=2) + "\n").encode())
     _read_back(encoder, info, path)
@@ -162,7 +166,9 @@ def _files(folder: Path, tries: int = 2) -> tuple[dict[str, Any], dict[str, torc
 
     info = read_json(folder / INFO)
     try:
-        backbone, head = (load_file(set_member(folder, name, info.get("sha256"))) for name in (BACKBONE, HEAD))
+        sums = info.get("sha256")
+        names = (SHARED if isinstance(sums, dict) and SHARED in sums else BACKBONE, HEAD)
+        backbone, head = (load_file(set_member(folder, name, sums)) for name in names)
     except FileNotFoundError:  # an export may have moved one just now
         if tries == 1:
             raise
@@ -170,19 +176,37 @@ def _files(folder: Path, tries: int = 2) -> tuple[dict[str, Any], dict[str, torc
     return info, backbone, head
 
 
+def encoder_home(path: str | Path) -> Path:
+    """The folder of an encoder: as it is given, that of a file, or where the hub's cache keeps a repository.
+
+    Raises:
+        DataError: a repository of the hub that is not at hand.
+    """
+    name = str(path)
+    if not name.startswith(HUB):
+        folder = user_path(path)
+        return folder.parent if folder.suffix == ".safetensors" else folder
+    repo = name.partition(":")[2]
+    try:
+        return [hub_file(repo, [file])[0] for file in (SHARED, HEAD, INFO)][-1].parent
+    except NotAtHand as error:
+        raise DataError(
+            f"{name}: not at hand ({error}); expected a repository that marc-eval --export or marc-study --export wrote"
+        ) from None
+
+
 def load_encoder(path: str | Path) -> tuple[Encoder, dict[str, Any]]:
     """An exported encoder in evaluation mode, float32 on the CPU (float64 when it was trained so), and its description.
 
     Args:
-        path: a run folder, or its ``encoder.safetensors``.
+        path: a run folder or one of ``hub_folder``, or its ``.safetensors``; or ``hf-hub:ORG/NAME``.
 
     Raises:
-        DataError: a file is missing, damaged, or of another format.
+        DataError: a file is missing, damaged, or of another format; a repository that is not at hand.
     """
     timm = load_timm()
 
-    folder = user_path(path)
-    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    folder = encoder_home(path)
     try:
         info, backbone_state, head_state = _files(folder)
     except FileNotFoundError as error:

@@ -23,6 +23,7 @@ from marc_dist.report.picture_sheets import example_sheet
 from marc_dist.report.text_tables import without_relevant
 from marc_dist.report.training_views import training_views
 from marc_dist.retrieval import results
+from marc_dist.retrieval.label_map import LabelMap, map_of
 from marc_dist.retrieval.protocols import labels_over
 from marc_dist.run.evaluations import PANEL, REPORT, evaluation_folder, name_of, read, read_map, read_summary
 
@@ -54,8 +55,9 @@ def write_report(config: Config, folder: Path) -> Path:
     if summary["archive"]["fingerprint"] != queries.fingerprint:
         archive = _opened(config.eval.archive_dir or queries.root, summary["archive"], folder, place)
     classes = tuple(summary["classes"])
-    asking = _gallery(config, queries, classes)
-    answering = asking if archive is queries else _gallery(config, archive, classes)
+    label_map = map_of(summary.get("label_map"))
+    asking = _gallery(config, queries, classes, label_map)
+    answering = asking if archive is queries else _gallery(config, archive, classes, label_map)
     galleries = Galleries(asking, answering, classes)
     examples = choose_examples(asking.labels, summary, rows, config.eval.panels)
     pages = {}
@@ -82,8 +84,9 @@ def _opened(data: str | Path, told: dict[str, Any], folder: Path, place: Path) -
     return dataset
 
 
-def _gallery(config: Config, dataset: Dataset, classes: tuple[str, ...]) -> Gallery:
-    return Gallery(dataset, IndexedReader(dataset, verify_crc=config.data.verify_crc), labels_over(dataset, classes))
+def _gallery(config: Config, dataset: Dataset, classes: tuple[str, ...], label_map: LabelMap) -> Gallery:
+    reader = IndexedReader(dataset, verify_crc=config.data.verify_crc)
+    return Gallery(dataset, reader, labels_over(dataset, classes, label_map))
 
 
 def _searched(summary: dict[str, Any]) -> str:

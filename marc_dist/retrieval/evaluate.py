@@ -77,7 +77,7 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     """
     tell = say if comm.rank() == 0 else _silence
     trained, info = load_encoder(folder)
-    protocol = open_protocol(config, tuple(info["classes"]), folder)
+    protocol = open_protocol(config, tuple(info["classes"]), folder, str(info.get("dataset", "")))
     spec = parse_spec(config.eval.index)
     check_spec(spec, trained.searched_width(config.eval.features))
     if config.eval.baseline:
@@ -116,13 +116,14 @@ def evaluate(config: Config, folder: Path, say: Callable[[str], None]) -> dict[s
     return summary
 
 
-def open_protocol(config: Config, known: tuple[str, ...], folder: Path) -> Protocol:
+def open_protocol(config: Config, known: tuple[str, ...], folder: Path, known_name: str) -> Protocol:
     """The data sets that ``data.dir``, ``eval.queries_dir`` and ``eval.archive_dir`` name, and who asks whom.
 
     Args:
         config: ``data`` and ``eval``.
         known: classes of the encoder's training data.
         folder: of the encoder, for messages.
+        known_name: name of that data.
 
     Raises:
         DataError: no such data, other classes than the encoder's (unless the protocol is transfer), see ``choose``.
@@ -131,7 +132,7 @@ def open_protocol(config: Config, known: tuple[str, ...], folder: Path) -> Proto
     answering = None if config.eval.archive_dir is None else open_dataset(config.eval.archive_dir)
     if config.eval.protocol != "transfer":
         _same_classes(folder, known, asking)
-    return choose(asking, config.eval, archive=answering, known=known)
+    return choose(asking, config.eval, archive=answering, known=known, known_name=known_name)
 
 
 def searched_sentence(config: Config) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from marc_dist.config import DataError, EvalConfig
 from marc_dist.data.dataset import Dataset
+from marc_dist.retrieval.label_map import NOTHING, LabelMap, groups, plain_name, read_label_map
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -35,12 +35,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The two sides, the classes that are scored, and one sentence that says how the sides were chosen."""
+    """The two sides, the classes that are scored, one sentence on how the sides were chosen, and what was renamed."""
 
     queries: Side
     archive: Side
     classes: tuple[str, ...]
     sentence: str
+    label_map: LabelMap = NOTHING
 
     @property
     def one_dataset(self) -> bool:
@@ -68,7 +69,12 @@ def _draw(dataset: Dataset, rows: Int, seed: int) -> Int:
 
 
 def choose(
-    dataset: Dataset, config: EvalConfig, *, archive: Dataset | None = None, known: tuple[str, ...] | None = None
+    dataset: Dataset,
+    config: EvalConfig,
+    *,
+    archive: Dataset | None = None,
+    known: tuple[str, ...] | None = None,
+    known_name: str = "",
 ) -> Protocol:
     """The queries and the archive that ``eval.protocol`` means.
 
@@ -82,15 +88,17 @@ def choose(
         config: the section ``eval``.
         archive: the data set that answers, when it is another one.
         known: classes of the encoder's training data; needed for transfer only.
+        known_name: name of that data, as ``eval.label_map`` has it.
 
     Raises:
         DataError: a split does not exist, or holds too few samples; the two sides name different classes, or share
             none.
+        ConfigError: a fault in ``eval.label_map``, or a label in it that nobody has.
     """
     split = config.query_split
     rows = dataset.rows(split)
     if config.protocol == "transfer":
-        return _transfer(dataset, archive or dataset, known or dataset.classes, config)
+        return _transfer(dataset, archive or dataset, known or dataset.classes, known_name, config)
     if config.protocol == "test_vs_train":
         answering = archive or dataset
         if answering.classes != dataset.classes:
@@ -122,40 +130,55 @@ def _protocol(asking: Dataset, queries: Int, answering: Dataset, archive: Int, s
     return Protocol(ours, theirs, asking.classes, sentence)
 
 
-def _plain(name: str) -> str:
-    """A class name without case, separators and plural: ``Bare-Soil`` and ``bare soils`` are one."""
-    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name).casefold()).removesuffix("s")
-
-
 def common_classes(*classes: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The classes that all lists name, in the order of the first; each as it is written in every list.
 
     Case, separators and a plural s do not count. A name that a list holds twice under that reading joins nothing.
     """
-    tables = []
-    for names in classes:
-        plain = [_plain(name) for name in names]
-        tables.append({key: name for key, name in zip(plain, names, strict=True) if key and plain.count(key) == 1})
-    return [tuple(table[key] for table in tables) for key in tables[0] if all(key in table for table in tables)]
+    tables = [groups(names, "", NOTHING) for names in classes]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    return [tuple(table[key][0] for table in tables) for key in shared]
 
 
-def labels_over(dataset: Dataset, classes: tuple[str, ...]) -> Bool:
-    """(len(dataset), L) labels over the classes of an evaluation, however the data set writes and orders them."""
-    if dataset.classes == classes:
+def shared_labels(sides: Sequence[tuple[str, tuple[str, ...]]], label_map: LabelMap) -> tuple[str, ...]:
+    """The labels that all data sets have once a map has renamed their classes, in the order of the first.
+
+    Args:
+        sides: name and classes of each data set.
+        label_map: what classes become.
+    """
+    tables = [groups(classes, name, label_map) for name, classes in sides]
+    return tuple(written for key, (written, _) in tables[0].items() if all(key in table for table in tables))
+
+
+def labels_over(dataset: Dataset, classes: tuple[str, ...], label_map: LabelMap = NOTHING) -> Bool:
+    """(len(dataset), L) labels over the classes of an evaluation, however the data set writes and orders them.
+
+    Args:
+        dataset: whose labels.
+        classes: of the evaluation.
+        label_map: what classes of the data set become; a picture has a label if it has any class that becomes it.
+    """
+    if dataset.classes == classes and not label_map.plain():
         return dataset.labels
-    names = {pair[0]: pair[1] for pair in common_classes(classes, dataset.classes)}
-    return dataset.labels[:, np.array([dataset.classes.index(names[name]) for name in classes])]
+    places = groups(dataset.classes, dataset.name, label_map)
+    columns = [dataset.labels[:, places[plain_name(name)][1]].any(axis=1) for name in classes]
+    return np.stack(columns, axis=1)
 
 
-def _transfer(asking: Dataset, answering: Dataset, known: tuple[str, ...], config: EvalConfig) -> Protocol:
-    shared = common_classes(known, asking.classes, answering.classes)
-    if not shared:
+def _transfer(
+    asking: Dataset, answering: Dataset, known: tuple[str, ...], known_name: str, config: EvalConfig
+) -> Protocol:
+    label_map = NOTHING if config.label_map is None else read_label_map(config.label_map)
+    sides = [(known_name, known), (asking.name, asking.classes), (answering.name, answering.classes)]
+    label_map.check(sides)
+    classes = shared_labels(sides, label_map)
+    if not classes:
         raise DataError(
             f"{answering.root}: no class that the encoder's training data and both sides know; "
             f"the encoder knows {', '.join(known[:8])}, the archive {', '.join(answering.classes[:8])}"
         )
-    classes = tuple(names[0] for names in shared)
-    ours, theirs = labels_over(asking, classes), labels_over(answering, classes)
+    ours, theirs = (labels_over(side, classes, label_map) for side in (asking, answering))
     rows, archive = asking.rows(config.query_split), answering.rows(config.archive_split)
     kept = rows[ours[rows].any(axis=1)]
     if not len(kept):
@@ -167,4 +190,6 @@ def _transfer(asking: Dataset, answering: Dataset, known: tuple[str, ...], confi
     )
     if len(kept) < len(rows):
         told += f"; {len(rows) - len(kept)} images carry none of them and do not ask"
-    return Protocol(Side(asking, kept, ours), Side(answering, archive, theirs), classes, told)
+    if config.label_map is not None:
+        told += f"; names mapped by {config.label_map}"
+    return Protocol(Side(asking, kept, ours), Side(answering, archive, theirs), classes, told, label_map)

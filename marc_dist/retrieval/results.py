@@ -35,7 +35,7 @@ Maps = Mapping[str, NDArray[np.floating]]
 MAP_COLUMNS = ("encoder", "side", "id", "x", "y")
 MEASURED = (
     *("query_split", "archive_split", "seed", "index", "features", "baseline", "ks", "gain", "relevance"),
-    *("denominator", "ideal", "ndcg_form", "without_relevant", "extra"),
+    *("denominator", "ideal", "ndcg_form", "without_relevant", "extra", "label_map"),
 )
 """Settings of ``eval`` that decide what an evaluation says, beside its data and protocol."""
 
@@ -142,6 +142,7 @@ def summarise(
         "protocol": config.eval.protocol,
         "settings": measured(config.eval),
         "protocol_sentence": protocol.sentence,
+        "label_map": protocol.label_map.plain() or None,
         "features": config.eval.features,
         "untrained_features": "backbone",  # its head is random
         "index": config.eval.index,

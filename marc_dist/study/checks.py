@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from marc_dist.config import Config, ConfigError, build, flatten, user_path
-from marc_dist.data.dataset import open_dataset
-from marc_dist.retrieval.protocols import common_classes
+from marc_dist.config.suggest import suggestion
+from marc_dist.data.dataset import Dataset, open_dataset
+from marc_dist.retrieval.label_map import NOTHING, read_label_map
+from marc_dist.retrieval.protocols import shared_labels
 from marc_dist.study.methods import methods, space_source
 from marc_dist.study.metric_names import USUAL, check_metrics
 from marc_dist.study.plan import PLACES, Plan, Task, digest
@@ -118,7 +120,7 @@ def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
         place = f"{plan.place}evaluations.{evaluation.entry}: "
         one = plan.eval_config(config, evaluation)
         own = plan.datasets[task.dataset]
-        if evaluation.target is not None and not common_classes(own.classes, plan.datasets[evaluation.target].classes):
+        if evaluation.target is not None and not _shared(plan, own, plan.datasets[evaluation.target], one, place):
             raise ConfigError(
                 f"{place}datasets: {task.dataset} and {evaluation.target} have no class in common; leave one out"
             )
@@ -127,6 +129,26 @@ def _check_evaluations(plan: Plan, task: Task, config: Config) -> None:
         for split in (archive, one.eval.query_split):
             target.rows(split)  # there is one
         check_metrics(list(evaluation.metrics), one, f"{place}metrics: ")
+
+
+def _shared(plan: Plan, own: Dataset, target: Dataset, config: Config, place: str) -> tuple[str, ...]:
+    """The labels that a cell's data and what it searches have in common, after the names were mapped."""
+    sides = [(own.name, own.classes), (target.name, target.classes)]
+    if config.eval.label_map is None:
+        return shared_labels(sides, NOTHING)
+    try:
+        label_map = read_label_map(config.eval.label_map)
+        label_map.check(sides)
+    except ConfigError as error:
+        raise ConfigError(f"{place}eval.label_map: {error}") from None
+    known = [dataset.name for dataset in plan.datasets.values()]
+    for name in label_map.datasets:
+        if name not in known:
+            raise ConfigError(
+                f"{place}eval.label_map: {label_map.place}: datasets.{name}: no data set of the study has this name"
+                f"{suggestion(name, known)}; they are {', '.join(known)}"
+            )
+    return shared_labels(sides, label_map)
 
 
 def _check_targets(plan: Plan, settings: Settings, entry: Settings, place: str) -> None:

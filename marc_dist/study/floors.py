@@ -77,7 +77,7 @@ def _score(
 ) -> None:
     own = plan.datasets[task.dataset]
     folder = plan.folder(task) / floor
-    protocol = open_protocol(config, own.classes, folder)
+    protocol = open_protocol(config, own.classes, folder, own.name)
     found = []
     for side, name in ((protocol.queries, "queries"), (protocol.archive, "archive")):
         key = floor, side.dataset.fingerprint
@@ -99,22 +99,25 @@ def _vectors(floor: Floor, dataset: Dataset, own: Dataset, config: Config, say: 
         return _Vectors(ids, _standardised(_statistics(dataset, config), _statistics_of_training(own, config)))
     if floor == "random":
         config = build(Config, flatten(config), {"model.pretrained": False, "model.weights": None, "train.seed": 0})
-    features = _features(dataset, config, say)
+    features = backbone_features(dataset, config, say)
     if floor in ("random", "pretrained"):
         return _Vectors(ids, features)
-    fitted = features if dataset is own else _features(own, config, say)
+    fitted = features if dataset is own else backbone_features(own, config, say)
     rows = own.train_rows(config.data)
     if floor == "whitened":
         return _Vectors(ids, _whitened(features, fitted[rows]))
     return _Vectors(ids, _probed(features, fitted[rows], own.label_rows(rows)))
 
 
-def _features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.float64]:
-    """(n, F) of the backbone as it is before training, kept for all cells of the study."""
-    scale = resolve_scale(config, dataset)
-    encoder = build_encoder(config.model, config.train.seed, config.data.image_size, in_chans=len(scale.mean))
-    encoder.to(resolve_device(config.train.device))
-    kept = BackboneFeatures(encoder.eval(), config, dataset, image_size=config.data.image_size, scale=scale, say=say)
+def backbone_features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.float64]:
+    """(n, F) of the backbone as it is before training, kept for all cells of the study.
+
+    Args:
+        dataset: an opened shard folder.
+        config: of a cell, or of floors.
+        say: takes one line for people.
+    """
+    kept = _kept(dataset, config, say)
     out = np.zeros((len(dataset), kept.width))
     for split in dict.fromkeys(map(str, dataset.split)):
         store = kept.clean(split)
@@ -122,6 +125,28 @@ def _features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.float64]
         rows = dataset.rows(split)
         out[rows] = np.asarray(store.rows(rows))
     return out
+
+
+def mirror_features(dataset: Dataset, config: Config, rows: NDArray[np.int64], say: Say) -> NDArray[np.float64]:
+    """(m, F) of the same backbone, of the mirror images of some pictures.
+
+    Args:
+        dataset: an opened shard folder.
+        config: of a cell, or of floors.
+        rows: m of its pictures, ascending.
+        say: takes one line for people.
+    """
+    kept = _kept(dataset, config, say)
+    size, workers = config.data.image_size, config.data.num_workers
+    pictures = iter_eval(dataset, rows, size, kept.scale, config.eval.batch, workers, config.data.verify_crc)
+    return np.concatenate([kept.compute(images.flip(-1)) for images, _ in pictures]).astype(np.float64)
+
+
+def _kept(dataset: Dataset, config: Config, say: Say) -> BackboneFeatures:
+    scale = resolve_scale(config, dataset)
+    encoder = build_encoder(config.model, config.train.seed, config.data.image_size, in_chans=len(scale.mean))
+    encoder.to(resolve_device(config.train.device))
+    return BackboneFeatures(encoder.eval(), config, dataset, image_size=config.data.image_size, scale=scale, say=say)
 
 
 def _statistics(dataset: Dataset, config: Config) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from marc_dist.config import Config, ConfigError, EvalConfig, build, find_preset, flatten, load_yaml
 from marc_dist.data.dataset import Dataset
+from marc_dist.retrieval.label_map import read_label_map
 from marc_dist.run.folder import HARMLESS
 from marc_dist.run.settings import placed
 from marc_dist.study.methods import Method, space_source, tuned_losses
@@ -314,6 +315,9 @@ class Plan:
         told = flatten(self.eval_config(self.config(task), evaluation))
         target = evaluation.target or task.dataset
         values = {k: v for k, v in told.items() if k.startswith("eval.") and not k.endswith(("_dir", ".panels"))}
+        label_map = values.pop("eval.label_map")
+        if label_map is not None:  # what it says, wherever it lies; without one, as before there were any
+            values["eval.label_map"] = read_label_map(label_map).plain()
         floors = list(self.study.floors) if task.kind == "floors" else []
         return digest({"eval": values, "data": self.datasets[target].fingerprint, "floors": floors})
 

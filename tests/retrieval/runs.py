@@ -29,9 +29,20 @@ OTHERS = ("Greens", "sea", "Red_&_Blue", "sky", "none")
 
 
 def pack_tiny(
-    folder: Path, num: int = 40, seed: int = 0, classes: tuple[str, ...] = CLASSES, title: str = f"tiny {HOSTILE}"
+    folder: Path,
+    num: int = 40,
+    seed: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+    title: str = f"tiny {HOSTILE}",
+    twins: tuple[tuple[int, int], ...] = (),
+    scenes: tuple[str, ...] = ("",),
 ) -> Dataset:
-    """``num`` pictures of 20 px whose colours follow their labels; a quarter is the test split; one has no labels."""
+    """``num`` pictures of 20 px whose colours follow their labels; a quarter is the test split; one has no labels.
+
+    Of ``twins``, the second is the file of the first. Pictures are of ``scenes`` in turn.
+    """
+    copy_of = {second: first for first, second in twins}
+    files: list[bytes] = []
     rng = np.random.default_rng(seed)
     labels = rng.random((num, len(classes))) < 0.35
     labels[:, -1] = False
@@ -44,12 +55,13 @@ def pack_tiny(
             pixels = rng.integers(0, 90, (20, 20, 3)) + 150 * row[:3].astype(int)
             data = io.BytesIO()
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(data, "PNG")
+            files.append(files[copy_of[len(files)]] if len(files) in copy_of else data.getvalue())
             entry = tarfile.TarInfo(f"{len(columns['size'])}.png")
-            entry.size = len(data.getvalue())
+            entry.size = len(files[-1])
             columns["offset"].append(buffer.tell() + 512)
             columns["size"].append(entry.size)
-            columns["crc32"].append(zlib.crc32(data.getvalue()))
-            tar.addfile(entry, io.BytesIO(data.getvalue()))
+            columns["crc32"].append(zlib.crc32(files[-1]))
+            tar.addfile(entry, io.BytesIO(files[-1]))
     (folder / "all.tar").write_bytes(buffer.getvalue())
     table = pa.table(
         {
@@ -58,7 +70,7 @@ def pack_tiny(
             "shard": ["all.tar"] * num,
             **columns,
             "labels": [np.packbits(row, bitorder="little").tobytes() for row in labels],
-            "scene": [""] * num,
+            "scene": [scenes[at % len(scenes)] for at in range(num)],
             "ext": ["png"] * num,
             "width": [20] * num,
             "height": [20] * num,

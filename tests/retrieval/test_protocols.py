@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from marc_dist.config import DataError, EvalConfig
+from marc_dist.config import ConfigError, DataError, EvalConfig
 from marc_dist.data.dataset import Dataset
+from marc_dist.retrieval.label_map import NOTHING, LabelMap, groups, map_of
 from marc_dist.retrieval.protocols import choose, common_classes, labels_over
 from tests.retrieval.runs import OTHERS, pack_tiny
 
@@ -110,3 +112,67 @@ def test_an_archive_of_other_classes_or_for_another_protocol(tiny: Dataset, othe
         choose(tiny, EvalConfig(), archive=other)
     with pytest.raises(DataError, match="eval.protocol=oml splits one data set"):
         choose(tiny, EvalConfig(protocol="oml"), archive=tiny)
+
+
+def mapped(folder: Path, text: str) -> EvalConfig:
+    (folder / "map.yaml").write_text(text)
+    return EvalConfig(protocol="transfer", label_map=str(folder / "map.yaml"))
+
+
+def test_a_map_joins_labels_that_differ_and_many_become_one(tiny: Dataset, other: Dataset, tmp_path: Path) -> None:
+    """``sea`` and ``sky`` of the other data are ``dark'"``; its ``none`` is ``never``, its ``Greens`` read alike."""
+    text = "labels: {SEA: dark'\", sky: dark'\"}\ndatasets: {tiny: {}, nobody: {x: y}}\n"
+    plain = choose(tiny, EvalConfig(protocol="transfer"), archive=other, known=tiny.classes, known_name=tiny.name)
+    assert plain.classes == ("red & blue", "green")
+    found = choose(tiny, mapped(tmp_path, text), archive=other, known=tiny.classes, known_name=tiny.name)
+    assert found.classes == ("red & blue", "green", "dark'\"") and "names mapped by" in found.sentence
+    for row in range(len(other)):
+        greens, sea, red_blue, sky, _ = other.labels[row].tolist()
+        assert found.archive.labels[row].tolist() == [red_blue, greens, sea or sky]
+    assert np.array_equal(found.queries.labels, tiny.labels[:, [0, 2, 3]])
+    assert np.array_equal(labels_over(other, found.classes, found.label_map), found.archive.labels)
+    again = map_of(found.label_map.plain())  # as metrics.json keeps it
+    assert np.array_equal(labels_over(other, found.classes, again), found.archive.labels)
+
+
+def test_a_map_gives_labels_new_names_and_of_one_data_set_alone(
+    tiny: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    classes = ("red & blue", "lawn", "meadow", "sea", "never")
+    away = dataclasses.replace(tiny, classes=classes, name="away", fingerprint="1" * 64)
+    text = "labels: {green: grass, lawn: grass}\ndatasets: {away: {meadow: grass, never: nought}}\n"
+    found = choose(tiny, mapped(tmp_path, text), archive=away, known=tiny.classes, known_name=tiny.name)
+    assert found.classes == ("red & blue", "grass")  # tiny's never is not away's nought
+    assert np.array_equal(found.archive.labels[:, 1], tiny.labels[:, 1] | tiny.labels[:, 2])
+    assert np.array_equal(found.queries.labels[:, 1], tiny.labels[:, 2])
+
+
+def test_classes_that_read_alike_join_nothing_unless_the_map_names_them() -> None:
+    classes = ("car", "Cars", "tree")
+    assert set(groups(classes, "", NOTHING)) == {"tree"}
+    named = LabelMap("", {"lorry": "car"}, {"a": {"tree": "car"}})
+    assert set(groups(("lorry", "car", "tree"), "b", named)) == {"car", "tree"}
+    assert groups(("lorry", "car", "tree"), "a", named) == {"car": ("car", [0, 1, 2])}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels: {gren: sea}", r"map.yaml: labels.gren: none of the data sets has this label.*did you mean green"),
+        ("datasets: {tiny: {sky: green}}", r"map.yaml: datasets.tiny.sky: the data set has no such label"),
+        ("label: {green: sea}", r"map.yaml: label: unknown key.*labels"),
+        ("labels: [green]", r"map.yaml: labels: expected a mapping of labels, got \['green'\]"),
+        ("labels: {green: 3}", r"map.yaml: labels: expected names, got 'green': 3"),
+        ("labels: {green: sea, Greens: sky}", r"map.yaml: labels: green and Greens are one label"),
+        ("labels: {}", r"map.yaml: maps no label; expected labels: \{from: to\}"),
+    ],
+)
+def test_maps_that_cannot_be_right_are_one_line(
+    tiny: Dataset, other: Dataset, tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        choose(tiny, mapped(tmp_path, text), archive=other, known=tiny.classes, known_name=tiny.name)
+    assert "\n" not in str(error.value)
+    missing = EvalConfig(protocol="transfer", label_map=str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match=r"none.yaml: no such file"):
+        choose(tiny, missing, archive=other, known=tiny.classes)

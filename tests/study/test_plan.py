@@ -96,6 +96,36 @@ def test_transfer_searches_every_other_data_set(tiny_dir: Path, other_dir: Path,
     assert config.eval.queries_dir == str(other_dir) and config.data.dir == str(tiny_dir)
 
 
+def test_a_label_map_is_read_before_anything_starts(tiny_dir: Path, other_dir: Path, tmp_path: Path) -> None:
+    study = tiny_study(tiny_dir, tune=None)
+    study["datasets"]["other"] = {"data.dir": str(other_dir), "data.image_size": 32}
+    away: dict[str, Any] = {"eval.protocol": "transfer", "eval.ks": [3], "metrics": ["nDCG@3"]}
+    study["evaluations"]["away"] = away
+
+    def prints(text: str | None, name: str = "map") -> list[str]:
+        """Fingerprints of a cell's evaluations with a map that says ``text``."""
+        away.pop("eval.label_map", None)
+        if text is not None:
+            (tmp_path / f"{name}.yaml").write_text(text)
+            away["eval.label_map"] = str(tmp_path / f"{name}.yaml")
+        plan = planned(tmp_path, study)
+        cell = plan.tasks["tiny/head/macl/seed-0"]
+        return [plan.eval_fingerprint(cell, one) for one in plan.evaluations("tiny")]
+
+    plain, mapped = prints(None), prints("labels: {sea: green}")
+    assert plain[:2] == mapped[:2] and plain[2] != mapped[2]
+    assert prints("labels: {sea: green}", "moved") == mapped and prints("labels: {sky: green}") != mapped
+    with pytest.raises(
+        ConfigError, match=r"evaluations\.away: eval\.label_map: .*map\.yaml: labels\.lake: none of the"
+    ):
+        prints("labels: {lake: green}")
+    with pytest.raises(ConfigError, match=r"map\.yaml: datasets\.tinny: no data set of the study .*did you mean tiny"):
+        prints("datasets: {tinny: {sea: green}}")
+    away["eval.label_map"] = str(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"evaluations\.away: .*none\.yaml: no such file"):
+        planned(tmp_path, study)
+
+
 def test_fingerprints_follow_what_is_computed_and_nothing_else(tiny_dir: Path, tmp_path: Path) -> None:
     def prints(study: dict[str, Any]) -> dict[str, str]:
         plan = planned(tmp_path, study)

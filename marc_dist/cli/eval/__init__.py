@@ -28,4 +28,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         if len(found.runs) > 1:
             return run.compare(found, csv_file=options.csv, report=not options.no_report)
         _, folder, config = found.runs[0]
+        if options.export is not None:
+            return run.export(config, folder, options.export, licence=options.license, onnx=options.onnx)
         return run.evaluate(config, folder, report=not options.no_report)

@@ -12,6 +12,7 @@ from marc_dist.config import Config, ConfigError, DataError, LaunchError, printa
 from marc_dist.data.dataset import open_dataset
 from marc_dist.files import write_atomic
 from marc_dist.report.run_report import write_report
+from marc_dist.report.sharing.share import share_run, shared_words
 from marc_dist.report.text_tables import print_comparison, print_list, print_tables
 from marc_dist.retrieval.evaluate import evaluate_rank
 from marc_dist.retrieval.results import measured
@@ -50,6 +51,20 @@ def evaluate(config: Config, folder: Path, *, report: bool) -> int:
 
 def _say(line: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable(line), markup=False)
+
+
+def export(config: Config, folder: Path, out: str, *, licence: str | None, onnx: bool) -> int:
+    """Write the encoder of a run as a folder for the Hugging Face Hub; the exit code.
+
+    Args:
+        config: of the run.
+        folder: where the encoder lies.
+        out: the folder to write.
+        licence: identifier of a licence, for the model card.
+        onnx: whether to write ``model.onnx``, too.
+    """
+    print(shared_words(share_run(folder, user_path(out), config, _say, licence=licence, onnx=onnx)))
+    return 0
 
 
 def compare(asked: Asked, *, csv_file: str | None, report: bool) -> int:

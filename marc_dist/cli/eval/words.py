@@ -13,6 +13,7 @@ import marc_dist.config as settings
 from marc_dist.cli.command import command_parser
 from marc_dist.cli.run_words import encoder_folder, split_files
 from marc_dist.config import ConfigError
+from marc_dist.files import read_json
 from marc_dist.run.settings import load_run
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 USAGE = """RUN_DIR | encoder.safetensors [key=value ...] [options]
 RUN_DIR RUN_DIR ... [key=value ...] [--csv FILE] [options]
-RUN_DIR --list"""
+RUN_DIR --list
+RUN_DIR --export DIR [--onnx] [--license ID]"""
 EPILOG = """\
 RUN/eval/PROTOCOL holds the results, RUN/eval/PROTOCOL-NAME with --name NAME:
 metrics.json, per_label.csv, per_query.parquet, map.parquet, panel.png and
@@ -44,6 +46,8 @@ examples:
             --protocol transfer
   marc-eval runs/demo --name jaccard eval.gain=jaccard
   marc-eval runs/macl runs/supcon runs/simclr --csv losses.csv
+  marc-eval runs/demo --export shared/demo --onnx
+                           a folder for the Hugging Face Hub, with a model card
 """
 TAKEN = ("eval.", "data.dir", "data.num_workers", "data.verify_crc", "data.features_dir", "train.device")
 OPTIONS = {
@@ -82,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--name", metavar="NAME", help="keep it beside others of its protocol (eval.name)")
     words.add_argument("--list", action="store_true", help="list the evaluations of a run and stop")
     words.add_argument("--csv", metavar="FILE", help="write the comparison of several runs there, too")
+    words.add_argument(
+        "--export", metavar="DIR", help="write encoder and model card for the Hugging Face Hub there and stop"
+    )
+    words.add_argument("--onnx", action="store_true", help="with --export: model.onnx, too (marc-dist[onnx])")
+    words.add_argument("--license", metavar="ID", help="with --export: such as apache-2.0, for the model card")
     words.add_argument("--print", action="store_true", dest="show", help="print the resolved settings and stop")
     words.add_argument("--no-report", action="store_true", help="write no report.html and panel.png")
     return words
@@ -111,6 +120,7 @@ def asked(options: argparse.Namespace) -> Asked | None:
         raise ConfigError("--csv: expected several run folders to compare, got one; per_label.csv lies beside each")
     if options.show and len(places) > 1:
         raise ConfigError(f"--print: expected one run folder, got {' '.join(places)}")
+    check_export(options, instead=options.list or options.show or options.csv is not None or len(places) > 1)
     if not places:
         raise ConfigError("expected a run folder or encoder.safetensors, got none")
     folders = [encoder_folder([place]) for place in places]
@@ -122,6 +132,22 @@ def asked(options: argparse.Namespace) -> Asked | None:
         return None
     given = {key for name, key in OPTIONS.items() if getattr(options, name) is not None}
     return Asked(runs, frozenset(given | {word.partition("=")[0] for word in words}))
+
+
+def check_export(options: argparse.Namespace, *, instead: bool) -> None:
+    """Refuse words of an export without one, or beside something else.
+
+    Args:
+        options: with ``export``, ``onnx`` and ``license``.
+        instead: whether something else is asked for.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if options.export is None and (options.onnx or options.license is not None):
+        raise ConfigError(f"{'--onnx' if options.onnx else '--license'}: belongs to an export; give --export DIR, too")
+    if options.export is not None and instead:
+        raise ConfigError("--export: expected one run folder and nothing else to do; leave the other options out")
 
 
 def _config(folder: Path, words: Sequence[str], options: argparse.Namespace) -> Config:
@@ -141,4 +167,15 @@ def _config(folder: Path, words: Sequence[str], options: argparse.Namespace) -> 
     moved = {"train.run_dir": str(folder)}
     if file.is_file():
         return load_run(folder, words, moved=moved, place=given)
+    if not any(word.startswith("eval.features=") for word in words):
+        given |= _features_of(folder)
     return settings.load_config(None, words, moved=moved, place=given)
+
+
+def _features_of(folder: Path) -> dict[str, str]:
+    """The vectors that an exported encoder is made for, as its ``encoder.json`` says."""
+    try:
+        features = read_json(folder / "encoder.json").get("features")
+    except (OSError, ValueError):
+        return {}  # whoever loads the encoder names the fault
+    return {"eval.features": features} if isinstance(features, str) else {}

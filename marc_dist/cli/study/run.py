@@ -10,14 +10,17 @@ from rich.console import Console
 
 from marc_dist.cli.sample_data import pack_sample
 from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset, load_preset
-from marc_dist.config import Config, build
+from marc_dist.config import Config, build, user_path
 from marc_dist.files import write_atomic
+from marc_dist.study.audit.run import audit
+from marc_dist.study.audit.text import PAGE
 from marc_dist.study.board import Board, clock
 from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
 from marc_dist.study.jobs import submit_study, workers_of
 from marc_dist.study.local import LocalStudy, jobs_here
 from marc_dist.study.plan import Plan
+from marc_dist.study.sharing.export import export_study
 from marc_dist.study.state import forget_failures, refuse_changed, study_lock
 from marc_dist.study.study_file import StudyFile, leaves, read_study
 from marc_dist.study.tables.collected import Findings, note_on_tests
@@ -44,6 +47,10 @@ def study(options: argparse.Namespace) -> int:
         return 0
     if options.report:
         return _end(plan, write_report(plan), console)
+    if options.export is not None:
+        return _export(plan, options, console)
+    if options.audit:
+        return _audit(plan, console)
     preset = load_preset(options.on)
     with study_lock(plan.out):
         for name in refuse_changed(plan, again=options.again):
@@ -54,6 +61,29 @@ def study(options: argparse.Namespace) -> int:
             return submit_study(plan, preset, options.jobs, console)
         _run_here(plan, options, console)
     return _end(plan, write_report(plan), console)
+
+
+def _export(plan: Plan, options: argparse.Namespace, console: Console) -> int:
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    out = user_path(options.export)
+    for line in export_study(plan, out, say, cell=options.cell, licence=options.license, onnx=options.onnx):
+        say(line)
+    return 0
+
+
+def _audit(plan: Plan, console: Console) -> int:
+    """Audit, then write the report anew: its page shows what was found."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    with study_lock(plan.out):
+        names = audit(plan, say)
+        write_report(plan)
+    say(f"audit: {plan.out / REPORT / PAGE} and {', '.join(name for name in names if name != PAGE)}")
+    return 0
 
 
 def _pack_sample(file: StudyFile) -> None:

@@ -24,6 +24,10 @@ examples:
   marc-study ./mine.yaml --on slurm --jobs 16
                                        as an array of 16 Slurm jobs
   marc-study ./mine.yaml --report      the tables again, from what is there
+  marc-study ./mine.yaml --audit       leaks between splits, doubtful labels
+  marc-study ./mine.yaml --export shared --onnx
+                                       the best encoders for the Hugging Face
+                                       Hub, with model cards
 
 OUT/report holds index.html, a page with everything; tables.md, tables.tex
 (booktabs), scores.csv, seeds.csv, pairs.csv (tests), ranks.csv; figures of
@@ -52,6 +56,15 @@ def parser() -> argparse.ArgumentParser:
     instead = words.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="say how many runs, hours and bytes, then stop")
     instead.add_argument("--report", action="store_true", help="write the tables from what is there, then stop")
+    instead.add_argument(
+        "--audit", action="store_true", help="look for leaks and doubtful labels, write OUT/report/audit*, then stop"
+    )
+    instead.add_argument(
+        "--export", metavar="DIR", help="write the best encoder of each data set for the Hugging Face Hub, then stop"
+    )
+    words.add_argument("--cell", metavar="NAME", help="with --export: this cell, DATASET/ENCODER/LOSS/seed-N")
+    words.add_argument("--onnx", action="store_true", help="with --export: model.onnx, too (marc-dist[onnx])")
+    words.add_argument("--license", metavar="ID", help="with --export: such as apache-2.0, for the model cards")
     return words
 
 
@@ -63,6 +76,10 @@ def check_words(options: argparse.Namespace) -> None:
     """
     if options.jobs is not None and not 1 <= options.jobs <= 10_000:
         raise ConfigError(f"--jobs: expected 1 to 10000, got {options.jobs}")
-    if options.again and (options.dry_run or options.report):
-        other = "--dry-run" if options.dry_run else "--report"
+    for name in ("cell", "onnx", "license"):
+        if getattr(options, name) and options.export is None:
+            raise ConfigError(f"--{name}: belongs to an export; give --export DIR, too")
+    others = ("dry_run", "report", "audit", "export")
+    other = next((f"--{name.replace('_', '-')}" for name in others if getattr(options, name)), None)
+    if options.again and other is not None:
         raise ConfigError(f"--again: removes and repeats cells, but {other} runs none; leave one of the two out")

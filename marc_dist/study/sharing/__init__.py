@@ -1,0 +1,1 @@
+"""Encoders of a study for other people."""
