@@ -13,7 +13,7 @@ from marc_dist.cluster.preset import LocalPreset, RayPreset, SlurmPreset, load_p
 from marc_dist.config import Config, build, user_path
 from marc_dist.files import write_atomic
 from marc_dist.study.audit.run import audit
-from marc_dist.study.audit.text import PAGE
+from marc_dist.study.audit.text import PAGE as AUDIT_PAGE
 from marc_dist.study.board import Board, clock
 from marc_dist.study.checks import make_plan
 from marc_dist.study.estimate import estimate
@@ -82,7 +82,8 @@ def _audit(plan: Plan, console: Console) -> int:
     with study_lock(plan.out):
         names = audit(plan, say)
         write_report(plan)
-    say(f"audit: {plan.out / REPORT / PAGE} and {', '.join(name for name in names if name != PAGE)}")
+    others = ", ".join(name for name in names if name != AUDIT_PAGE)
+    say(f"audit: {plan.out / REPORT / AUDIT_PAGE} and {others}")
     return 0
 
 
