@@ -129,10 +129,11 @@ class Supervisor:
         return self.run_dir / "logs" / ".supervisor.json"
 
     def _give_up(self, code: int, error: str | None, why: str) -> None:
-        mine = self._mine()
-        if not mine or mine[-1].ended_at is not None:
-            begin_attempt(self.run_dir, self.job.attempt(len(mine)), [])
-        end_attempt(self.run_dir, self._newest(), code, error, False, why)
+        with suppress(OSError):  # a full disk does not keep it from ending; marc-jobs says that nobody knows the job
+            mine = self._mine()
+            if not mine or mine[-1].ended_at is not None:
+                begin_attempt(self.run_dir, self.job.attempt(len(mine)), [])
+            end_attempt(self.run_dir, self._newest(), code, error, False, why)
         self.now = OVER
 
     def _conclude(self, code: int, error: str | None, lost: bool) -> None:

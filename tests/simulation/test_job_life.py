@@ -22,6 +22,8 @@ MOST = 200
 """Stories of its theme that may be told until a planted mistake is found; the rarest is in one of thirty."""
 ONCE_BROKEN = (2236, 3624, 4463, 4943, 8345, 9828)
 """Stories in which another rank than the first was named."""
+ONCE_BROKEN_ON_RAY = (1037, 1149)
+"""The disk was full as Ray's supervisor began a start, and it ended with a traceback."""
 
 
 def test_all_promises_are_kept() -> None:
@@ -44,6 +46,11 @@ def test_a_seed_tells_the_same_story_again(theme: str | None) -> None:
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
 def test_what_was_broken_once_stays_mended(seed: int) -> None:
     assert not play(seed).broken
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN_ON_RAY)
+def test_what_was_broken_on_ray_stays_mended(seed: int) -> None:
+    assert not play(seed, "ray").broken
 
 
 @contextmanager
