@@ -23,18 +23,23 @@ class LabelledPicture:
     """One picture to be packed.
 
     Attributes:
-        file: where it lies.
+        path: where it lies, as a text: samples are made anew at each pass, and a ``Path`` takes longer than all else.
         origin: its place inside the download, kept in the shard.
         labels: class numbers, ascending.
         scene: its scene, or empty.
         split: its split.
     """
 
-    file: Path
+    path: str
     origin: str
     labels: tuple[int, ...]
     scene: str
     split: str
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return Path(self.path)
 
 
 def compact_samples(
@@ -53,14 +58,14 @@ def compact_samples(
 
     def made(plain: tuple[int, str, tuple[int, ...], str, str]) -> LabelledPicture:
         root, place, labels, scene, split = plain
-        return LabelledPicture(folders[root] / place, composed(place), labels, scene, split)
+        return LabelledPicture(f"{folders[root]}/{place}", composed(place), labels, scene, split)
 
     plain = (
         (roots.setdefault(root, len(roots)), place, one(labels), one(scene), one(split))
         for root, place, labels, scene, split in rows
     )
     samples = Compact(plain, made)
-    folders = list(roots)
+    folders = list(map(str, roots))
     return samples
 
 
@@ -68,9 +73,9 @@ def hold_samples(samples: Iterable[LabelledPicture]) -> Compact[LabelledPicture]
     """Pictures to be packed that exist already, wherever their downloads begin, in little memory."""
 
     def made(plain: tuple[str, str, tuple[int, ...], str, str]) -> LabelledPicture:
-        return LabelledPicture(Path(plain[0]), *plain[1:])
+        return LabelledPicture(*plain)
 
-    plain = ((str(one.file), one.origin, one.labels, one.scene, one.split) for one in samples)
+    plain = ((one.path, one.origin, one.labels, one.scene, one.split) for one in samples)
     return Compact(plain, made)
 
 
