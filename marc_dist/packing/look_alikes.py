@@ -148,8 +148,8 @@ def look_at_all(places: Sequence[Place], workers: int, progress: Callable[[int, 
         nonlocal done, size
         part = job[1][0]
         start = started.pop(part[0])
-        for column, own in zip(found, looks, strict=True):
-            column[start : start + len(part)] = own
+        here = slice(start, start + len(part))
+        found.content[here], found.codes[here], found.small[here] = looks
         done, size = done + len(part), size + sum(max(place.size, 0) for place in part)
         progress(done, size)
         return []

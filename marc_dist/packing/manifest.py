@@ -76,7 +76,7 @@ def describe(
             for shard in shards[split]
         ],
         "fingerprint": fingerprint,
-        "index_sha256": file_sum(folder / "index.parquet"),
+        "index_sha256": file_sum([folder / "index.parquet"]),
         "sources_sha256": sources_sha256,
         **({} if bands is None else {"bands": dict(bands)}),
         "packed_with": dict(packed_with),

@@ -111,8 +111,11 @@ def fault(dataset: Dataset) -> str | None:
     """What is wrong with the file of an opened folder; None: nothing, or an older folder that has none."""
     wanted = dataset.meta.get("sources_sha256")
     try:
-        if wanted is None or hashlib.sha256((dataset.root / NAME).read_bytes()).hexdigest() == wanted:
+        if wanted is None:
             return None
+        with (dataset.root / NAME).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == wanted:
+                return None
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "not the file that dataset.json was written with"

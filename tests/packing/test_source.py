@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from marc_dist.packing.reading.samples import Source
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.reading.splits import draw_splits
 from marc_dist.packing.reading.unpack import opened
+from marc_dist.progress_bar import Tell
 from tests import downloads
 
 ALL = ("counts", "label_counts")
@@ -170,6 +173,31 @@ def test_archives_are_read_like_folders_and_leave_nothing(tmp_path: Path, archiv
         found = labels(read("whdld", *roots))
     assert found == labels(read("whdld", root))
     assert list(beside.iterdir()) == []
+
+
+def test_what_takes_long_is_told_while_it_lasts(tmp_path: Path) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def show(what: str, total: int, unit: str = "") -> Iterator[Tell]:
+        told[f"{what} of {total} {unit}"] = calls = []
+        yield lambda done, size: calls.append((done, size))
+
+    root = downloads.whdld(tmp_path / "WHDLD")
+    with tarfile.open(tmp_path / "WHDLD.tar", "w") as tar:
+        tar.add(root, "WHDLD")
+    with zipfile.ZipFile(tmp_path / "WHDLD.zip", "w") as pack:
+        for file in root.rglob("*.*"):
+            pack.write(file, file.relative_to(tmp_path))
+    size = sum(file.stat().st_size for file in root.rglob("*.*"))
+    for archive in ("WHDLD.tar", "WHDLD.zip"):
+        told.clear()
+        with opened(load_recipe("whdld"), [tmp_path / archive], tmp_path / "out", show=show) as roots:
+            read("whdld", *roots, show=show)
+        unpacking, masks = told.values()
+        assert list(told)[0].startswith(f"unpacking {archive} of {len(unpacking)} ")
+        assert unpacking[-1] == (len(unpacking), size)
+        assert list(told)[1] == "reading masks of 12 masks" and masks == [(n, 0) for n in range(1, 13)]
 
 
 def test_broken_and_foreign_archives_are_named(tmp_path: Path) -> None:

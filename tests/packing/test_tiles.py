@@ -179,7 +179,7 @@ def test_a_damaged_png_is_one_line(tmp_path: Path) -> None:
 def test_tiles_are_cut_by_as_many_processes_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def cut_tiles(recipe: Recipe, roots: list[Path], folder: Path, workers: int) -> list[Path]:
+    def cut_tiles(recipe: Recipe, roots: list[Path], folder: Path, workers: int, show: object) -> list[Path]:
         seen.append(workers)
         return [folder]
 

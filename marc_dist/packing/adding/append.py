@@ -248,7 +248,7 @@ def _add_staying(source: Source, plan: dict[str, list[Pair]], staying: Mapping[s
         if origin not in planned:
             meta = sample_json(source.classes, packed.labels, packed.scene, origin)
             entry = Entry(Path(), packed.row.key, packed.ext, packed.ext, meta)
-            sample = LabelledPicture(Path(), origin, packed.labels, packed.scene, packed.split, packed.taken)
+            sample = LabelledPicture("", origin, packed.labels, packed.scene, packed.split, packed.taken)
             plan.setdefault(packed.split, []).append((sample, entry))
 
 

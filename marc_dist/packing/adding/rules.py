@@ -77,7 +77,7 @@ def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
             "again with --force --drop-leaks"
         )
     for rule, value in rules.items():
-        if packed_with.get(rule) != value and not _same_labels(rule, rules, packed_with):
+        if packed_with.get(rule) != value and not _told_elsewhere(rule, rules, packed_with):
             had, has = json.dumps(packed_with.get(rule)), json.dumps(value)
             raise DataError(
                 f"{out}: packed with {rule} {had}, this call has {has}; add with the recipe and the words that it was "
@@ -86,12 +86,10 @@ def check_folder(out: Path, rules: Mapping[str, object]) -> Dataset:
     return dataset
 
 
-def _same_labels(rule: str, rules: Mapping[str, object], packed_with: Mapping[str, object]) -> bool:
-    """Whether labels come from the same place, though once that was asked for and once found."""
-    had = packed_with.get("labels_found")  # a folder of an earlier version does not say it
-    if rule == "labels_found":
-        return had is None
-    return rule == "labels" and had is not None and had == rules.get("labels_found")
+def _told_elsewhere(rule: str, rules: Mapping[str, object], packed_with: Mapping[str, object]) -> bool:
+    """Whether another rule decides: where labels were found counts, and not whether somebody asked for that."""
+    known = "labels_found" in packed_with  # a folder of an earlier version does not say it
+    return rule == "labels" and known and "labels_found" in rules if rule != "labels_found" else not known
 
 
 def without_download(out: Path, recipe: Recipe) -> tuple[Source, bool]:

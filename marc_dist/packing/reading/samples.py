@@ -24,7 +24,7 @@ class LabelledPicture:
     """One picture to be packed.
 
     Attributes:
-        file: where it lies.
+        path: where it lies, as a text: samples are made anew at each pass, and a ``Path`` takes longer than all else.
         origin: its place inside the download, kept in the shard.
         labels: class numbers, ascending.
         scene: its scene, or empty.
@@ -32,12 +32,17 @@ class LabelledPicture:
         taken: where and when it was taken, as far as that is known.
     """
 
-    file: Path
+    path: str
     origin: str
     labels: tuple[int, ...]
     scene: str
     split: str
     taken: Acquisition = UNKNOWN
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return Path(self.path)
 
 
 def compact_samples(
@@ -57,14 +62,14 @@ def compact_samples(
 
     def made(plain: tuple[int, str, tuple[int, ...], str, str, tuple[bytes, str, str]]) -> LabelledPicture:
         root, place, labels, scene, split, taken = plain
-        return LabelledPicture(folders[root] / place, composed(place), labels, scene, split, Acquisition(*taken))
+        return LabelledPicture(f"{folders[root]}/{place}", composed(place), labels, scene, split, Acquisition(*taken))
 
     plain = (
         (roots.setdefault(root, len(roots)), place, one(labels), one(scene), one(split), tuple(taken))
         for root, place, labels, scene, split, taken in rows
     )
     samples = Compact(plain, made)
-    folders = list(roots)
+    folders = list(map(str, roots))
     return samples
 
 
@@ -72,9 +77,9 @@ def hold_samples(samples: Iterable[LabelledPicture]) -> Compact[LabelledPicture]
     """Pictures to be packed that exist already, wherever their downloads begin, in little memory."""
 
     def made(plain: tuple[str, str, tuple[int, ...], str, str, tuple[bytes, str, str]]) -> LabelledPicture:
-        return LabelledPicture(Path(plain[0]), *plain[1:5], Acquisition(*plain[5]))
+        return LabelledPicture(*plain[:5], Acquisition(*plain[5]))
 
-    plain = ((str(one.file), one.origin, one.labels, one.scene, one.split, tuple(one.taken)) for one in samples)
+    plain = ((one.path, one.origin, one.labels, one.scene, one.split, tuple(one.taken)) for one in samples)
     return Compact(plain, made)
 
 
