@@ -70,7 +70,7 @@ def look(report: Path, width: int, folder: Path, *more: str) -> tuple[dict[str, 
         [BROWSER, *FLAGS, *more, *words],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         env={**os.environ, "HOME": str(folder)},
     )
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)

@@ -28,6 +28,7 @@ from tests.study.studies import tiny_study, write_study
 
 LOSSES = ("macl", "mulsupcon", "supcon_any", "supcon_all", "ntxent", "jaccard", "msc")
 SEEDS = 12
+AUDIT = "# Audit\n\n| key | doubt |\n| --- | --- |\n| a_1 | <missing> " + "z" * 200 + " |\n"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def page(plan: Plan, findings: Findings, tmp_path_factory: pytest.TempPathFactor
     figures = {**rank_figures(plan, findings), **sweep_figures(plan, findings)}
     chosen = [Chosen("tiny", "head", "macl", {"optim.lr": 0.00123456, "loss.tau": 0.1}, "mAP", 0.5, 12, 1)]
     path = tmp_path_factory.mktemp("html") / "index.html"
-    path.write_text(study_page(plan, findings, chosen, figures, ["tables.md", "pairs.csv"], {"torch": "2"}))
+    path.write_text(study_page(plan, findings, chosen, figures, ["tables.md", "pairs.csv"], {"torch": "2"}, AUDIT))
     return path
 
 
@@ -186,6 +187,7 @@ def test_the_page_says_who_is_better_and_what_is_missing(page: Path, plan: Plan,
     assert f"is better than {better}, " in shown.told[-1] and f"of {len(mine)} others" in shown.told[-1]
     text = page.read_text()
     assert "1 part missing" in text and "MACL is the best of all." in text and "no pictures: " in text
+    assert "| a_1 | &lt;missing&gt; zzz" in text
     assert "optim.lr=0.001235, loss.tau=0.1" in text and "1 failed" in text
 
 

@@ -24,7 +24,7 @@ from marc_dist.study.sharing.export import export_study
 from marc_dist.study.state import forget_failures, refuse_changed, study_lock
 from marc_dist.study.study_file import StudyFile, leaves, read_study
 from marc_dist.study.tables.collected import Findings, note_on_tests
-from marc_dist.study.tables.report import PAGE, REPORT, write_report
+from marc_dist.study.tables.report import INDEX, REPORT, write_report
 from marc_dist.study.worker import STUDY
 
 SHOWN = 10
@@ -154,5 +154,5 @@ def _end(plan: Plan, findings: Findings, console: Console) -> int:
         )
     folder: Path = plan.out / REPORT
     console.print(f"tables: {folder / 'tables.md'}", markup=False, soft_wrap=True)
-    console.print(f"page: {folder / PAGE}", markup=False, soft_wrap=True)
+    console.print(f"page: {folder / INDEX}", markup=False, soft_wrap=True)
     return 1 if findings.missing else 0

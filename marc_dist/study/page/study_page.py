@@ -32,6 +32,7 @@ FILES = {
     "pairs.csv": "every pair of losses with both tests and effect sizes",
     "ranks.csv": "mean ranks over data sets",
     "chosen.csv": "what every search has chosen",
+    "audit.md": "leaks between splits and doubtful labels",
     "MANIFEST.json": "versions, commands, seeds, fingerprints, hashes of all files",
 }
 SHOWN_MISSING = 20
@@ -53,6 +54,7 @@ def study_page(
     figures: Mapping[str, Figure],
     files: Sequence[str],
     versions: Mapping[str, str],
+    audit: str = "",
 ) -> str:
     """The page.
 
@@ -63,6 +65,7 @@ def study_page(
         figures: file name without its end -> figure.
         files: names of all files beside the page.
         versions: of what the numbers depend on.
+        audit: what an audit of the data has found, as Markdown; empty where there was none.
     """
     from marc_dist.report.page import render_page  # PIL, and matplotlib below
 
@@ -90,6 +93,7 @@ def study_page(
             chosen=chosen,
             answered=answered,
             viewed=augmented_views(plan),
+            audit=audit,
             manifest=_manifest(plan, versions),
             study_text=plan.path.read_text(encoding="utf-8"),
             links=[(name, FILES.get(name, "")) for name in files if not name.endswith((".png", ".pdf"))],

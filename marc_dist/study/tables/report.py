@@ -24,7 +24,9 @@ from marc_dist.study.tables.rank_figures import rank_figures
 
 REPORT = "report"
 MANIFEST = "MANIFEST.json"
-PAGE = "index.html"
+INDEX = "index.html"
+AUDIT = "audit.md"
+"""What ``marc-study --audit`` has left in the folder; with its tables, ``audit-*.csv``, it stays and is linked."""
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "faiss-gpu", "faiss-cpu", "optuna")
 
 
@@ -54,7 +56,10 @@ def write_report(plan: Plan) -> Findings:
         files["chosen.csv"] = chosen_csv(chosen).encode()
     figures = {**rank_figures(plan, findings), **sweep_figures(plan, findings)}
     files |= figure_files(figures)
-    files[PAGE] = study_page(plan, findings, chosen, figures, [*files, MANIFEST], _versions()).encode()
+    audits = sorted(path.name for path in folder.glob("audit*") if path.suffix in (".md", ".csv"))
+    audit = (folder / AUDIT).read_text(encoding="utf-8") if AUDIT in audits else ""
+    names = [*files, *audits, MANIFEST]
+    files[INDEX] = study_page(plan, findings, chosen, figures, names, _versions(), audit).encode()
     for name, data in files.items():
         write_atomic(folder / name, data)
     _clear(folder, set(files))
