@@ -89,7 +89,7 @@ def neighbour_pairs(
     from marc_dist.api.search import search  # torch
 
     rows, images = mirrored
-    bound = float(np.quantile(_cosines(features[rows], images), MIRROR_QUANTILE))
+    bound = bound_of(features, rows, images)
     asked = dataset.rows(asking)
     others = np.flatnonzero(~(dataset.split == asking))
     if not len(others):
@@ -101,6 +101,17 @@ def neighbour_pairs(
         for at in near.tolist()
     ]
     return sorted(pairs, key=lambda pair: (-pair.value, pair.row)), bound
+
+
+def bound_of(features: NDArray[np.floating], rows: Int, images: NDArray[np.floating]) -> float:
+    """The cosine from which two pictures are suspects.
+
+    Args:
+        features: (n, F) of all pictures.
+        rows: m of them.
+        images: (m, F) of their mirror images.
+    """
+    return float(np.quantile(_cosines(features[rows], images), MIRROR_QUANTILE))
 
 
 def _cosines(one: NDArray[np.floating], other: NDArray[np.floating]) -> Float:
