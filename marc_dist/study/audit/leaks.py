@@ -73,9 +73,9 @@ def neighbour_pairs(
     """Pictures of a split whose nearest picture of another split is about as near as a picture is to its mirror image.
 
     The bound comes from the data and the backbone, because cosines of one backbone say nothing about another. With
-    ImageNet's EfficientNet-Lite0 and 450 pictures of ML-AID it is 0.852: no two of them come to it (0.824 at most), and
-    half of the copies do that were cut by 5 % on each side, made 10 % brighter and saved as JPEG of quality 60. Of such
-    features without their mean, copies and neighbours lie closer together.
+    ImageNet's EfficientNet-Lite0 and the 3,000 pictures of ML-AID it is 0.848: 66 of them come to it with another one,
+    and 44 % of the copies do that were cut by 5 % on each side, made 10 % brighter and saved as JPEG of quality 60
+    (``benchmarks/audit_suspects.py``).
 
     Args:
         dataset: an opened shard folder.
