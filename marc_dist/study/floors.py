@@ -117,7 +117,7 @@ def backbone_features(dataset: Dataset, config: Config, say: Say) -> NDArray[np.
         config: of a cell, or of floors.
         say: takes one line for people.
     """
-    kept = _kept(dataset, config, say)
+    kept = kept_features(dataset, config, say)
     out = np.zeros((len(dataset), kept.width))
     for split in dict.fromkeys(map(str, dataset.split)):
         store = kept.clean(split)
@@ -136,13 +136,20 @@ def mirror_features(dataset: Dataset, config: Config, rows: NDArray[np.int64], s
         rows: m of its pictures, ascending.
         say: takes one line for people.
     """
-    kept = _kept(dataset, config, say)
+    kept = kept_features(dataset, config, say)
     size, workers = config.data.image_size, config.data.num_workers
     pictures = iter_eval(dataset, rows, size, kept.scale, config.eval.batch, workers, config.data.verify_crc)
     return np.concatenate([kept.compute(images.flip(-1)) for images, _ in pictures]).astype(np.float64)
 
 
-def _kept(dataset: Dataset, config: Config, say: Say) -> BackboneFeatures:
+def kept_features(dataset: Dataset, config: Config, say: Say) -> BackboneFeatures:
+    """The features of the backbone before training, which all cells share.
+
+    Args:
+        dataset: an opened shard folder.
+        config: of a cell, or of floors.
+        say: takes one line for people.
+    """
     scale = resolve_scale(config, dataset)
     encoder = build_encoder(config.model, config.train.seed, config.data.image_size, in_chans=len(scale.mean))
     encoder.to(resolve_device(config.train.device))

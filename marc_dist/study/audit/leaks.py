@@ -73,9 +73,9 @@ def neighbour_pairs(
     """Pictures of a split whose nearest picture of another split is about as near as a picture is to its mirror image.
 
     The bound comes from the data and the backbone, because cosines of one backbone say nothing about another. With
-    ImageNet's EfficientNet-Lite0 and 450 pictures of ML-AID it is 0.852: no two of them come to it (0.824 at most), and
-    half of the copies do that were cut by 5 % on each side, made 10 % brighter and saved as JPEG of quality 60. Of such
-    features without their mean, copies and neighbours lie closer together.
+    ImageNet's EfficientNet-Lite0 and the 3,000 pictures of ML-AID it is 0.848: 66 of them come to it with another one,
+    and 44 % of the copies do that were cut by 5 % on each side, made 10 % brighter and saved as JPEG of quality 60
+    (``benchmarks/audit_suspects.py``).
 
     Args:
         dataset: an opened shard folder.
@@ -89,7 +89,7 @@ def neighbour_pairs(
     from marc_dist.api.search import search  # torch
 
     rows, images = mirrored
-    bound = float(np.quantile(_cosines(features[rows], images), MIRROR_QUANTILE))
+    bound = bound_of(features, rows, images)
     asked = dataset.rows(asking)
     others = np.flatnonzero(~(dataset.split == asking))
     if not len(others):
@@ -101,6 +101,17 @@ def neighbour_pairs(
         for at in near.tolist()
     ]
     return sorted(pairs, key=lambda pair: (-pair.value, pair.row)), bound
+
+
+def bound_of(features: NDArray[np.floating], rows: Int, images: NDArray[np.floating]) -> float:
+    """The cosine from which two pictures are suspects.
+
+    Args:
+        features: (n, F) of all pictures.
+        rows: m of them.
+        images: (m, F) of their mirror images.
+    """
+    return float(np.quantile(_cosines(features[rows], images), MIRROR_QUANTILE))
 
 
 def _cosines(one: NDArray[np.floating], other: NDArray[np.floating]) -> Float:
