@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from marc_dist.api.dataset import open_dataset as open_tiles
+from marc_dist.api.encoder import embed
+from marc_dist.api.encoder import load_encoder as load_image_encoder
 from marc_dist.config import Config, ConfigError, DataError, build
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.encoder.export import load_encoder, pixel_scale
@@ -94,6 +98,22 @@ def test_near_infrared_tells_what_colours_cannot(archive: Dataset, tmp_path: Pat
     key = str(archive.keys[0])
     (answer,) = search.search([archive.root.parent / f"in/tiles/{key}.tif"], 3)
     assert archive.keys[answer.hits[0].id] == key and answer.hits[0].same and not answer.hits[1].same
+
+    loaded = load_image_encoder(tmp_path / "seeing")
+    tiles = open_tiles(archive.root, "test", bands=WITH_NIR)
+    vectors = embed(loaded, tiles)
+    assert tiles[0].image.shape == (24, 24, 4) and tiles[0].image.dtype == np.uint16
+    path = archive.root.parent / f"in/tiles/{tiles.keys[0]}.tif"
+    with torch.inference_mode():
+        own = loaded(loaded.transform(tiles[0].image)[None]).numpy()
+    for one in (own, embed(loaded, [path])):
+        assert np.allclose(one, vectors[:1], atol=1e-5)
+    for wrong, said in (
+        (tiles[0].image[:, :, :3], "of the bands B04, B03, B02, B08"),
+        (tiles[0].image / 2, "expected uint16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            loaded.transform(wrong)
 
 
 def test_an_encoder_refuses_data_of_other_bands(archive: Dataset, tiny: Dataset, tmp_path: Path) -> None:
