@@ -198,7 +198,7 @@ def test_a_failure_midway_leaves_the_old_files(tiny: Dataset, tmp_path: Path, mo
     before = files(folder)
     other = make_run(folder, tiny, eval__gain="jaccard", eval__relevance=0.6)
     with monkeypatch.context() as patch:
-        patch.setattr(ev, "build_encoder", lambda *_: (_ for _ in ()).throw(DataError("the second encoder")))
+        patch.setattr(ev, "build_encoder", lambda *_, **__: (_ for _ in ()).throw(DataError("the second encoder")))
         with pytest.raises(DataError, match="the second encoder"):
             run(other, folder)
     assert files(folder) == before

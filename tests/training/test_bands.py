@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from marc_dist.api.dataset import open_dataset as open_tiles
+from marc_dist.api.encoder import embed
+from marc_dist.api.encoder import load_encoder as load_image_encoder
 from marc_dist.config import Config, ConfigError, DataError, build
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.encoder.export import load_encoder, pixel_scale
@@ -23,6 +27,7 @@ from marc_dist.training import trainer
 from tests import band_archive
 from tests.worlds import run_in_world
 
+LIMIT_S = 600.0  # of a world; seconds on a machine that does nothing else
 COLOURS, WITH_NIR = ("B04", "B03", "B02"), ("B04", "B03", "B02", "B08")
 
 
@@ -72,8 +77,8 @@ def _score(told: dict[str, Any]) -> float:
 
 
 def test_near_infrared_tells_what_colours_cannot(archive: Dataset, tmp_path: Path) -> None:
-    (blind,) = run_in_world(_score, 1, words(archive, tmp_path / "blind", COLOURS))
-    (seeing,) = run_in_world(_score, 1, words(archive, tmp_path / "seeing", WITH_NIR))
+    (blind,) = run_in_world(_score, 1, words(archive, tmp_path / "blind", COLOURS), limit_s=LIMIT_S)
+    (seeing,) = run_in_world(_score, 1, words(archive, tmp_path / "seeing", WITH_NIR), limit_s=LIMIT_S)
     queries, answers = (archive.label_rows(archive.rows(split)) for split in ("test", "train"))
     chance = float(((queries.astype(int) @ answers.astype(int).T) > 0).mean())
     assert blind < chance + 0.08 and seeing > chance + 0.25, (chance, blind, seeing)
@@ -95,9 +100,25 @@ def test_near_infrared_tells_what_colours_cannot(archive: Dataset, tmp_path: Pat
     (answer,) = search.search([archive.root.parent / f"in/tiles/{key}.tif"], 3)
     assert archive.keys[answer.hits[0].id] == key and answer.hits[0].same and not answer.hits[1].same
 
+    loaded = load_image_encoder(tmp_path / "seeing")
+    tiles = open_tiles(archive.root, "test", bands=WITH_NIR)
+    vectors = embed(loaded, tiles)
+    assert tiles[0].image.shape == (24, 24, 4) and tiles[0].image.dtype == np.uint16
+    path = archive.root.parent / f"in/tiles/{tiles.keys[0]}.tif"
+    with torch.inference_mode():
+        own = loaded(loaded.transform(tiles[0].image)[None]).numpy()
+    for one in (own, embed(loaded, [path])):
+        assert np.allclose(one, vectors[:1], atol=1e-5)
+    for wrong, said in (
+        (tiles[0].image[:, :, :3], "of the bands B04, B03, B02, B08"),
+        (tiles[0].image / 2, "expected uint16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            loaded.transform(wrong)
+
 
 def test_an_encoder_refuses_data_of_other_bands(archive: Dataset, tiny: Dataset, tmp_path: Path) -> None:
-    run_in_world(_train, 1, words(archive, tmp_path / "run", WITH_NIR, train__max_steps=1))
+    run_in_world(_train, 1, words(archive, tmp_path / "run", WITH_NIR, train__max_steps=1), limit_s=LIMIT_S)
     config = build(Config, words(tiny, tmp_path / "run", WITH_NIR))
     with pytest.raises(
         DataError, match="red, green and blue of 8 bits, but the encoder takes the bands B04, B03, B02, B08"
@@ -151,7 +172,7 @@ def test_two_ranks_train_what_one_trains(archive: Dataset, tmp_path: Path) -> No
     losses, weights = [], []
     for size in (1, 2):
         run = tmp_path / f"ranks{size}"
-        losses.append(run_in_world(_train, size, words(archive, run, WITH_NIR, **more))[0])
+        losses.append(run_in_world(_train, size, words(archive, run, WITH_NIR, **more), limit_s=LIMIT_S)[0])
         weights.append(load_file(run / "encoder.safetensors"))
     assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-9)
     for name, value in weights[0].items():

@@ -93,7 +93,12 @@ def opened(data: bytes, place: str) -> Iterator[Any]:
         raise DataError(f"{place}: damaged TIFF ({first_line(error)}); fetch it again") from None
 
 
-def _facts(dataset: Any, place: str) -> TiffFacts:
+def facts_of(dataset: Any, place: str) -> TiffFacts:
+    """The header of what ``opened`` gives.
+
+    Raises:
+        DataError: numbers that are not taken, or too many of them.
+    """
     kinds = sorted(set(dataset.dtypes))
     if len(kinds) != 1 or kinds[0] not in DTYPES:
         raise DataError(
@@ -120,7 +125,7 @@ def _facts(dataset: Any, place: str) -> TiffFacts:
 def tiff_facts(data: bytes, place: str) -> TiffFacts:
     """The header of a TIFF; see ``opened`` for the errors."""
     with opened(data, place) as dataset:
-        return _facts(dataset, place)
+        return facts_of(dataset, place)
 
 
 def read_tiff(data: bytes, place: str, indexes: Sequence[int] | None = None) -> Tiff:
@@ -136,7 +141,7 @@ def read_tiff(data: bytes, place: str, indexes: Sequence[int] | None = None) -> 
         DataError: see ``opened``; also a band that the file does not have.
     """
     with opened(data, place) as dataset:
-        facts = _facts(dataset, place)
+        facts = facts_of(dataset, place)
         if indexes is not None and max(indexes) > facts.num:
             raise DataError(f"{place}: expected at least {max(indexes)} bands, got {facts.num}")
         return Tiff(dataset.read(None if indexes is None else list(indexes)), facts)

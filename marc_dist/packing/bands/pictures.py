@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marc_dist.config import DataError
-from marc_dist.data.bands.tiff import Planes, Tiff, missing, opened, rasterio, read_tiff
+from marc_dist.data.bands.tiff import Planes, Tiff, facts_of, missing, opened, rasterio, read_tiff
 from marc_dist.packing.bands.rule import BandRule, read_content, refuse_other
 
 GLANCE_ROWS = 8
@@ -65,13 +65,11 @@ def _stacked(files: Sequence[Path], content: Sequence[bytes], rule: BandRule) ->
     profile: dict[str, Any] = {}
     for file, data in zip(files, content, strict=True):
         with opened(data, str(file)) as dataset:
-            fits = dataset.count == 1 and set(dataset.dtypes) == {rule.dtype}
-            finest = not tiffs or dataset.width > max(tiff.facts.width for tiff in tiffs)
-            if fits and finest:
+            facts = facts_of(dataset, str(file))
+            refuse_other(facts, rule, 1, str(file))
+            if not tiffs or facts.width > max(tiff.facts.width for tiff in tiffs):
                 profile = {"crs": dataset.crs, "transform": dataset.transform, "tags": dataset.tags()}
-        found = read_tiff(data, str(file))
-        refuse_other(found.facts, rule, 1, str(file))
-        tiffs.append(found)
+            tiffs.append(Tiff(dataset.read(), facts))
     width, height = max(tiff.facts.width for tiff in tiffs), max(tiff.facts.height for tiff in tiffs)
     planes = np.empty((len(tiffs), height, width), dtype=rule.dtype)
     for plane, file, data, tiff in zip(planes, files, content, tiffs, strict=True):
