@@ -119,12 +119,12 @@ class Places:
     @cached_property
     def placed(self) -> NDArray[np.bool_]:
         """(n,) whether a place is known."""
-        return ~np.isnan(self.bounds[:, 0])
+        return np.asarray(~np.isnan(self.bounds[:, 0]))
 
     @cached_property
     def dated(self) -> NDArray[np.bool_]:
         """(n,) whether a date is known."""
-        return self.dates != NO_DATE
+        return np.asarray(self.dates != NO_DATE)
 
     def shapes(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(m,) footprints of these rows, of shapely; None where no place is known."""

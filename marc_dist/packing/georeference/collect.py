@@ -113,8 +113,7 @@ def _from_tables(
         if columns:
             read.append(file.origin)
         for key, one in said.items():
-            first = known.get(key, Known())
-            known[key] = Known(*(a or b for a, b in zip(first, one, strict=True)))
+            known[key] = known.get(key, Known()).or_else(one)
     for role in ("lat", "lon", "geometry", "date", "scene"):
         column = getattr(wanted, role)
         if column and not read:
