@@ -19,7 +19,7 @@ from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
 from marc_dist.geography.acquisition import Acquisition
-from marc_dist.geography.places import add_columns
+from marc_dist.geography.places import add_to_index
 from marc_dist.packing import sources
 from marc_dist.packing.compact import BLOCK
 from marc_dist.packing.reading.samples import LabelledPicture, Source
@@ -46,7 +46,9 @@ def describe(
         packed_with: what a later ``marc-shard --append`` must ask for, too.
     """
     recipe, classes = source.recipe, list(source.classes)
-    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes, _taken(plan))
+    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes)
+    if any(map(any, _taken(plan))):
+        add_to_index(folder / "index.parquet", _taken(plan))
     sources_sha256 = sources.write(folder, plan, shards)
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
@@ -139,7 +141,7 @@ def _taken(plan: ShardPlan) -> Iterator[Acquisition]:
     return (sample.taken for pairs in plan.values() for sample, _ in pairs)
 
 
-def _write_index(rows: Iterator[Fact], path: Path, classes: list[str], taken: Iterator[Acquisition]) -> str:
+def _write_index(rows: Iterator[Fact], path: Path, classes: list[str]) -> str:
     """Write the index; the fingerprint of the content: free of paths, shard sizes and library versions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -156,7 +158,7 @@ def _write_index(rows: Iterator[Fact], path: Path, classes: list[str], taken: It
 
     fingerprint = content_fingerprint(classes, facts())
     table = pa.Table.from_batches(parts, schema=schema).combine_chunks()
-    pq.write_table(add_columns(table, taken), path, compression="zstd")
+    pq.write_table(table, path, compression="zstd")
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return fingerprint
