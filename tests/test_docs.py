@@ -161,22 +161,8 @@ def lost_names(path: Path) -> list[str]:
     """Dotted names in a module or page that begin with a room or module of ours and lead nowhere."""
     ours, own = {part for parts in places().values() for part in parts}, own_names(path)
     found = {tuple(name.split(".")) for name in DOTTED.findall(path.read_text())}
-    files = {
-        "py",
-        "json",
-        "jsonl",
-        "yaml",
-        "png",
-        "html",
-        "j2",
-        "parquet",
-        "csv",
-        "safetensors",
-        "npy",
-        "md",
-        "tex",
-        "onnx",
-    }
+    files = {"py", "json", "jsonl", "yaml", "png", "html", "j2", "parquet", "csv", "safetensors", "npy", "md", "tex"}
+    files |= {"geojson", "onnx"}
     asked = sorted(parts for parts in found if parts[0] in ours and parts[-1] not in files)
     rooms = {parts[1] for parts in places().values() if len(parts) > 1}
     asked = [parts for parts in asked if parts[0] not in own or (parts[0] in rooms and parts[1] in ours)]

@@ -11,6 +11,7 @@ A folder of pictures without place and date has none of the columns.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,20 @@ VERSION = "1.1.0"
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = ("geometry", "bbox", "date", "group")
 NO_DATE = np.iinfo(np.int64).min
+
+
+def add_to_index(file: Path, rows: Iterable[Acquisition]) -> None:
+    """Give an index its columns of place and time; on disk when this returns.
+
+    Args:
+        file: ``index.parquet``, closed.
+        rows: of each of its rows, in order.
+    """
+    import pyarrow.parquet as pq
+
+    pq.write_table(add_columns(pq.read_table(file), rows), file, compression="zstd")
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def add_columns(table: Any, rows: Iterable[Acquisition]) -> Any:
@@ -119,12 +134,12 @@ class Places:
     @cached_property
     def placed(self) -> NDArray[np.bool_]:
         """(n,) whether a place is known."""
-        return ~np.isnan(self.bounds[:, 0])
+        return np.asarray(~np.isnan(self.bounds[:, 0]))
 
     @cached_property
     def dated(self) -> NDArray[np.bool_]:
         """(n,) whether a date is known."""
-        return self.dates != NO_DATE
+        return np.asarray(self.dates != NO_DATE)
 
     def shapes(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(m,) footprints of these rows, of shapely; None where no place is known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from marc_dist import __version__
 from marc_dist.data.columns import CHUNK, SCHEMA
 from marc_dist.data.dataset import FORMAT, content_fingerprint, cooccurrence
-from marc_dist.geography.acquisition import UNKNOWN, Acquisition
-from marc_dist.geography.places import add_columns
+from marc_dist.geography.acquisition import Acquisition
+from marc_dist.geography.places import add_to_index
 from marc_dist.packing import sources
 from marc_dist.packing.reading.samples import LabelledPicture, Source
 from marc_dist.packing.tar import Entry, WrittenShard, by_key, file_sum
@@ -46,7 +46,9 @@ def describe(
         bands: names, numbers and statistics of the bands, where the recipe names them.
     """
     recipe, classes = source.recipe, list(source.classes)
-    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes, lambda: _taken(plan))
+    fingerprint = _write_index(_rows(plan, shards, classes), folder / "index.parquet", classes)
+    if any(map(any, _taken(plan))):
+        add_to_index(folder / "index.parquet", _taken(plan))
     sources_sha256 = sources.write(folder, plan, shards)
     sizes = {shard.name: len(shard.rows) for split in shards for shard in shards[split]}
     _text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
@@ -140,9 +142,7 @@ def _taken(plan: ShardPlan) -> Iterator[Acquisition]:
     return (sample.taken for pairs in plan.values() for sample, _ in pairs)
 
 
-def _write_index(
-    rows: Iterator[Fact], path: Path, classes: list[str], taken: Callable[[], Iterator[Acquisition]]
-) -> str:
+def _write_index(rows: Iterator[Fact], path: Path, classes: list[str]) -> str:
     """Write the index; the fingerprint of the content: free of paths, shard sizes and library versions."""
     import pyarrow.parquet as pq
 
@@ -156,8 +156,6 @@ def _write_index(
                     yield [row[place] for place in places]
 
         fingerprint = content_fingerprint(classes, facts())
-    if any(sample != UNKNOWN for sample in taken()):
-        pq.write_table(add_columns(pq.read_table(path), taken()), path, compression="zstd")
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return fingerprint

@@ -152,7 +152,9 @@ def test_mistakes_are_told_before_torch_is_loaded(run: Path) -> None:
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = str(run.parent / "<red> & co.png")
     assert "no such run" in refused(capsys, str(tmp_path / "gone"), query)
-    assert "expected a query picture, --list FILE or --index-only" in refused(capsys, str(run))
+    assert "expected a query picture, --list FILE, --like KEY, --near LON,LAT or --index-only" in refused(
+        capsys, str(run)
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "list.txt").write_text("\n")

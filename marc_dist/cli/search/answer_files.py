@@ -21,7 +21,13 @@ GEOJSON, GEOPARQUET = "search.geojson", "search.parquet"
 
 
 def facts_of(dataset: Dataset, places: Places, row: int) -> dict[str, Any]:
-    """Where and when an image was taken, as plain values; None where it is not known."""
+    """Where and when an image was taken, as plain values; None where it is not known.
+
+    Args:
+        dataset: of the archive.
+        places: of its index.
+        row: the image.
+    """
     return {
         "date": places.date(row) or None,
         "scene": str(dataset.scene[row]) or None,

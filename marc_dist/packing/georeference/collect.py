@@ -73,8 +73,8 @@ def whereabouts(
             f"place: {len(apart)} pictures lie elsewhere by their table than by their tags (latitude and longitude "
             f"swapped?): {shown(apart)}"
         )
-    for what, has in (("place", lambda one: one.footprint), ("date", lambda one: one.date)):
-        without = [file.origin for key, file in pictures.items() if not has(known.get(key, Known()))]
+    for what, field in (("place", "footprint"), ("date", "date")):
+        without = [file.origin for key, file in pictures.items() if not getattr(known.get(key, Known()), field)]
         if 0 < len(without) < len(pictures):
             lines.append(f"{what}: {len(without)} of {len(pictures)} pictures have none: {shown(without)}")
     several = Counter(facts.crs for facts in tagged.values() if facts.crs)
@@ -113,8 +113,7 @@ def _from_tables(
         if columns:
             read.append(file.origin)
         for key, one in said.items():
-            first = known.get(key, Known())
-            known[key] = Known(*(a or b for a, b in zip(first, one, strict=True)))
+            known[key] = known.get(key, Known()).or_else(one)
     for role in ("lat", "lon", "geometry", "date", "scene"):
         column = getattr(wanted, role)
         if column and not read:

@@ -26,6 +26,16 @@ class Known(NamedTuple):
     group: str = ""
     spot: bytes = b""
 
+    def or_else(self, other: Known) -> Known:
+        """What is known, and of the rest what another says."""
+        return Known(
+            self.footprint or other.footprint,
+            self.date or other.date,
+            self.scene or other.scene,
+            self.group or other.group,
+            self.spot or other.spot,
+        )
+
 
 class Faults:
     """Pictures about which something could not be told, by kind of fault; all of them are packed."""
