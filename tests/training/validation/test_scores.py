@@ -177,7 +177,8 @@ def test_the_size_of_a_block_changes_no_bit(
     before = _scored(str(tiny_dir), str(tmp_path))
     monkeypatch.setattr(scores, "BLOCK", most)
     monkeypatch.setattr(scores, "LEAST", 1)
-    monkeypatch.setattr(exact, "ARCHIVE_BLOCK", 5)
+    monkeypatch.setattr(exact, "LEAST_ROWS", 5)
+    monkeypatch.setattr(exact, "SCORED_AT_ONCE", 1)
     assert _scored(str(tiny_dir), str(tmp_path)) == before
 
 
