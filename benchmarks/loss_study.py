@@ -42,9 +42,9 @@ from marc_dist.encoder.export import load_encoder
 from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.encoder.published import resolve_scale
 from marc_dist.retrieval.exact import exact_unit, full_ranking
-from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.protocols import choose
 from marc_dist.retrieval.scoring import gathered, scorer
+from marc_dist.retrieval.vectors.features import BackboneFeatures
 from marc_dist.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]

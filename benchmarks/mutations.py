@@ -411,7 +411,7 @@ MUTATIONS = (
     ),
     Mutation(
         "features of a frozen backbone in training mode",
-        "marc_dist/retrieval/features.py",
+        "marc_dist/retrieval/vectors/features.py",
         "self.encoder.backbone.eval()",
         "self.encoder.backbone.train()",
         FROZEN,

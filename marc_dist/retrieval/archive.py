@@ -24,7 +24,6 @@ from marc_dist.encoder.band_scale import refuse_other_bands
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import load_encoder, pixel_scale
 from marc_dist.geography.places import Places, read_places
-from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Float32, Int, check_finite, exact_unit
 from marc_dist.retrieval.index.kept import kept_part
 from marc_dist.retrieval.index.parts import build, check_spec
@@ -33,7 +32,8 @@ from marc_dist.retrieval.index_folder import check_index_dir, read_store
 from marc_dist.retrieval.label_query import LabelQuery, parse_labels
 from marc_dist.retrieval.place_filter import EVERYWHERE, PlaceFilter
 from marc_dist.retrieval.search import Part, learn, top_k
-from marc_dist.retrieval.store import SAME, Store
+from marc_dist.retrieval.vectors.embed import Embedder
+from marc_dist.retrieval.vectors.store import SAME, Store
 
 ANY = parse_labels((), ())
 SAME_SCORE = 0.9999

@@ -23,7 +23,6 @@ from marc_dist.encoder.model import Encoder, build_encoder
 from marc_dist.metrics.metric_help import SEARCHED
 from marc_dist.progress_bar import LINE_S, shown_time
 from marc_dist.retrieval import results
-from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.embedding_map import embedding_map, map_samples
 from marc_dist.retrieval.exact import Float32, Int, Rows, Signs, full_ranking, queries_at_once
 from marc_dist.retrieval.index.kept import kept_part
@@ -33,7 +32,8 @@ from marc_dist.retrieval.protocols import Protocol, Side, choose
 from marc_dist.retrieval.scoring import TOP, Searched, gathered, scorer
 from marc_dist.retrieval.scoring import Part as ScoringPart
 from marc_dist.retrieval.search import Part, make_part, recall, top_k
-from marc_dist.retrieval.store import Store, splits_of
+from marc_dist.retrieval.vectors.embed import Embedder
+from marc_dist.retrieval.vectors.store import Store, splits_of
 from marc_dist.run.evaluations import evaluation_folder
 
 BLOCK = 64

@@ -21,9 +21,9 @@ from marc_dist.encoder.published import resolve_scale
 from marc_dist.retrieval import results
 from marc_dist.retrieval.evaluate import open_protocol, rank_and_score
 from marc_dist.retrieval.exact import exact_unit
-from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index.spec import parse_spec
-from marc_dist.retrieval.store import Store
+from marc_dist.retrieval.vectors.features import BackboneFeatures
+from marc_dist.retrieval.vectors.store import Store
 from marc_dist.study.plan import Evaluation, Plan, Task
 from marc_dist.study.scores import eval_dir
 from marc_dist.study.study_file import Floor

@@ -22,7 +22,7 @@ from marc_dist.data.epoch_order import EpochOrder
 from marc_dist.data.plan import Ids, global_batch_ids, keyed, num_steps, rank_part
 from marc_dist.encoder.model import Encoder
 from marc_dist.retrieval.exact import Float32, Rows
-from marc_dist.retrieval.features import BackboneFeatures, features_root
+from marc_dist.retrieval.vectors.features import BackboneFeatures, features_root
 
 STEP = 4096
 """Rows whose mean and deviation are taken at a time."""

@@ -28,7 +28,7 @@ from marc_dist.encoder.norm import batch_norms
 from marc_dist.encoder.published import resolve_scale
 from marc_dist.encoder.weights import rank_0_first
 from marc_dist.objective import LabelStatistics, choose_implementation
-from marc_dist.retrieval.store import backbone_fingerprint
+from marc_dist.retrieval.vectors.store import backbone_fingerprint
 from marc_dist.run.folder import checkpoints, refuse_changes
 from marc_dist.training.checkpoint import load_checkpoint, newest_checkpoint
 from marc_dist.training.feature_loader import FeatureLoader

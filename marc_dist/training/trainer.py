@@ -15,7 +15,7 @@ from marc_dist.data.batches import Batch, Loader
 from marc_dist.encoder.device import resolve_device
 from marc_dist.encoder.export import save_encoder
 from marc_dist.preflight.checks import PREFLIGHT, preflight_of_run
-from marc_dist.retrieval.store import backbone_fingerprint
+from marc_dist.retrieval.vectors.store import backbone_fingerprint
 from marc_dist.run.folder import BAD, SKIPPED, plain_settings, write_config
 from marc_dist.run.settings import placed
 from marc_dist.training.checkpoint import save_checkpoint

@@ -19,7 +19,7 @@ from marc_dist.data.loader import TrainLoader, iter_eval
 from marc_dist.encoder.export import load_encoder, pixel_scale, save_encoder
 from marc_dist.encoder.model import build_encoder
 from marc_dist.encoder.published import resolve_scale, scale_of
-from marc_dist.retrieval.embed import Embedder
+from marc_dist.retrieval.vectors.embed import Embedder
 from marc_dist.training.setup import Setup
 from marc_dist.training.trainer import train
 from tests.retrieval.runs import make_run, pack_tiny

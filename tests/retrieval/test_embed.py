@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marc_dist import comm
-from marc_dist.retrieval.embed import rank_ids
+from marc_dist.retrieval.vectors.embed import rank_ids
 
 
 @pytest.mark.parametrize("num", [0, 1, 7, 8, 21])

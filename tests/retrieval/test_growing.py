@@ -15,10 +15,11 @@ from marc_dist.cli.shard import main as shard
 from marc_dist.config import Config, DataError
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.retrieval import archive as ar
-from marc_dist.retrieval import store, store_writer
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.index_folder import read_store
-from marc_dist.retrieval.known import contents, runs_of
+from marc_dist.retrieval.vectors import store
+from marc_dist.retrieval.vectors import writer as store_writer
+from marc_dist.retrieval.vectors.known import contents, runs_of
 from tests.retrieval.runs import make_run, pack_tiny
 from tests.worlds import run_in_world
 

@@ -14,11 +14,12 @@ import pytest
 from marc_dist import comm
 from marc_dist.config import LaunchError
 from marc_dist.data.dataset import Dataset
-from marc_dist.retrieval import search, store_writer
-from marc_dist.retrieval import store as st
+from marc_dist.retrieval import search
 from marc_dist.retrieval.index import parts as ix
 from marc_dist.retrieval.index.kept import kept_part
 from marc_dist.retrieval.index.spec import parse_spec
+from marc_dist.retrieval.vectors import store as st
+from marc_dist.retrieval.vectors import writer as store_writer
 from tests.retrieval.clouds import cloud
 from tests.retrieval.runs import pack_tiny
 from tests.worlds import run_in_world

@@ -17,11 +17,11 @@ from marc_dist import comm
 from marc_dist.config import Config, ConfigError, DataError, LaunchError
 from marc_dist.data.dataset import Dataset
 from marc_dist.encoder.export import load_encoder, pixel_scale
-from marc_dist.retrieval import store as st
-from marc_dist.retrieval import store_writer
-from marc_dist.retrieval.embed import Embedder
 from marc_dist.retrieval.exact import Pieces, exact_unit
 from marc_dist.retrieval.index_folder import check_index_dir, read_store
+from marc_dist.retrieval.vectors import store as st
+from marc_dist.retrieval.vectors import writer as store_writer
+from marc_dist.retrieval.vectors.embed import Embedder
 from tests.retrieval.runs import make_run
 from tests.worlds import run_in_world
 

@@ -29,13 +29,13 @@ from marc_dist.packing.reading.samples import Source, hold_samples
 from marc_dist.packing.reading.source import read_source
 from marc_dist.packing.verify import verify
 from marc_dist.retrieval import evaluate, results, search
-from marc_dist.retrieval import store as st
 from marc_dist.retrieval.exact import exact_unit
-from marc_dist.retrieval.features import BackboneFeatures
 from marc_dist.retrieval.index.kept import kept_part
 from marc_dist.retrieval.index.spec import parse_spec
 from marc_dist.retrieval.index_folder import check_index_dir
-from marc_dist.retrieval.store_writer import write_split
+from marc_dist.retrieval.vectors import store as st
+from marc_dist.retrieval.vectors.features import BackboneFeatures
+from marc_dist.retrieval.vectors.writer import write_split
 from marc_dist.run import attempts as at
 from marc_dist.run import evaluations
 from marc_dist.run.folder import METRICS, VALIDATION, read_lines

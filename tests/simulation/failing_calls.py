@@ -31,7 +31,7 @@ from marc_dist.config.errors import PASSING
 from marc_dist.data.dataset import open_dataset
 from marc_dist.encoder.export import load_encoder
 from marc_dist.packing.verify import verify
-from marc_dist.retrieval.store import encoder_fingerprint
+from marc_dist.retrieval.vectors.store import encoder_fingerprint
 from marc_dist.run import attempts, evaluations
 from marc_dist.run.exit_codes import EXIT_HUNG
 from marc_dist.run.folder import METRICS, read_lines

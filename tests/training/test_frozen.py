@@ -18,7 +18,7 @@ from marc_dist.data.loader import FixedView, iter_eval
 from marc_dist.encoder.export import load_encoder
 from marc_dist.encoder.model import build_encoder
 from marc_dist.retrieval.evaluate import evaluate
-from marc_dist.retrieval.features import BackboneFeatures, features_root
+from marc_dist.retrieval.vectors.features import BackboneFeatures, features_root
 from marc_dist.run.folder import read_lines
 from marc_dist.training import feature_loader
 from marc_dist.training.checkpoint import checkpoint_path, load_checkpoint

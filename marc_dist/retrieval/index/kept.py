@@ -28,7 +28,7 @@ from marc_dist.retrieval.index.parts import FactoryPart, build
 from marc_dist.retrieval.index.spec import IndexSpec
 from marc_dist.retrieval.index_folder import read_store
 from marc_dist.retrieval.search import learn
-from marc_dist.retrieval.store import Store, file_crc
+from marc_dist.retrieval.vectors.store import Store, file_crc
 
 
 def kept_part(

@@ -11,7 +11,7 @@ from marc_dist import comm
 from marc_dist.config import Config
 from marc_dist.data.batches import Batch
 from marc_dist.encoder.device import resolve_device
-from marc_dist.retrieval.features import features_root
+from marc_dist.retrieval.vectors.features import features_root
 from marc_dist.training.log import console
 from marc_dist.training.setup import Setup
 

@@ -113,7 +113,7 @@ def _embed(
 
     from marc_dist import comm
     from marc_dist.retrieval.exact import exact_unit
-    from marc_dist.retrieval.features import rank_ids
+    from marc_dist.retrieval.vectors.features import rank_ids
 
     parameter, what, batch = next(encoder.parameters()), config.eval.features, config.eval.batch
     parts = [np.empty((0, encoder.searched_width(what)), dtype=np.float32)]  # some ranks may have nothing to add

@@ -6,7 +6,7 @@
     contents-of-SPLIT-HASH.npy  (n,) which picture each row is of (``known.py``), where an archive may grow
 
 A part counts only when ``store.json`` says that it was made in the same way: to the last bit for scores, by the same
-encoder from the same pictures for searches, whichever machine did it. ``store_writer.py`` writes them.
+encoder from the same pictures for searches, whichever machine did it. ``writer.py`` writes them.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ from marc_dist.data.plan import rank_part
 from marc_dist.encoder.model import Encoder
 from marc_dist.files import try_lock
 from marc_dist.retrieval.exact import Float32, refuse_bad_features
-from marc_dist.retrieval.known import runs_of
-from marc_dist.retrieval.store import Made, Store, backbone_fingerprint, missing_splits
-from marc_dist.retrieval.store_writer import RowWriter, write_split
+from marc_dist.retrieval.vectors.known import runs_of
+from marc_dist.retrieval.vectors.store import Made, Store, backbone_fingerprint, missing_splits
+from marc_dist.retrieval.vectors.writer import RowWriter, write_split
 
 Int = NDArray[np.int64]
 POLL_S = 0.2

@@ -20,7 +20,7 @@ from marc_dist.data.columns import CHUNK
 from marc_dist.data.dataset import Dataset
 from marc_dist.retrieval.exact import Float32, Int
 from marc_dist.retrieval.index_folder import read_store
-from marc_dist.retrieval.store import Made, file_crc, grown_from
+from marc_dist.retrieval.vectors.store import Made, file_crc, grown_from
 
 Contents = NDArray[np.void]
 CONTENT = np.dtype("V16")

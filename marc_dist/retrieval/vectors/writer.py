@@ -32,7 +32,7 @@ from marc_dist.config import DataError, LaunchError
 from marc_dist.files import make_folder, sync_folder, try_lock, write_atomic
 from marc_dist.retrieval.exact import Float32
 from marc_dist.retrieval.index_folder import FORMAT, read_store
-from marc_dist.retrieval.store import Made, file_crc, grown_from, same_vectors
+from marc_dist.retrieval.vectors.store import Made, file_crc, grown_from, same_vectors
 
 Result = TypeVar("Result")
 OLD_S = 86_400.0

@@ -19,10 +19,10 @@ from marc_dist.data.dataset import Dataset
 from marc_dist.data.loader import iter_eval
 from marc_dist.encoder.model import Encoder
 from marc_dist.retrieval.exact import Float32, exact_unit, refuse_bad_features
-from marc_dist.retrieval.features import BackboneFeatures, put_finite, rank_ids, whole_batches
-from marc_dist.retrieval.known import Known, contents
-from marc_dist.retrieval.store import Made, Store, encoder_fingerprint, missing_splits
-from marc_dist.retrieval.store_writer import RowWriter, forget_splits, write_split
+from marc_dist.retrieval.vectors.features import BackboneFeatures, put_finite, rank_ids, whole_batches
+from marc_dist.retrieval.vectors.known import Known, contents
+from marc_dist.retrieval.vectors.store import Made, Store, encoder_fingerprint, missing_splits
+from marc_dist.retrieval.vectors.writer import RowWriter, forget_splits, write_split
 
 Int = NDArray[np.int64]
 
