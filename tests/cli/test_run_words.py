@@ -69,7 +69,7 @@ def test_a_run_folder_holds_absolute_paths(tmp_path: Path, monkeypatch: pytest.M
     typed = {
         "train.run_dir": "runs/a", "data.dir": "../x", "data.cache_dir": "~/cache", "data.features_dir": None,
         "data.urls": ["s/{0..3}.tar", "s3://b/k.tar", "pipe:cat x.tar"], "model.weights": "w.pth",
-        "eval.archive_dir": "/data/y", "data.reader": "streamed",
+        "eval.archive_dir": "/data/y", "eval.label_map": "names.yaml", "data.reader": "streamed",
     }  # fmt: skip
     written = yaml.safe_load(write_config(build(Config, typed)).read_text())
     found = {key: written[key.split(".")[0]][key.split(".")[1]] for key in PATHS}
@@ -77,6 +77,7 @@ def test_a_run_folder_holds_absolute_paths(tmp_path: Path, monkeypatch: pytest.M
         "train.run_dir": f"{tmp_path}/runs/a", "data.dir": f"{tmp_path}/../x",
         "data.cache_dir": f"{tmp_path}/home/cache",
         "data.features_dir": None,
+        "eval.label_map": f"{tmp_path}/names.yaml",
         "data.urls": [f"{tmp_path}/s/{{0..3}}.tar", "s3://b/k.tar", "pipe:cat x.tar"],
         "model.weights": f"{tmp_path}/w.pth", "eval.archive_dir": "/data/y", "eval.queries_dir": None,
     }  # fmt: skip

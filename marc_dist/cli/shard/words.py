@@ -51,6 +51,7 @@ CHECKS = (
     "duplicates",
     "class_names",
     "bands",
+    "no_place",
 )
 
 
