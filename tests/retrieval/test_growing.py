@@ -15,6 +15,7 @@ from marc_dist.cli.shard import main as shard
 from marc_dist.config import Config, DataError
 from marc_dist.data.dataset import Dataset, open_dataset
 from marc_dist.retrieval import archive as ar
+from marc_dist.retrieval.evaluate import evaluate
 from marc_dist.retrieval.exact import exact_unit
 from marc_dist.retrieval.index_folder import read_store
 from marc_dist.retrieval.vectors import store
@@ -91,6 +92,15 @@ def test_the_folder_beside_the_encoder_grows_too(grown: tuple[Path, Config, Path
     said.clear()
     answers(root, config, pack(download, root / "data", "--append"), None, said)
     assert "archive encoder: 1 images in" in said[0] and "vectors of 25 images from" in said[1]
+
+
+def test_what_an_evaluation_embedded_is_taken_over(grown: tuple[Path, Config, Path, list[str], Dataset]) -> None:
+    root, config, download, said, dataset = grown
+    evaluate(config, root / "run", said.append)
+    draw(download / "port/99.png", 99)
+    said.clear()
+    answers(root, config, pack(download, root / "data", "--append"), None, said)
+    assert "archive encoder: 1 images in" in said[0] and f"vectors of {len(dataset)} images from" in said[1]
 
 
 def test_another_folder_or_a_damaged_part_is_not_taken_over(

@@ -132,11 +132,12 @@ def _print_tables(found: Sequence[Answers], archive: Archive) -> None:
         placed, dated = _knows_places(archive), bool(archive.places.dated.any())
         more = [*(["date"] if dated else []), *(["lon, lat"] if placed else [])]
         for column in ("key", "split", *more, "labels"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column in ("date", "lon, lat"))
         for at, hit in enumerate(answers.hits, 1):
             names = Text(", ".join(labels_of(dataset, hit.id)))
             key = Text(key_of(dataset, hit.id) + (f" ({ITSELF})" if hit.same else ""))
-            facts = [*([archive.places.date(hit.id)] if dated else []), *([_middle(archive, hit.id)] if placed else [])]
+            day = archive.places.date(hit.id).partition("T")[0]  # the page and --json have the time
+            facts = [*([day] if dated else []), *([_middle(archive, hit.id)] if placed else [])]
             split = Text(split_of(dataset, hit.id))
             table.add_row(str(at), f"{hit.score:.4f}", key, split, *map(Text, facts), names)
         console.print(table)

@@ -131,10 +131,10 @@ class Embedder:
                 dict(about),
                 partial(self._fill, dataset, ids, source, known, bad, embedded),
                 partial(refuse_bad_features, bad, f"{self.what} encoder"),
-                None if exactly else contents(dataset, ids),
+                contents(dataset, ids),
             )
             num += sum(comm.gather_object(sum(embedded)))
-        if wanted and not exactly and comm.rank() == 0:
+        if wanted and comm.rank() == 0:
             forget_splits(folder, made, distinct(dataset.split))
         kept = sum(len(dataset.rows(split)) for split in splits) - num
         seconds = time.monotonic() - started
