@@ -160,8 +160,11 @@ def scale_of(data: DataConfig, cfg: dict[str, Any], place: str) -> PixelScale:
         place: the backbone's name, for messages.
 
     Raises:
-        ConfigError: settings of other than three channels.
+        ConfigError: settings of other than three channels, of the run or of the backbone.
     """
+    for name, given in (("mean", data.mean), ("std", data.std)):
+        if given is not None and len(given) != 3:
+            raise ConfigError(f"data.{name}: expected 3 numbers, of red, green and blue, got {len(given)}")
     mean = _numbers(data.mean or cfg.get("mean") or IMAGENET.mean)
     std = _numbers(data.std or cfg.get("std") or IMAGENET.std)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:

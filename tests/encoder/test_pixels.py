@@ -50,7 +50,7 @@ def test_they_come_from_the_backbone_unless_said_otherwise(tmp_path: Path) -> No
     assert scale_of(Config().data, {}, "mine") == IMAGENET
     for words in ({"data__mean": [0.5]}, {"data__std": [0.5, 0.5, 0]}, {"data__interpolation": "nearest"}):
         with pytest.raises(ConfigError, match=next(iter(words)).replace("__", ".")):
-            config_of(tmp_path, **words)
+            resolve_scale(config_of(tmp_path, **words))
 
 
 @pytest.mark.parametrize("how", ["bilinear", "bicubic"])
