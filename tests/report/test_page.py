@@ -40,7 +40,7 @@ def test_only_charts_are_let_through() -> None:
 
 def test_the_style_sheet_is_part_of_each_page_and_knows_dark() -> None:
     sheet = (FOLDER / "templates" / "pages.css").read_text()
-    values = {"title": "", "heading": "", "facts": [], "found": [], "most": 1}
+    values = {"title": "", "heading": "", "facts": [], "found": [], "most": 1, "land": ""}
     assert sheet.strip() in render_page("search_page.html.j2", **values)
     light, dark = (set(re.findall(r"(--[\w-]+): #[0-9a-f]{6};", some)) for some in sheet.split("@media", 2)[:2])
     assert light == dark == {f"--{name}" for name in charts.palette()}

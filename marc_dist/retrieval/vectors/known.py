@@ -47,6 +47,7 @@ class Known:
     """
 
     def __init__(self, folders: Iterable[Path], made: Made, dim: int) -> None:
+        self._dim = dim
         self._rows: list[Float32] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         for folder in folders:
@@ -77,7 +78,7 @@ class Known:
         places = [self._places.get(content.tobytes()) for content in wanted] if self._places else []
         there = np.array([place is not None for place in places] or np.zeros(len(wanted)), dtype=bool)
         rows = [self._rows[place[0]][place[1]] for place in places if place is not None]
-        return there, np.array(rows, dtype=np.float32)
+        return there, np.array(rows, dtype=np.float32).reshape(len(rows), self._dim)
 
 
 def runs_of(places: Int) -> list[slice]:

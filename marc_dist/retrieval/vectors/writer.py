@@ -206,9 +206,12 @@ def _reserve(path: Path, shape: tuple[int, int], *, mine: bool) -> tuple[Path, P
         _room(path.with_name(own), shape)
         return path.with_name(own), None
     temporary, done = (path.with_name(f".{path.name}.{what}.tmp") for what in ("begun", "begun-rows"))
+    head = _header(shape)
     try:
-        size = len(_header(shape)) + 4 * shape[0] * shape[1]
+        size = len(head) + 4 * shape[0] * shape[1]
         whole = temporary.stat().st_size == size and done.stat().st_size == shape[0]
+        with temporary.open("rb") as file:
+            whole = whole and file.read(len(head)) == head
     except OSError:
         whole = False
     if not whole:
@@ -216,6 +219,7 @@ def _reserve(path: Path, shape: tuple[int, int], *, mine: bool) -> tuple[Path, P
             old.unlink(missing_ok=True)
         sync_folder(path.parent)
         _room(temporary, shape)
+        sync_folder(path.parent)
         done.write_bytes(bytes(shape[0]))
     return temporary, done
 
@@ -230,6 +234,8 @@ def _room(temporary: Path, shape: tuple[int, int]) -> None:
     with temporary.open("wb") as file:
         file.write(_header(shape))
         file.truncate(file.tell() + 4 * shape[0] * shape[1])
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fill(temporary: Path, done: Path | None, shape: tuple[int, int], fill: Callable[[RowWriter], None]) -> None:
