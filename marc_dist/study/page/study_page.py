@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup
 
 from marc_dist.study.page.augmented_views import augmented_views
 from marc_dist.study.page.nearest_answers import nearest_answers
@@ -68,11 +64,12 @@ def study_page(
         audit: what an audit of the data has found, as Markdown; empty where there was none.
     """
     from marc_dist.report.page import render_page  # PIL, and matplotlib below
+    from marc_dist.report.scripts import sorting_script
 
     title = plan.study.title or plan.path.stem
     done = sum(is_done(plan, task) for task in plan.tasks.values())
     drawn = [Drawn(name, _chart(name, figure)) for name, figure in figures.items()]
-    script, policy = _script()
+    script, policy = sorting_script()
     with nearest_answers(plan, findings.blocks) as answered:
         return render_page(
             "study_report.html.j2",
@@ -107,13 +104,6 @@ def _chart(name: str, figure: Figure) -> Chart:
     from marc_dist.report.charts import Chart, as_svg
 
     return Chart(name, as_svg(figure, name, name))
-
-
-def _script() -> tuple[Markup, Markup]:
-    """The script that sorts tables, and what lets it, and no other, run."""
-    text = (resources.files("marc_dist.report") / "templates" / "sort_tables.js").read_text(encoding="utf-8")
-    sha = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Markup(text), Markup(f"; script-src 'sha256-{sha}'")
 
 
 def _facts(plan: Plan) -> list[str]:
