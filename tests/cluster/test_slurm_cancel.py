@@ -52,7 +52,7 @@ def submitted(run: Path, *folders: Path, script: str = RANK, **values: object) -
     return backends.submit(job, run)
 
 
-def until(condition: Callable[[], object], limit_s: float = 60) -> None:
+def until(condition: Callable[[], object], limit_s: float = 180) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end

@@ -88,6 +88,10 @@ class Checks:
             self.broken.append(line)
             self.story.kernel.story.append((self.story.kernel.now, "BROKEN", line))
 
+    def breaks(self, num: int) -> bool:
+        """Whether so many promises were broken."""
+        return len(self.broken) >= num
+
     # --- checkpoints
 
     def _touched(self, action: str, path: str) -> None:

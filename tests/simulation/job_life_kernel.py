@@ -145,9 +145,11 @@ class Kernel:
         self._number += 1
         heapq.heappush(self._queue, (self.now + max(delay, 0.0), self._number, fn))
 
-    def run(self, until: float) -> bool:
-        """Let events happen until nothing is left; False when something still is at that time."""
+    def run(self, until: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        """Let events happen until nothing is left; False when something still is at that time, or when it is enough."""
         while self._queue:
+            if enough():
+                return False
             when, _, fn = self._queue[0]
             if when > until:
                 return False
