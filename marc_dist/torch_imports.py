@@ -1,8 +1,9 @@
-"""Import torchvision and timm without torch's compiler, which costs a process two seconds and 800 modules.
+"""Import torchvision and timm without torch's compiler, which costs a process about two seconds.
 
-torchvision asks ``torch._dynamo`` one question and decorates one function with ``torch.compiler.disable`` while it is
-imported; optimizers decorate their methods with it. Each loads the compiler, although nothing is compiled. Here both
-wait: what they decorate is left out of compilation as soon as the compiler is really loaded, and not before.
+While it is imported, torchvision asks ``torch._dynamo`` one question and decorates one function with
+``torch.compiler.disable``. Each loads the compiler, although nothing is compiled. Here both wait: the function is left
+out of compilation as soon as the compiler is really loaded, and not before. Training gains nothing: torch's
+optimizers load the compiler, too.
 """
 
 from __future__ import annotations

@@ -174,20 +174,28 @@ def decode_any(data: bytes, place: str, side: int) -> Query:
         raise DataError(f"{place}: damaged picture ({str(error) or type(error).__name__})") from None
 
 
+def file_bytes(path: Path) -> bytes:
+    """Anybody's picture file as it is.
+
+    Raises:
+        DataError: cannot be read, or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
 def read_any(path: Path, side: int) -> Query:
     """Anybody's picture file; see ``decode_any``.
 
     Raises:
         DataError: cannot be read, too large, or not a picture.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return decode_any(data, str(path), side)
+    return decode_any(file_bytes(path), str(path), side)
 
 
 def _plain_rgb(image: Image.Image, deep: bool, told: list[str]) -> Image.Image:

@@ -13,7 +13,7 @@ from marc_dist.config import DataError
 from marc_dist.data.bands.pick import places_of
 from marc_dist.data.bands.preview import preview
 from marc_dist.data.bands.tiff import TiffFacts, missing, read_tiff
-from marc_dist.data.decode import MAX_BYTES, Query
+from marc_dist.data.decode import Query, file_bytes
 
 
 def read_band_query(
@@ -38,14 +38,7 @@ def read_band_query(
     Raises:
         DataError: cannot be read, other bands or numbers than the encoder takes; names both.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes, expected a picture of at most {MAX_BYTES}; cut it into tiles")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    planes, facts = read_tiff(data, str(path))
+    planes, facts = read_tiff(file_bytes(path), str(path))
     names, remark = _names(facts, scale, archive, str(path))
     if facts.dtype != scale.dtype:
         raise DataError(

@@ -59,7 +59,7 @@ class RowWriter:
     def __init__(self, path: Path, done: Path | None, shape: tuple[int, int]) -> None:
         self._file = path.open("r+b")  # written, not mapped: a full disk is an error then, not a killed process
         self._start = path.stat().st_size - 4 * shape[0] * shape[1]
-        self._width, self._path = 4 * shape[1], path
+        self._width = 4 * shape[1]
         self._done = None if done is None else done.open("r+b")
         self._new: list[tuple[int, int]] = []
         self._synced = time.monotonic()
@@ -187,7 +187,7 @@ def _lock(folder: Path) -> FileLock | None:
     """The right to go on with what a killed process has left; None: another process has it, or there are no locks."""
     try:
         return try_lock(folder / ".begun.lock")
-    except (OSError, NotImplementedError):
+    except OSError:
         return None
 
 
